@@ -1,0 +1,23 @@
+"""Self-tuning networks for PyTorch Lightning: a network that tunes its own hyperparameters while it trains."""
+
+from lightning_stn.callback import STNCallback
+from lightning_stn.convert import ConversionError, convert
+from lightning_stn.hyperparameters import Float, HyperparameterSet, Integer
+from lightning_stn.module import STNModule
+from lightning_stn.phases import Phase, PhaseSchedule
+from lightning_stn.schedule import Schedule
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConversionError",
+    "Float",
+    "HyperparameterSet",
+    "Integer",
+    "Phase",
+    "PhaseSchedule",
+    "STNCallback",
+    "STNModule",
+    "Schedule",
+    "convert",
+]

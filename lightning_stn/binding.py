@@ -1,0 +1,132 @@
+"""The base of every module that reads the hyperparameters, and what binds a sample for the duration of a step."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from lightning_stn.hyperparameters import Bound, HyperparameterSet
+
+
+class BoundModule(nn.Module):
+    """A module that reads the sample bound to a `HyperparameterSet`.
+
+    The set lives outside the module tree, so it adds no state-dict keys and no parameters here, while deep copies,
+    pickles and compiled graphs keep it.
+    """
+
+    _hyperparameters: HyperparameterSet | None = None
+
+    @property
+    def hyperparameters(self) -> HyperparameterSet | None:
+        """The set that this module reads, or None before it is attached to one."""
+        return self._hyperparameters
+
+    def attach(self, hyperparameters: HyperparameterSet, name: str = "") -> None:
+        """Read from this set from now on.
+
+        Args:
+            hyperparameters: the set.
+            name: the qualified name of this module, for error messages.
+
+        Raises:
+            KeyError: this module reads a hyperparameter that the set does not have.
+            ValueError: it was attached to another set before.
+        """
+        if self._hyperparameters is not None and self._hyperparameters is not hyperparameters:
+            raise ValueError(
+                f"{type(self).__name__} {name!r} already reads another HyperparameterSet; "
+                "build a new module for each network that is tuned."
+            )
+        for wanted in self.reads():
+            hyperparameters.require(wanted, f"{type(self).__name__} {name!r}" if name else type(self).__name__)
+        self.__dict__["_hyperparameters"] = hyperparameters
+
+    def reads(self) -> list[str]:
+        """Names of the hyperparameters that this module reads."""
+        return []
+
+
+class Regularizer(BoundModule):
+    """Something that acts in the weight phase only, as strongly as hyperparameters or constants say.
+
+    A subclass names its strengths in `strengths`; each is an attribute that holds a hyperparameter's name or a number.
+    Attached to a set it acts in the weight phase and lets its input pass otherwise. Never attached, and with constants
+    only, it acts in training mode, as torch's own layers do.
+    """
+
+    strengths: tuple[str, ...] = ()
+
+    def reads(self) -> list[str]:
+        """Names of the hyperparameters that this module reads."""
+        return [value for value in (getattr(self, name) for name in self.strengths) if isinstance(value, str)]
+
+    @property
+    def active(self) -> bool:
+        """Whether to act on this call.
+
+        Raises:
+            RuntimeError: a strength names a hyperparameter, and the module trains outside an `STNModule`.
+        """
+        if not self.training:
+            return False
+        if self._hyperparameters is not None:
+            return self._hyperparameters.bound.values is not None
+        if self.reads():
+            raise RuntimeError(
+                f"{type(self).__name__} reads {self.reads()} but belongs to no HyperparameterSet yet. It joins its "
+                "STNModule's when training starts; elsewhere call attach(hyperparameters) or give a number."
+            )
+        return True
+
+    def strength(self, name: str) -> Tensor | float:
+        """The strength to act with: `[n]`, a scalar tensor, or the constant."""
+        value: str | float = getattr(self, name)
+        if not isinstance(value, str):
+            return value
+        assert self._hyperparameters is not None
+        return self._hyperparameters[value]
+
+    def extra_repr(self) -> str:
+        """The strengths."""
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.strengths)
+
+
+def attach(root: nn.Module, hyperparameters: HyperparameterSet) -> None:
+    """Attach every module below `root` that is not attached yet.
+
+    Raises:
+        KeyError: some read hyperparameters that the set does not have; the message names each of them.
+    """
+    problems = []
+    for name, module in root.named_modules():
+        if isinstance(module, BoundModule):
+            try:
+                module.attach(hyperparameters, name)
+            except KeyError as error:
+                problems.append(str(error.args[0]))
+    if problems:
+        raise KeyError(" ".join(problems))
+
+
+def bind_weight_phase(hyperparameters: HyperparameterSet, sample: Tensor) -> None:
+    """Bind a sample and its values: response layers respond, regularisers act. `unbind` ends it."""
+    hyperparameters.bound.sample = sample
+    hyperparameters.bound.values = hyperparameters.bound_values(sample)
+
+
+def unbind(hyperparameters: HyperparameterSet) -> None:
+    """End a step: layers respond to the current hyperparameters again, and regularisers rest."""
+    hyperparameters.bound.sample = None
+    hyperparameters.bound.values = None
+
+
+@contextmanager
+def bind(hyperparameters: HyperparameterSet, sample: Tensor) -> Iterator[None]:
+    """Bind a sample that only response layers read; what was bound before is bound again at the end."""
+    bound = hyperparameters.bound
+    hyperparameters.bound = Bound(sample, None, bound.read)
+    try:
+        yield
+    finally:
+        hyperparameters.bound = bound

@@ -1,0 +1,87 @@
+"""What is checked before the first step, so that a mistake costs seconds and not a run."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+
+from lightning_stn.layers import ResponseLayer
+from lightning_stn.module import STNModule
+
+
+def require_stn_module(module: LightningModule) -> STNModule:
+    """The module as an `STNModule`.
+
+    Raises:
+        TypeError: it is another kind of module.
+        NotImplementedError: it has no validation loss, or no training loss.
+        ValueError: none of its layers responds to the hyperparameters.
+    """
+    name = type(module).__name__
+    if not isinstance(module, STNModule):
+        raise TypeError(f"Expected STNCallback to train an STNModule, got {name}; derive {name} from STNModule.")
+    if type(module).validation_loss is STNModule.validation_loss:
+        raise NotImplementedError(f"{name} has no validation loss; define validation_loss(self, batch, batch_idx).")
+    if type(module).training_loss is STNModule.training_loss and module.inherited("training_step") is None:
+        raise NotImplementedError(f"{name} has no training loss; define training_loss(self, batch, batch_idx).")
+    if not any(isinstance(layer, ResponseLayer) for layer in module.modules()):
+        raise ValueError(
+            f"No layer of {name} responds to the hyperparameters, so nothing could tune them; "
+            "wrap the network: self.net = self.convert(net)."
+        )
+    return module
+
+
+def require_optimized_responses(trainer: Trainer, module: STNModule) -> None:
+    """Check that the weight optimisers train every response parameter.
+
+    Raises:
+        ValueError: some are in no optimiser; the message names them.
+    """
+    held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+    responses = {
+        id(parameter)
+        for layer in module.modules()
+        if isinstance(layer, ResponseLayer)
+        for parameter in layer.response_parameters()
+        if parameter.requires_grad
+    }
+    missing = [name for name, parameter in module.named_parameters() if id(parameter) in responses - held]
+    if missing:
+        raise ValueError(
+            f"No optimiser trains these response parameters: {missing}. Build the optimiser in configure_optimizers "
+            "from self.parameters(), after the network has been converted."
+        )
+
+
+def tuning_loader(trainer: Trainer, module: STNModule, dataloader: Iterable[Any] | None) -> Iterable[Any]:
+    """Where the hyperparameter phase takes its batches from.
+
+    The first there is of: `dataloader`, the hook `tuning_dataloader()` of the module or the datamodule, the validation
+    loader.
+
+    Raises:
+        ValueError: there is none, or several validation loaders without a word which to use.
+    """
+    if dataloader is not None:
+        return dataloader
+    for owner in (module, getattr(trainer, "datamodule", None)):
+        hook = getattr(owner, "tuning_dataloader", None)
+        if hook is not None:
+            loader: Iterable[Any] = hook()
+            return loader
+    loaders = trainer.val_dataloaders
+    if isinstance(loaders, CombinedLoader):
+        loaders = loaders.flattened
+    elif isinstance(loaders, dict):
+        loaders = list(loaders.values())
+    elif not isinstance(loaders, list | tuple):
+        loaders = [] if loaders is None else [loaders]
+    if len(loaders) != 1:
+        raise ValueError(
+            f"Expected one validation loader for the hyperparameter phase, got {len(loaders)}; pass one to trainer.fit "
+            "(with limit_val_batches above 0), define tuning_dataloader(), or give STNCallback(dataloader=...)."
+        )
+    only: Iterable[Any] = loaders[0]
+    return only

@@ -1,0 +1,139 @@
+"""What a run shows and leaves behind: TensorBoard tags and layout, `schedule.csv`, the progress bar."""
+
+import csv
+import re
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from lightning_stn.hyperparameters import HyperparameterSet
+from lightning_stn.schedule import Row, Schedule
+
+VALUE, SCALE, LOWER, UPPER = "stn/value", "stn/scale", "stn/lower", "stn/upper"
+HYPERGRADIENT, ENTROPY = "stn/hypergrad", "stn/entropy"
+TRAIN_LOSS, VALID_LOSS = "stn/train_loss", "stn/valid_loss"
+
+
+class Mean:
+    """Running mean of tensors, kept on their device so that no step waits for it."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self._count = 0
+
+    def update(self, value: Tensor) -> None:
+        """Take in one more value."""
+        value = value.detach().float()
+        self._total = value.clone() if self._total is None else self._total + value
+        self._count += 1
+
+    def pop(self) -> Tensor | None:
+        """The mean since the last call, or None if there was no value."""
+        mean = None if self._total is None else self._total / self._count
+        self._total, self._count = None, 0
+        return mean
+
+
+class Recorder:
+    """Writes the state of the hyperparameters to every logger, to `schedule.csv` and into a `Schedule`.
+
+    Losses and hypergradients are means over the steps since the last record.
+
+    Args:
+        hyperparameters: what is recorded.
+
+    Attributes:
+        schedule: all that was recorded so far.
+    """
+
+    def __init__(self, hyperparameters: HyperparameterSet) -> None:
+        self._hyperparameters = hyperparameters
+        self.schedule = Schedule(hyperparameters.names)
+        self.train_loss = Mean()
+        self.valid_loss = Mean()
+        self.hypergradient = Mean()
+        self._file: TextIO | None = None
+
+    def open(self, trainer: Trainer) -> None:
+        """Write the layout, and open `schedule.csv` in the first logger's folder, if there is a logger with one."""
+        folder = trainer.log_dir if trainer.loggers else None
+        if not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_custom_scalars(layout(self.schedule.names))
+        if folder is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            path = Path(folder) / "schedule.csv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "w", newline="")  # noqa: SIM115
+            self.schedule.write(self._file)
+            self._file.flush()
+
+    def record(self, trainer: Trainer, step: int) -> None:
+        """Record the present, once a step."""
+        rows = self.schedule.rows
+        if rows and rows[-1].step >= step:
+            return
+        metrics = self._metrics()
+        names = self.schedule.names
+        row = Row(
+            step,
+            trainer.current_epoch,
+            {name: metrics[f"{VALUE}/{name}"] for name in names},
+            {name: metrics[f"{SCALE}/{name}"] for name in names},
+        )
+        self.schedule.append(row)
+        if not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=step)
+        if self._file is not None:
+            csv.writer(self._file, lineterminator="\n").writerow(self.schedule.cells(row))
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close `schedule.csv`."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def state_dict(self) -> list[list[float]]:
+        """The rows so far, in the order of the columns of `schedule.csv`."""
+        return [self.schedule.cells(row) for row in self.schedule.rows]
+
+    def load_state_dict(self, state: list[list[float]]) -> None:
+        """Continue behind saved rows."""
+        self.schedule = Schedule(self.schedule.names)
+        for cells in state:
+            self.schedule.append(self.schedule.row(cells))
+
+    def _metrics(self) -> dict[str, float]:
+        hyperparameters = self._hyperparameters
+        centre, scale = hyperparameters.unconstrained.detach().cpu().double(), hyperparameters.scale.cpu().double()
+        bands = hyperparameters.constrain(torch.stack([centre, centre - scale, centre + scale]))
+        metrics = {}
+        for name, band in bands.items():
+            metrics[f"{VALUE}/{name}"], metrics[f"{LOWER}/{name}"], metrics[f"{UPPER}/{name}"] = band.tolist()
+        metrics |= {f"{SCALE}/{name}": value for name, value in zip(bands, scale.tolist(), strict=True)}
+        metrics[ENTROPY] = hyperparameters.entropy().item()
+        hypergradient = self.hypergradient.pop()
+        if hypergradient is not None:
+            entries = hypergradient[0].tolist()
+            metrics |= {f"{HYPERGRADIENT}/{name}": value for name, value in zip(bands, entries, strict=True)}
+        for tag, loss in ((TRAIN_LOSS, self.train_loss.pop()), (VALID_LOSS, self.valid_loss.pop())):
+            if loss is not None:
+                metrics[tag] = loss.item()
+        return metrics
+
+
+def layout(names: tuple[str, ...]) -> dict[str, dict[str, list[object]]]:
+    """TensorBoard's custom scalars: all schedules on one chart, then each with its band of one scale up and down."""
+    tags = [f"^{re.escape(f'{VALUE}/{name}')}$" for name in names]
+    charts: dict[str, list[object]] = {"all": ["Multiline", tags]}
+    for name in names:
+        charts[name] = ["Margin", [f"{tag}/{name}" for tag in (VALUE, LOWER, UPPER)]]
+    return {"Self-tuned hyperparameters": charts}

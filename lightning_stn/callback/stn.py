@@ -1,0 +1,323 @@
+"""`STNCallback`: joins the phases, the losses of an `STNModule`, and the Trainer."""
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from lightning_stn.binding import attach, bind, bind_weight_phase, unbind
+from lightning_stn.callback.checks import require_optimized_responses, require_stn_module, tuning_loader
+from lightning_stn.callback.hyperparameter_step import (
+    HyperparameterOptimizer,
+    OptimizerFactory,
+    derived_rate,
+)
+from lightning_stn.callback.record import Recorder
+from lightning_stn.callback.stream import ValidationStream, derive_seed
+from lightning_stn.module import STNModule, WeightStepSettings
+from lightning_stn.phases import Phase, PhaseClock, PhaseSchedule
+from lightning_stn.schedule import Schedule
+
+
+class STNCallback(Callback):
+    """Alternates weight and hyperparameter phases, MacKay et al. (2019), arXiv:1903.03088, Algorithm 1.
+
+    Args:
+        train_steps: training batches in a weight phase.
+        valid_steps: validation batches in the hyperparameter phase that follows.
+        warmup_epochs: epochs at the start in which only the weights learn.
+        warmup_steps: the same in training batches; where given, it takes the place of `warmup_epochs`.
+        optimizer: builds the hyperparameter optimiser from parameter groups that carry their learning rates.
+        lr: learning rate of the hyperparameters, unconstrained units per step. None derives it from the run's length,
+            30 divided by the number of hyperparameter steps, kept between 3e-3 and 1e-1: how far the hyperparameters
+            can travel decides, and a short run needs larger steps. The paper uses 3e-3 for its convolutional networks,
+            in runs of tens of thousands of steps.
+        scale_lr: learning rate of the perturbation scales; None for that of the hyperparameters.
+        tune_scales: whether the scales are tuned. If not, hyperparameter steps run at the current hyperparameters,
+            without perturbation.
+        entropy_weight: `tau`, weight of the perturbation's entropy in the objective; larger keeps scales larger.
+        perturb: "example" draws a perturbation for each example, "batch" one for each mini-batch and rank, which costs
+            little more than plain training.
+        dataloader: validation batches for the hyperparameter phase; None for the hook `tuning_dataloader()` of the
+            module or datamodule or, without one, the validation loader.
+        gradient_clip_val: largest norm of the weights' gradient, in manual optimisation, where the Trainer's own
+            argument is not available.
+        accumulate_grad_batches: training batches whose gradients one weight step averages, in manual optimisation.
+        seed: fixes perturbations and validation order; None for torch's initial seed.
+
+    Attributes:
+        schedule: what the hyperparameters did, a row every `Trainer(log_every_n_steps)` training batches.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        train_steps: int = 2,
+        valid_steps: int = 1,
+        warmup_epochs: int = 5,
+        *,
+        warmup_steps: int | None = None,
+        optimizer: OptimizerFactory = torch.optim.Adam,
+        lr: float | None = None,
+        scale_lr: float | None = None,
+        tune_scales: bool = True,
+        entropy_weight: float = 1e-3,
+        perturb: Literal["example", "batch"] = "example",
+        dataloader: Iterable[Any] | None = None,
+        gradient_clip_val: float | None = None,
+        accumulate_grad_batches: int = 1,
+        seed: int | None = None,
+    ) -> None:
+        if perturb not in ("example", "batch"):
+            raise ValueError(f"STNCallback: expected perturb='example' or perturb='batch', got {perturb!r}.")
+        rates = {"lr": lr, "scale_lr": scale_lr, "gradient_clip_val": gradient_clip_val}
+        for name, rate in rates.items():
+            if rate is not None and not (rate > 0 and math.isfinite(rate)):
+                raise ValueError(f"STNCallback: expected {name} to be positive, or None, got {rate!r}.")
+        if not (entropy_weight >= 0 and math.isfinite(entropy_weight)):
+            raise ValueError(f"STNCallback: expected entropy_weight to be at least 0, got {entropy_weight!r}.")
+        if not isinstance(accumulate_grad_batches, int) or accumulate_grad_batches < 1:
+            raise ValueError(
+                f"STNCallback: expected accumulate_grad_batches to be a whole number of at least 1, "
+                f"got {accumulate_grad_batches!r}."
+            )
+        self._clock = PhaseClock(PhaseSchedule(train_steps, valid_steps, warmup_epochs, warmup_steps))
+        self._factory = optimizer
+        self._lr = lr
+        self._scale_lr = scale_lr
+        self._tune_scales = tune_scales
+        self._entropy_weight = entropy_weight
+        self._perturb = perturb
+        self._dataloader = dataloader
+        self._weight_step = WeightStepSettings(gradient_clip_val, accumulate_grad_batches)
+        self._seed = seed
+        self._restored: dict[str, Any] | None = None
+        self._optimizer: HyperparameterOptimizer
+        self._stream: ValidationStream
+        self._recorder: Recorder
+
+    @property
+    def schedule(self) -> Schedule:
+        """What the hyperparameters have done so far.
+
+        Raises:
+            RuntimeError: training has not started.
+        """
+        if not hasattr(self, "_recorder"):
+            raise RuntimeError("There is no schedule yet; it is recorded while trainer.fit runs.")
+        return self._recorder.schedule
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the module and let its regularisers and augmentations find their hyperparameters."""
+        if stage != "fit":
+            return
+        module = require_stn_module(pl_module)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if sum(isinstance(callback, STNCallback) for callback in callbacks) > 1:
+            raise ValueError("The Trainer has several STNCallbacks; give it one.")
+        if module.automatic_optimization and self._weight_step != WeightStepSettings():
+            raise ValueError(
+                "With automatic_optimization = True, clipping and accumulation are the Trainer's: pass "
+                "gradient_clip_val and accumulate_grad_batches to Trainer(...), not to STNCallback."
+            )
+        attach(module, module.hyperparameters)
+        module.weight_step_settings = self._weight_step
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Build what the hyperparameter phase needs, and continue where a checkpoint left off."""
+        module = _stn(pl_module)
+        hyperparameters = module.hyperparameters
+        require_optimized_responses(trainer, module)
+        seed = torch.initial_seed() if self._seed is None else self._seed
+        self._seed = int(trainer.strategy.broadcast(seed))
+        for parameter in (hyperparameters.unconstrained, hyperparameters.raw_scale):
+            parameter.data.copy_(trainer.strategy.broadcast(parameter.data))
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._clock.schedule = self._clock.schedule.immediate()
+        lr = derived_rate(self._expected_steps(trainer)) if self._lr is None else self._lr
+        self._optimizer = HyperparameterOptimizer(
+            hyperparameters,
+            self._factory,
+            lr=lr,
+            scale_lr=lr if self._scale_lr is None else self._scale_lr,
+            tune_scales=self._tune_scales,
+        )
+        self._stream = ValidationStream(
+            tuning_loader(trainer, module, self._dataloader),
+            seed=self._seed,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+        )
+        self._recorder = Recorder(hyperparameters)
+        if self._restored is not None:
+            self._optimizer.optimizer.load_state_dict(self._restored["optimizer"])
+            self._stream.load_state_dict(self._restored["stream"])
+            self._recorder.load_state_dict(self._restored["schedule"])
+            self._restored = None
+        self._recorder.open(trainer)
+        self._recorder.record(trainer, self._clock.batches)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Bind the sample of a weight step."""
+        module = _stn(pl_module)
+        rows = module.infer_batch_size(batch) if self._perturb == "example" else 1
+        generator = self._generator(trainer, Phase.WEIGHT, self._clock.batches)
+        bind_weight_phase(module.hyperparameters, module.hyperparameters.sample(rows, generator))
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Clip the weights' gradient; here a gradient scaler has already been undone."""
+        limit = self._weight_step.gradient_clip_val
+        if limit is not None:
+            pl_module.clip_gradients(optimizer, gradient_clip_val=limit, gradient_clip_algorithm="norm")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Run the hyperparameter steps that are due."""
+        module = _stn(pl_module)
+        unbind(module.hyperparameters)
+        if self._clock.batches == 0:
+            _warn_unread(module)
+        self._recorder.train_loss.update(outputs["loss"])
+        due = self._clock.finish_batch(trainer.current_epoch)
+        for _ in range(due):
+            self._hyperparameter_step(trainer, module)
+        if due or batch_idx == 0:
+            values = module.hyperparameters.constrain(module.hyperparameters.unconstrained.detach())
+            for name, value in values.items():
+                module.log(name, value.float(), prog_bar=True, logger=False, on_step=True, on_epoch=False)
+        if self._clock.batches % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._recorder.record(trainer, self._clock.batches)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Step the learning-rate schedulers that follow a metric."""
+        module = _stn(pl_module)
+        if not module.automatic_optimization:
+            module.step_schedulers("epoch", trainer.current_epoch, plateau=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record the final hyperparameters."""
+        self._recorder.record(trainer, self._clock.batches)
+        self._recorder.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave nothing bound and no file open."""
+        if isinstance(pl_module, STNModule):
+            unbind(pl_module.hyperparameters)
+        if hasattr(self, "_recorder"):
+            self._recorder.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, seed, hyperparameter optimiser, position in the validation stream, schedule."""
+        if not hasattr(self, "_optimizer"):
+            return self._restored or {}
+        return {
+            "clock": self._clock.state_dict(),
+            "seed": self._seed,
+            "optimizer": self._optimizer.optimizer.state_dict(),
+            "stream": self._stream.state_dict(),
+            "schedule": self._recorder.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the counters now, and the rest when training starts."""
+        if not state_dict:
+            return
+        self._clock.load_state_dict(state_dict["clock"])
+        self._seed = state_dict["seed"]
+        self._restored = state_dict
+
+    def _hyperparameter_step(self, trainer: Trainer, module: STNModule) -> None:
+        """One step on the validation loss, differentiated through the response alone."""
+        leaves = self._optimizer.leaves()
+        with _validating(trainer, module):
+            batch = trainer.precision_plugin.convert_input(next(self._stream))
+            batch = trainer.strategy.batch_to_device(batch)
+            with bind(module.hyperparameters, leaves.sample(self._noise(trainer, module, batch))):
+                with trainer.precision_plugin.forward_context():
+                    loss = module.validation_loss(batch, self._clock.hyperparameter_steps)
+                hypergradient = self._optimizer.hypergradient(loss, leaves, self._entropy_weight)
+        hypergradient = trainer.strategy.reduce(hypergradient, reduce_op="mean")
+        self._optimizer.step(hypergradient)
+        self._recorder.valid_loss.update(loss)
+        self._recorder.hypergradient.update(hypergradient)
+        self._clock.finish_hyperparameter_step()
+
+    def _noise(self, trainer: Trainer, module: STNModule, batch: Any) -> Tensor | None:
+        """`eps` of a hyperparameter step; None for a step without perturbation."""
+        if not self._tune_scales:
+            return None
+        rows = module.infer_batch_size(batch) if self._perturb == "example" else 1
+        generator = self._generator(trainer, Phase.HYPERPARAMETER, self._clock.hyperparameter_steps)
+        return module.hyperparameters.noise(rows, generator)
+
+    def _generator(self, trainer: Trainer, phase: Phase, step: int) -> torch.Generator:
+        """Noise that depends on nothing but the seed, the rank, the phase and the step."""
+        assert self._seed is not None
+        return torch.Generator().manual_seed(derive_seed(self._seed, trainer.global_rank, phase.value, step))
+
+    def _expected_steps(self, trainer: Trainer) -> int | None:
+        """Hyperparameter steps of the whole run; None where its length is not known. Warns where there are none."""
+        per_epoch = trainer.num_training_batches
+        limits = []
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+            limits.append(trainer.max_epochs * per_epoch)
+        if trainer.max_steps >= 0:
+            limits.append(trainer.max_steps * self._weight_step.accumulate_grad_batches)
+        batches = min(limits, default=math.inf)
+        schedule = self._clock.schedule
+        if math.isinf(batches) or (math.isinf(per_epoch) and schedule.warmup_steps is None):
+            return None
+        steps = schedule.total_steps(int(batches), 0 if math.isinf(per_epoch) else int(per_epoch))
+        if steps == 0:
+            warnings.warn(
+                f"This run of {int(batches)} training batches ends before its first hyperparameter step, so nothing "
+                "will be tuned; lower warmup_epochs (or warmup_steps), or train for longer.",
+                stacklevel=2,
+            )
+        return steps
+
+
+def _stn(module: LightningModule) -> STNModule:
+    assert isinstance(module, STNModule)
+    return module
+
+
+def _warn_unread(module: STNModule) -> None:
+    """Say which hyperparameters nothing has read in the first weight step."""
+    unread = module.hyperparameters.unread()
+    if unread:
+        warnings.warn(
+            f"Nothing read the hyperparameters {unread} in the first training step, so tuning them means nothing; "
+            "name them where they act (convert(net, dropout=...), a regulariser, an augmentation) or read "
+            "self.hyperparameters[name] in training_loss.",
+            stacklevel=2,
+        )
+
+
+@contextmanager
+def _validating(trainer: Trainer, module: STNModule) -> Iterator[None]:
+    """Let everything look as in validation, but for gradients; restore it in the end.
+
+    Eval mode keeps dropout out and batch statistics still. `trainer.training` is False, so that augmentation in the
+    batch-transfer hooks keeps out too.
+    """
+    modes: list[nn.Module] = [inner for inner in module.modules() if inner.training]
+    module.eval()
+    trainer.validating = True
+    try:
+        with module.muted(), torch.enable_grad():
+            yield
+    finally:
+        trainer.training = True
+        for inner in modes:
+            inner.training = True

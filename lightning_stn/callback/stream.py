@@ -1,0 +1,163 @@
+"""The validation stream: batches for the hyperparameter phase, without end, in an order that a seed fixes."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+)
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed that depends on every part, the same on every machine and in every Python."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class EndlessBatches(Sampler[list[int]]):
+    """Index batches of one rank, epoch after epoch, each epoch in a new order that (seed, epoch) fixes.
+
+    Incomplete batches are left out where there are complete ones: the order changes, so no example is lost for good,
+    and a small batch would weigh as much as a full one.
+
+    Args:
+        size: examples in the dataset.
+        batch_size: examples in a batch.
+        seed: fixes the orders.
+        rank: this rank; it reads its own share of every epoch.
+        world_size: number of ranks.
+        start: batches to leave out at the beginning, to continue where an earlier stream stopped.
+    """
+
+    def __init__(self, size: int, batch_size: int, *, seed: int, rank: int, world_size: int, start: int = 0) -> None:
+        self.size = size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.start = start
+        self.share = size // world_size
+        self.batch_size = min(batch_size, self.share)
+        if not self.batch_size:
+            raise ValueError(
+                f"The validation stream has {size} examples for {world_size} ranks; each rank needs at least one."
+            )
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches that this rank reads before the order changes."""
+        return self.share // self.batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, position = divmod(self.start, self.batches_per_epoch)
+        while True:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "stream", epoch))
+            order = torch.randperm(self.size, generator=generator)[self.rank :: self.world_size].tolist()
+            for batch in range(position, self.batches_per_epoch):
+                yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            epoch, position = epoch + 1, 0
+
+
+class ValidationStream:
+    """An endless stream of batches over validation data.
+
+    A `DataLoader` over a map-style dataset is rebuilt, with the same dataset, collate function and workers, in a
+    shuffled order of its own, so that the loader that evaluates is never touched. Any other iterable of batches, and a
+    loader with a sampler of the user's own (which may select a part of the dataset), is read from start to end again
+    and again.
+
+    Args:
+        loader: the source.
+        seed: fixes the order.
+        rank: this rank.
+        world_size: number of ranks; each reads its own share of a map-style dataset.
+
+    Raises:
+        ValueError: there are fewer examples than ranks, or, when first read, no batches.
+    """
+
+    def __init__(self, loader: Iterable[Any], *, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self._loader = loader
+        self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
+        self._batches: Iterator[Any] | None = None
+        self.consumed = 0
+        if isinstance(loader, DataLoader) and _shuffles(loader):
+            self._sampler(loader)  # Refuses too small a dataset now rather than at the first hyperparameter step.
+
+    def __iter__(self) -> "ValidationStream":
+        return self
+
+    def __next__(self) -> Any:
+        if self._batches is None:
+            self._batches = self._start()
+        batch = next(self._batches)
+        self.consumed += 1
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches were read."""
+        return {"consumed": self.consumed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue behind that many batches."""
+        self.consumed = state["consumed"]
+        self._batches = None
+
+    def _sampler(self, loader: "DataLoader[Any]") -> EndlessBatches:
+        return EndlessBatches(
+            len(loader.dataset),  # type: ignore[arg-type]
+            loader.batch_size or 1,
+            seed=self._seed,
+            rank=self._rank,
+            world_size=self._world_size,
+            start=self.consumed,
+        )
+
+    def _start(self) -> Iterator[Any]:
+        if not (isinstance(self._loader, DataLoader) and _shuffles(self._loader)):
+            return _repeat(self._loader, self.consumed)
+        loader: DataLoader[Any] = DataLoader(
+            self._loader.dataset,
+            batch_sampler=self._sampler(self._loader),
+            num_workers=self._loader.num_workers,
+            collate_fn=self._loader.collate_fn,
+            pin_memory=self._loader.pin_memory,
+            timeout=self._loader.timeout,
+            worker_init_fn=self._loader.worker_init_fn,
+            multiprocessing_context=self._loader.multiprocessing_context,
+            prefetch_factor=self._loader.prefetch_factor,
+            # A generator of its own: the loader draws a base seed, and must not draw it from the training's numbers.
+            generator=torch.Generator().manual_seed(derive_seed(self._seed, "workers", self._rank)),
+        )
+        return iter(loader)
+
+
+def _shuffles(loader: "DataLoader[Any]") -> bool:
+    """Whether the loader reads its whole dataset in an order that may be replaced."""
+    return (
+        not isinstance(loader.dataset, IterableDataset)
+        and type(loader.batch_sampler) is BatchSampler
+        and type(loader.sampler) in (SequentialSampler, RandomSampler, DistributedSampler)
+    )
+
+
+def _repeat(loader: Iterable[Any], skip: int) -> Iterator[Any]:
+    """Read a loader again and again, from the `skip`-th batch on."""
+    seen = 0
+    while True:
+        before = seen
+        for batch in loader:
+            seen += 1
+            if seen > skip:
+                yield batch
+        if seen == before:
+            raise ValueError("The validation stream has no batches; give a loader that yields at least one.")

@@ -1,0 +1,126 @@
+"""Turning a plain network into one that responds to its hyperparameters."""
+
+from collections.abc import Collection
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from lightning_stn.binding import Regularizer
+from lightning_stn.hyperparameters import Float, HyperparameterSet
+from lightning_stn.layers import ResponseLayer, response_type
+from lightning_stn.regularizers import tuned_dropout
+
+PER_LAYER = "per-layer"
+_HIGHEST_RATE = 0.9
+_SMALLEST_START = 0.05
+
+
+class ConversionError(ValueError):
+    """A network cannot be converted; the message lists every module that stands in the way."""
+
+
+def convert(
+    net: nn.Module,
+    hyperparameters: HyperparameterSet,
+    *,
+    dropout: str | None = None,
+    exclude: Collection[str | type[nn.Module]] = (),
+) -> nn.Module:
+    """Let the layers of a network respond to the hyperparameters, in place.
+
+    Layers with a registered response (see `lightning_stn.layers`) change their class and gain response weights; their
+    own parameters, names, hooks, mode, dtype and device stay, and so does what the network computes. Modules without
+    parameters are left alone, but for the dropouts.
+
+    Args:
+        net: the network; it is changed and returned.
+        hyperparameters: what it shall respond to.
+        dropout: what `nn.Dropout`, `Dropout1d`, `Dropout2d` and `Dropout3d` become. A hyperparameter's name: they all
+            share it. "per-layer": each gets a hyperparameter of its own, `Float(0, 0.9, init=p)`, named after its place
+            (`dropout_features_2`). None: they keep their constant rate.
+        exclude: modules to leave plain, with all they contain: qualified names, shell patterns of them, or types.
+
+    Returns:
+        `net`.
+
+    Raises:
+        ConversionError: modules have parameters but no registered response, are converted already, or are dropouts
+            that cannot be tuned. Nothing has been changed then.
+        KeyError: `dropout` names an unknown hyperparameter.
+        RuntimeError: "per-layer" would add hyperparameters after layers have been converted.
+    """
+    if dropout is not None and dropout != PER_LAYER:
+        hyperparameters.require(dropout, "convert(dropout=...)")
+    modules = _selected(net, exclude)
+    problems = [problem for name, module in modules.items() if (problem := _problem(name, module, dropout))]
+    if problems:
+        raise ConversionError(
+            "This network cannot be converted:\n  "
+            + "\n  ".join(problems)
+            + "\nLeave a module plain with exclude=[name or type], or register a response for its type with "
+            "lightning_stn.layers.register_response."
+        )
+    dropouts = {name: module for name, module in modules.items() if dropout is not None and tuned_dropout(type(module))}
+    if dropout == PER_LAYER and dropouts:
+        hyperparameters.add({_knob(name): Float(0.0, _HIGHEST_RATE, init=_start(m)) for name, m in dropouts.items()})
+    for name, module in modules.items():
+        response = response_type(type(module))
+        if response is not None:
+            response.adopt(module, hyperparameters)
+        elif name in dropouts:
+            _tune(module, _knob(name) if dropout == PER_LAYER else str(dropout), hyperparameters)
+    return net
+
+
+def _selected(net: nn.Module, exclude: Collection[str | type[nn.Module]]) -> dict[str, nn.Module]:
+    """Every module by its first qualified name, without the excluded ones and what they contain."""
+    patterns = [pattern for pattern in exclude if isinstance(pattern, str)]
+    types = tuple(kind for kind in exclude if isinstance(kind, type))
+    everything = dict(net.named_modules(remove_duplicate=False))
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in everything):
+            known = sorted(filter(None, everything))
+            raise ConversionError(f"exclude: no module is called {pattern!r}; there are {known}.")
+    left_out = {
+        id(inner)
+        for name, module in everything.items()
+        if isinstance(module, types) or any(fnmatchcase(name, pattern) for pattern in patterns)
+        for inner in module.modules()
+    }
+    return {name: module for name, module in net.named_modules() if id(module) not in left_out}
+
+
+def _problem(name: str, module: nn.Module, dropout: str | None) -> str | None:
+    """Why this module cannot be converted, or None."""
+    label = f"{name or 'the network itself'} ({type(module).__name__})"
+    if isinstance(module, ResponseLayer | Regularizer):
+        return f"{label}: converted already."
+    if response_type(type(module)) is None and next(module.parameters(recurse=False), None) is not None:
+        return f"{label}: has parameters of its own, and no response is registered for its type."
+    if dropout is None or not isinstance(module, nn.modules.dropout._DropoutNd):
+        return None
+    if tuned_dropout(type(module)) is None:
+        return f"{label}: this kind of dropout cannot be tuned."
+    if dropout == PER_LAYER and module.p >= _HIGHEST_RATE:
+        return f"{label}: starts at p={module.p}, but a tuned rate ends at {_HIGHEST_RATE}."
+    return None
+
+
+def _knob(name: str) -> str:
+    """The generated hyperparameter of the dropout at `name`."""
+    return "_".join(["dropout", *filter(None, name.split("."))])
+
+
+def _start(module: nn.Module) -> float:
+    """A rate's start: the layer's own, or a small one where dropout was switched off."""
+    rate = float(module.p)  # type: ignore[arg-type]
+    return rate if rate > 0 else _SMALLEST_START
+
+
+def _tune(module: nn.Module, knob: str, hyperparameters: HyperparameterSet) -> None:
+    tuned = tuned_dropout(type(module))
+    assert tuned is not None
+    module.__class__ = tuned
+    module.p = knob  # type: ignore[assignment]
+    assert isinstance(module, Regularizer)
+    module.attach(hyperparameters)

@@ -1,0 +1,103 @@
+"""Pure tensor functions of the method.
+
+Index alphabet of this package: `n` example, `h` hyperparameter, `i`/`o` input/output feature, `t` time, `g` group.
+A *sample* has shape `[n, h]`, one row per example, or `[1, h]`, one row that the mini-batch shares.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def perturb(unconstrained: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
+    """`h = lambda + sigma * eps`, MacKay et al. (2019), arXiv:1903.03088, section 3.3.
+
+    Args:
+        unconstrained: `lambda`, `[h]`, unconstrained units.
+        scale: `sigma`, `[h]`, standard deviation in unconstrained units.
+        noise: `eps`, standard normal, `[n, h]`.
+
+    Returns:
+        The sample, `[n, h]`, in unconstrained units.
+    """
+    return torch.addcmul(unconstrained, scale, noise)
+
+
+def entropy(scale: Tensor) -> Tensor:
+    """Entropy of the perturbation, `sum_h log(sigma_h sqrt(2 pi e))`, in nats.
+
+    Args:
+        scale: `sigma`, `[h]`, positive.
+
+    Returns:
+        A scalar.
+    """
+    return scale.log().sum() + 0.5 * scale.numel() * math.log(2 * math.pi * math.e)
+
+
+def gate(sample: Tensor, gates: Tensor) -> Tensor:
+    """`V h_n` for every row of the sample: `[n, h]` and `[o, h]` give `[n, o]`."""
+    return F.linear(sample.to(gates.dtype), gates)
+
+
+def merge(base: Tensor, response: Tensor, gated: Tensor) -> Tensor:
+    """Effective parameter `W + diag(V h) R` of one row, MacKay et al. (2019), section 3.2.
+
+    Args:
+        base: `W`, `[o, ...]`.
+        response: `R`, the shape of `base`.
+        gated: `V h`, `[o]`.
+
+    Returns:
+        The effective parameter, the shape of `base`.
+    """
+    return torch.addcmul(base, response, gated.reshape(-1, *[1] * (base.dim() - 1)))
+
+
+def align(rows: Tensor, like: Tensor, channel_dim: int | None = None) -> Tensor:
+    """Reshape per-example quantities so that they broadcast against `like` over the batch, and over nothing else.
+
+    Args:
+        rows: a scalar, `[n]`, or with `channel_dim` `[n, o]`.
+        like: `[n, ...]`, the tensor to be multiplied.
+        channel_dim: the dimension of `like` that `o` indexes.
+
+    Returns:
+        `rows` as a view with as many dimensions as `like`, or unchanged where it is a scalar.
+
+    Raises:
+        ValueError: there is not exactly one row for each example of `like`.
+    """
+    if rows.dim() == 0:
+        return rows
+    if like.dim() == 0 or rows.shape[0] != like.shape[0]:
+        raise ValueError(
+            f"Expected one row per example, got {rows.shape[0]} rows for an input of shape {list(like.shape)}; "
+            "keep the batch as the first dimension, or share one row over the batch (perturb='batch')."
+        )
+    shape = [rows.shape[0]] + [1] * (like.dim() - 1)
+    if channel_dim is not None:
+        shape[channel_dim] = rows.shape[1]
+    return rows.reshape(shape)
+
+
+def dropout(input: Tensor, rate: Tensor | float, shared_dims: int = 0) -> Tensor:
+    """Inverted dropout whose rate may differ from example to example.
+
+    Args:
+        input: `[n, ...]`.
+        rate: probability of a zero: a number, a scalar tensor, or `[n]`.
+        shared_dims: how many trailing dimensions share one draw (0: every element has its own; 2 for images: whole
+            channels).
+
+    Returns:
+        `input * mask / (1 - rate)`; zeros where the rate is 1.
+    """
+    shape = input.shape[: input.dim() - shared_dims] + (1,) * shared_dims
+    rate = align(torch.as_tensor(rate, device=input.device, dtype=torch.float32), input)
+    keep = 1 - rate
+    # Drawn in float32: half precision has too few distinct uniform numbers for small rates.
+    kept = torch.rand(shape, device=input.device, dtype=torch.float32) < keep
+    return input * (kept / keep.clamp_min(torch.finfo(torch.float32).tiny)).to(input.dtype)

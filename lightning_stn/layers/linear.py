@@ -1,0 +1,30 @@
+"""The response of `nn.Linear`."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_stn.layers.base import ResponseLayer
+from lightning_stn.layers.registry import register_response
+
+
+@register_response(nn.Linear)
+class ResponseLinear(ResponseLayer, nn.Linear):  # type: ignore[misc]
+    """`nn.Linear` whose weight and bias respond to the hyperparameters.
+
+    Example `n` sees `W x + b + (V h_n) * (R x) + (C h_n) * r`, MacKay et al. (2019), section 3.2.
+
+    Shape:
+        input `[n, *, in_features]`; bound sample `[n, h]`, or `[1, h]` to share it, in unconstrained units; output
+        `[n, *, out_features]`. The gates act on the last dimension and follow the first, whatever lies between.
+    """
+
+    plain = nn.Linear
+
+    @property
+    def channel_dim(self) -> int:
+        """The last dimension."""
+        return -1
+
+    def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """`W x + b`."""
+        return F.linear(input, weight, bias)

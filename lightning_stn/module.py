@@ -1,0 +1,216 @@
+"""`STNModule`: the two losses of a self-tuning network, and its weight step."""
+
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities.data import extract_batch_size
+from torch import Tensor, nn
+
+from lightning_stn.convert import convert
+from lightning_stn.hyperparameters import Hyperparameter, HyperparameterSet
+
+
+@dataclass(frozen=True)
+class WeightStepSettings:
+    """How the manual weight step runs; set by the callback.
+
+    Args:
+        gradient_clip_val: largest norm of the weights' gradient; None for no clipping.
+        accumulate_grad_batches: training batches whose gradients one optimiser step averages.
+    """
+
+    gradient_clip_val: float | None = None
+    accumulate_grad_batches: int = 1
+
+
+class STNModule(L.LightningModule):
+    """A LightningModule that tunes its own hyperparameters while it trains, together with `STNCallback`.
+
+    Works as the only base, and in front of an existing module, `class Tuned(STNModule, ExistingLitModule)`, whose
+    `training_step` then serves as `training_loss` and whose `validation_step` and `test_step` stay as they are.
+
+    Optimisation is manual unless `self.automatic_optimization = True` is set after `super().__init__`.
+
+    Args:
+        *args: handed to the next base, and likewise `**kwargs`, so that an existing module keeps its constructor.
+        hyperparameters: name to `Float` or `Integer`.
+
+    Attributes:
+        hyperparameters: the `HyperparameterSet`; `self.hyperparameters["name"]` reads the value bound now.
+
+    Example:
+        >>> import torch.nn.functional as F
+        >>> from lightning_stn import Float
+        >>> class LitDigits(STNModule):
+        ...     def __init__(self):
+        ...         super().__init__(hyperparameters={"dropout": Float(0.0, 0.9, init=0.05)})
+        ...         net = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Dropout(), nn.Linear(100, 10))
+        ...         self.net = self.convert(net, dropout="dropout")
+        ...
+        ...     def training_loss(self, batch, batch_idx):
+        ...         return F.cross_entropy(self.net(batch[0]), batch[1])
+        ...
+        ...     def validation_loss(self, batch, batch_idx):
+        ...         return F.cross_entropy(self.net(batch[0]), batch[1])
+        ...
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.Adam(self.parameters())
+        >>> round(LitDigits().hyperparameters.values()["dropout"], 6)
+        0.05
+    """
+
+    hyperparameters: HyperparameterSet
+
+    def __init__(self, *args: Any, hyperparameters: Mapping[str, Hyperparameter], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.automatic_optimization = False
+        self.hyperparameters = HyperparameterSet(hyperparameters)
+        self.weight_step_settings = WeightStepSettings()
+        self._muted = False
+
+    def convert(
+        self, net: nn.Module, *, dropout: str | None = None, exclude: Collection[str | type[nn.Module]] = ()
+    ) -> nn.Module:
+        """Let a network's layers respond to this module's hyperparameters; see `lightning_stn.convert.convert`."""
+        return convert(net, self.hyperparameters, dropout=dropout, exclude=exclude)
+
+    def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        """`L_T`, the loss of the weight phase, regularisation and augmentation included.
+
+        Override it; in front of an existing module it is that module's `training_step`.
+
+        Returns:
+            A scalar with a gradient in the weights.
+        """
+        step = self.inherited("training_step")
+        if step is None:
+            raise NotImplementedError(
+                f"{type(self).__name__} has no training loss; define training_loss(self, batch, batch_idx)."
+            )
+        arguments = (batch, batch_idx)[: len(inspect.signature(step).parameters)]
+        output = step(*arguments)
+        loss: Tensor = output["loss"] if isinstance(output, Mapping) else output
+        return loss
+
+    def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        """`L_V`, the loss of the hyperparameter phase and `val_loss`: no regularisation, no augmentation.
+
+        Override it. It runs in eval mode, with gradients in the hyperparameter phase; `self.log` does nothing there.
+
+        Returns:
+            A scalar, a mean over the batch.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no validation loss; define validation_loss(self, batch, batch_idx)."
+        )
+
+    def infer_batch_size(self, batch: Any) -> int:
+        """Number of examples in a batch: how many perturbations to draw. Override it for unusual batches.
+
+        Raises:
+            ValueError: the batch holds no tensor to tell from.
+        """
+        try:
+            return extract_batch_size(batch)
+        except Exception as error:
+            raise ValueError(
+                f"The number of examples in a batch of type {type(batch).__name__} cannot be inferred; "
+                f"override infer_batch_size(self, batch) in {type(self).__name__}."
+            ) from error
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """One weight step on `training_loss`, at the sample that `STNCallback` has bound."""
+        if self.hyperparameters.bound.values is None:
+            raise RuntimeError(
+                f"{type(self).__name__} trains without its callback; pass callbacks=[STNCallback(...)] to the Trainer."
+            )
+        loss = self.training_loss(batch, batch_idx)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"Expected training_loss to return a scalar tensor, got {got}; return the mean loss.")
+        if not self.automatic_optimization:
+            self._weight_step(loss, batch_idx)
+        return loss
+
+    def _weight_step(self, loss: Tensor, batch_idx: int) -> None:
+        """Backward, and every `accumulate_grad_batches`-th time the optimisers and the schedulers."""
+        accumulate = self.weight_step_settings.accumulate_grad_batches
+        self.manual_backward(loss / accumulate)
+        if (batch_idx + 1) % accumulate and not self.trainer.is_last_batch:
+            return
+        optimizers = self.optimizers()
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            optimizer.step()
+            # Freed now, so that the hyperparameter phase has no gradient of the weights in memory.
+            optimizer.zero_grad()
+        self.step_schedulers("step", batch_idx)
+        if self.trainer.is_last_batch:
+            self.step_schedulers("epoch", self.current_epoch)
+
+    def step_schedulers(self, interval: str, index: int, *, plateau: bool = False) -> None:
+        """Step the learning-rate schedulers that are due; Lightning leaves that to manual optimisation.
+
+        Args:
+            interval: "step" or "epoch".
+            index: zero-based count of that interval, against each scheduler's `frequency`.
+            plateau: the schedulers that follow a metric, or those that do not.
+
+        Raises:
+            ValueError: the metric that a scheduler monitors has not been logged.
+        """
+        for config in self.trainer.lr_scheduler_configs:
+            due = config.interval == interval and (index + 1) % config.frequency == 0
+            if not due or config.reduce_on_plateau is not plateau:
+                continue
+            metric = self.trainer.callback_metrics.get(str(config.monitor)) if plateau else None
+            if plateau and metric is None:
+                if config.strict:
+                    raise ValueError(
+                        f"A learning-rate scheduler monitors {config.monitor!r}, which has not been logged; there are "
+                        f"{sorted(self.trainer.callback_metrics)}."
+                    )
+                continue
+            self.lr_scheduler_step(config.scheduler, metric)
+
+    def validation_step(self, batch: Any, batch_idx: int, *args: Any) -> Any:
+        """Log `val_loss`, at the current hyperparameters; in front of an existing module, its own step."""
+        return self._evaluation_step("validation", "val_loss", batch, batch_idx, *args)
+
+    def test_step(self, batch: Any, batch_idx: int, *args: Any) -> Any:
+        """Log `test_loss`, at the current hyperparameters; in front of an existing module, its own step."""
+        return self._evaluation_step("test", "test_loss", batch, batch_idx, *args)
+
+    def _evaluation_step(self, stage: str, tag: str, batch: Any, batch_idx: int, *args: Any) -> Any:
+        step = self.inherited(f"{stage}_step")
+        if step is not None:
+            arguments = (batch, batch_idx, *args)
+            return step(*arguments[: len(inspect.signature(step).parameters)])
+        loss = self.validation_loss(batch, batch_idx)
+        self.log(tag, loss, prog_bar=True, sync_dist=True, batch_size=self.infer_batch_size(batch))
+        return loss
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """Log as every LightningModule does; nothing happens in the hyperparameter phase.
+
+        `validation_loss` may log, but what it logs there would mix into the metrics of the training epoch.
+        """
+        if not self._muted:
+            super().log(*args, **kwargs)
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Let `self.log` do nothing."""
+        self._muted = True
+        try:
+            yield
+        finally:
+            self._muted = False
+
+    def inherited(self, name: str) -> Callable[..., Any] | None:
+        """The method of the next base, or None if that is only LightningModule's placeholder."""
+        method = getattr(super(), name)
+        return None if method.__func__ is getattr(L.LightningModule, name) else method

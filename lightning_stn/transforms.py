@@ -1,0 +1,65 @@
+"""Bijections between unconstrained and natural units, built from `torch.distributions.transforms`."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.distributions.transforms import (
+    AffineTransform,
+    ComposeTransform,
+    ExpTransform,
+    SigmoidTransform,
+    SoftplusTransform,
+    Transform,
+    identity_transform,
+)
+
+_SOFTPLUS = SoftplusTransform()
+
+
+def range_transform(low: float | None, high: float | None, *, log: bool = False) -> Transform:
+    """Increasing bijection from the real line onto the open range `(low, high)`.
+
+    | range | transform |
+    |---|---|
+    | `(low, high)` | `low + (high - low) sigmoid(u)` |
+    | `(low, inf)` | `low + softplus(u)` |
+    | `(-inf, high)` | `high - softplus(-u)` |
+    | `(-inf, inf)` | `u` |
+
+    Args:
+        low: lower bound in natural units; None for no bound.
+        high: upper bound in natural units; None for no bound.
+        log: apply the same table to the logarithm of the range, then `exp`. Zero then counts as no lower bound.
+
+    Returns:
+        The transform from unconstrained to natural units.
+    """
+    if log:
+        log_low = math.log(low) if low else None
+        log_high = math.log(high) if high is not None else None
+        return ComposeTransform([range_transform(log_low, log_high), ExpTransform()])
+    if low is not None and high is not None:
+        return ComposeTransform([SigmoidTransform(), AffineTransform(low, high - low)])
+    if low is not None:
+        return ComposeTransform([_SOFTPLUS, AffineTransform(low, 1.0)])
+    if high is not None:
+        return ComposeTransform([AffineTransform(0.0, -1.0), _SOFTPLUS, AffineTransform(high, -1.0)])
+    return identity_transform
+
+
+def positive(raw: Tensor) -> Tensor:
+    """`softplus(raw)`: perturbation scales from their unconstrained form, MacKay et al. (2019), section 3.3."""
+    scale: Tensor = _SOFTPLUS(raw)
+    return scale
+
+
+def positive_inverse(scale: Tensor) -> Tensor:
+    """Inverse of `positive`."""
+    raw: Tensor = _SOFTPLUS.inv(scale)
+    return raw
+
+
+def invert(transform: Transform, value: float) -> float:
+    """The unconstrained number that `transform` sends to `value`, computed in float64."""
+    return float(transform.inv(torch.tensor(value, dtype=torch.float64, device="cpu")))
