@@ -147,34 +147,15 @@ class STNModule(L.LightningModule):
             optimizer.step()
             # Freed now, so that the hyperparameter phase has no gradient of the weights in memory.
             optimizer.zero_grad()
-        self.step_schedulers("step", batch_idx)
+        self._step_schedulers("step", batch_idx)
         if self.trainer.is_last_batch:
-            self.step_schedulers("epoch", self.current_epoch)
+            self._step_schedulers("epoch", self.current_epoch)
 
-    def step_schedulers(self, interval: str, index: int, *, plateau: bool = False) -> None:
-        """Step the learning-rate schedulers that are due; Lightning leaves that to manual optimisation.
-
-        Args:
-            interval: "step" or "epoch".
-            index: zero-based count of that interval, against each scheduler's `frequency`.
-            plateau: the schedulers that follow a metric, or those that do not.
-
-        Raises:
-            ValueError: the metric that a scheduler monitors has not been logged.
-        """
+    def _step_schedulers(self, interval: str, index: int) -> None:
+        """Step the learning-rate schedulers that are due, which Lightning leaves to manual optimisation."""
         for config in self.trainer.lr_scheduler_configs:
-            due = config.interval == interval and (index + 1) % config.frequency == 0
-            if not due or config.reduce_on_plateau is not plateau:
-                continue
-            metric = self.trainer.callback_metrics.get(str(config.monitor)) if plateau else None
-            if plateau and metric is None:
-                if config.strict:
-                    raise ValueError(
-                        f"A learning-rate scheduler monitors {config.monitor!r}, which has not been logged; there are "
-                        f"{sorted(self.trainer.callback_metrics)}."
-                    )
-                continue
-            self.lr_scheduler_step(config.scheduler, metric)
+            if config.interval == interval and (index + 1) % config.frequency == 0:
+                self.lr_scheduler_step(config.scheduler, None)
 
     def validation_step(self, batch: Any, batch_idx: int, *args: Any) -> Any:
         """Log `val_loss`, at the current hyperparameters; in front of an existing module, its own step."""

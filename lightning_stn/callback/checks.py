@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
@@ -33,12 +34,20 @@ def require_stn_module(module: LightningModule) -> STNModule:
     return module
 
 
-def require_optimized_responses(trainer: Trainer, module: STNModule) -> None:
-    """Check that the weight optimisers train every response parameter.
+def check_optimizers(trainer: Trainer, module: STNModule) -> None:
+    """Check that the weight optimisers train every response parameter, and that their schedulers can be stepped.
 
     Raises:
-        ValueError: some are in no optimiser; the message names them.
+        ValueError: response parameters are in no optimiser (the message names them), or a scheduler follows a metric
+            in manual optimisation, where Lightning drops the name of that metric.
     """
+    if not module.automatic_optimization:
+        for config in trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+                raise ValueError(
+                    "ReduceLROnPlateau follows a metric, which Lightning does not hand to manual optimisation; set "
+                    "self.automatic_optimization = True after super().__init__, or use another scheduler."
+                )
     held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
     responses = {
         id(parameter)

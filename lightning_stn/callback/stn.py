@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_stn.binding import attach, bind, bind_weight_phase, unbind
-from lightning_stn.callback.checks import require_optimized_responses, require_stn_module, tuning_loader
+from lightning_stn.callback.checks import check_optimizers, require_stn_module, tuning_loader
 from lightning_stn.callback.hyperparameter_step import (
     HyperparameterOptimizer,
     OptimizerFactory,
@@ -134,7 +134,7 @@ class STNCallback(Callback):
         """Build what the hyperparameter phase needs, and continue where a checkpoint left off."""
         module = _stn(pl_module)
         hyperparameters = module.hyperparameters
-        require_optimized_responses(trainer, module)
+        check_optimizers(trainer, module)
         seed = torch.initial_seed() if self._seed is None else self._seed
         self._seed = int(trainer.strategy.broadcast(seed))
         for parameter in (hyperparameters.unconstrained, hyperparameters.raw_scale):
@@ -197,12 +197,6 @@ class STNCallback(Callback):
                 module.log(name, value.float(), prog_bar=True, logger=False, on_step=True, on_epoch=False)
         if self._clock.batches % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._recorder.record(trainer, self._clock.batches)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Step the learning-rate schedulers that follow a metric."""
-        module = _stn(pl_module)
-        if not module.automatic_optimization:
-            module.step_schedulers("epoch", trainer.current_epoch, plateau=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the final hyperparameters."""

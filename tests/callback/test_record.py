@@ -1,0 +1,166 @@
+"""What a run leaves behind, read back from its files."""
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from support import LitSmall, fit, random_gates
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+
+from lightning_stn import Schedule, STNCallback
+from lightning_stn.callback.record import Mean
+
+NAMES = ["dropout", "noise", "length"]
+TAGS = {
+    *(f"stn/{kind}/{name}" for kind in ("value", "scale", "hypergrad", "lower", "upper") for name in NAMES),
+    "stn/entropy",
+    "stn/train_loss",
+    "stn/valid_loss",
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> tuple[LitSmall, STNCallback, Path]:
+    """Nine training batches in three epochs, a hyperparameter step after every second, a record every third."""
+    torch.manual_seed(0)
+    module = LitSmall()
+    random_gates(module, 0.1)
+    logger = TensorBoardLogger(tmp_path, name="run", version=0)
+    _, callback = fit(module, logger=logger, max_epochs=3, log_every_n_steps=3)
+    return module, callback, Path(logger.log_dir)
+
+
+def events(folder: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def test_tags_and_steps(run: tuple[LitSmall, STNCallback, Path]) -> None:
+    accumulator = events(run[2])
+    tags = {tag for tag in accumulator.Tags()["scalars"] if tag.startswith("stn/")}
+    assert tags == TAGS
+    steps = {tag: [event.step for event in accumulator.Scalars(tag)] for tag in tags}
+    for tag in tags:
+        starts_later = tag.startswith("stn/hypergrad") or tag.endswith("_loss")
+        assert steps[tag] == ([3, 6, 9] if starts_later else [0, 3, 6, 9]), tag
+
+
+def test_the_layout_names_tags_that_exist(run: tuple[LitSmall, STNCallback, Path]) -> None:
+    accumulator = events(run[2])
+    layout = layout_pb2.Layout()
+    layout.ParseFromString(accumulator.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    assert len(accumulator.Tensors("custom_scalars__config__")) == 1
+    (category,) = layout.category
+    schedules, *bands = category.chart
+    matched = {tag for tag in TAGS for pattern in schedules.multiline.tag if re.match(pattern, tag)}
+    assert matched == {f"stn/value/{name}" for name in NAMES}
+    series = [chart.margin.series[0] for chart in bands]
+    assert [one.value for one in series] == [f"stn/value/{name}" for name in NAMES]
+    assert {tag for one in series for tag in (one.value, one.lower, one.upper)} <= TAGS
+
+
+def test_schedule_csv_agrees_with_the_event_file(run: tuple[LitSmall, STNCallback, Path]) -> None:
+    module, callback, folder = run
+    accumulator = events(folder)
+    with open(folder / "schedule.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [0, 3, 6, 9]
+    assert [int(row["epoch"]) for row in rows] == [0, 0, 1, 2]
+    for name in NAMES:
+        for kind, column in (("value", name), ("scale", f"{name}_scale")):
+            logged = [event.value for event in accumulator.Scalars(f"stn/{kind}/{name}")]
+            assert [float(row[column]) for row in rows] == pytest.approx(logged, rel=1e-6)
+    assert Schedule.load(folder / "schedule.csv") == callback.schedule
+    assert callback.schedule.rows[-1].values == module.hyperparameters.values()
+
+
+def test_the_band_is_one_scale_wide_in_natural_units(run: tuple[LitSmall, STNCallback, Path]) -> None:
+    module, _, folder = run
+    accumulator = events(folder)
+    centre, scale = module.hyperparameters.unconstrained, module.hyperparameters.scale
+    for kind, sign in (("lower", -1), ("upper", 1)):
+        expected = 0.9 * torch.sigmoid(centre[0] + sign * scale[0])
+        assert accumulator.Scalars(f"stn/{kind}/dropout")[-1].value == pytest.approx(expected.item(), rel=1e-5)
+    assert accumulator.Scalars("stn/entropy")[-1].value == pytest.approx(module.hyperparameters.entropy().item())
+
+
+def test_losses_and_hypergradients_are_means_since_the_last_record(tmp_path: Path) -> None:
+    losses: list[float] = []
+
+    class Watch(LitSmall):
+        def training_loss(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            loss = super().training_loss(batch, batch_idx)
+            losses.append(loss.item())
+            return loss
+
+    logger = TensorBoardLogger(tmp_path, name="run", version=0)
+    fit(Watch(), logger=logger, max_epochs=3, log_every_n_steps=3)
+    logged = [event.value for event in events(Path(logger.log_dir)).Scalars("stn/train_loss")]
+    assert logged == pytest.approx([sum(losses[i : i + 3]) / 3 for i in (0, 3, 6)])
+
+
+def test_the_progress_bar_shows_the_current_values() -> None:
+    module = LitSmall()
+    random_gates(module, 0.1)
+    shown, _ = fit(module)
+    metrics = shown.progress_bar_metrics
+    assert {name: metrics[name] for name in NAMES} == pytest.approx(module.hyperparameters.values())
+
+
+def test_the_last_values_are_recorded_whatever_the_interval(tmp_path: Path) -> None:
+    module = LitSmall()
+    _, callback = fit(module, log_every_n_steps=50)
+    assert [row.step for row in callback.schedule.rows] == [0, 6]
+    assert callback.schedule.rows[-1].values == module.hyperparameters.values()
+
+
+def test_a_csv_logger_works_too(tmp_path: Path) -> None:
+    module = LitSmall()
+    logger = CSVLogger(tmp_path, name="run", version=0)
+    fit(module, logger=logger)
+    assert Schedule.load(Path(logger.log_dir) / "schedule.csv").rows[-1].values == module.hyperparameters.values()
+    with open(Path(logger.log_dir) / "metrics.csv", newline="") as file:
+        logged = [row["stn/value/dropout"] for row in csv.DictReader(file) if row["stn/value/dropout"]]
+    assert float(logged[-1]) == pytest.approx(module.hyperparameters.values()["dropout"])
+
+
+def test_several_loggers_share_one_schedule_file(tmp_path: Path) -> None:
+    loggers = [TensorBoardLogger(tmp_path, name="a", version=0), CSVLogger(tmp_path, name="b", version=0)]
+    fit(LitSmall(), logger=loggers)
+    assert [path.parent.parent.name for path in tmp_path.rglob("schedule.csv")] == ["a"]
+    assert events(Path(loggers[0].log_dir)).Scalars("stn/value/dropout")
+
+
+def test_without_a_logger_no_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, callback = fit(LitSmall(), default_root_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert len(callback.schedule.rows) == 7
+
+
+def test_a_failed_run_keeps_its_rows(tmp_path: Path) -> None:
+    class Fails(LitSmall):
+        def training_loss(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            if len(self.events) > 4:
+                raise ZeroDivisionError
+            return super().training_loss(batch, batch_idx)
+
+    logger = CSVLogger(tmp_path, name="run", version=0)
+    with pytest.raises(ZeroDivisionError):
+        fit(Fails(), logger=logger)
+    assert [row.step for row in Schedule.load(Path(logger.log_dir) / "schedule.csv").rows] == [0, 1, 2, 3]
+
+
+def test_mean() -> None:
+    mean = Mean()
+    assert mean.pop() is None
+    for value in (1.0, 2.0, 6.0):
+        mean.update(torch.tensor(value))
+    assert mean.pop() == torch.tensor(3.0)
+    assert mean.pop() is None

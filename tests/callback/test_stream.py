@@ -1,0 +1,99 @@
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
+
+from lightning_stn.callback.stream import EndlessBatches, ValidationStream, derive_seed
+
+
+def numbers(n: int, batch_size: int = 4, **kwargs: Any) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(torch.arange(n)), batch_size=batch_size, **kwargs)
+
+
+def flat(batches: list[list[int]]) -> list[int]:
+    return [number for batch in batches for number in batch]
+
+
+def read(stream: ValidationStream, batches: int) -> list[list[int]]:
+    return [next(stream)[0].tolist() for _ in range(batches)]
+
+
+def test_every_epoch_reads_every_complete_batch_in_a_new_order() -> None:
+    batches = read(ValidationStream(numbers(12), seed=0), 6)
+    first, second = flat(batches[:3]), flat(batches[3:])
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert first != second
+
+
+def test_incomplete_batches_are_left_out_unless_there_is_no_other() -> None:
+    assert {len(batch) for batch in read(ValidationStream(numbers(10), seed=0), 9)} == {4}
+    assert {len(batch) for batch in read(ValidationStream(numbers(3), seed=0), 3)} == {3}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_order_depends_on_the_seed_alone(workers: int) -> None:
+    first = read(ValidationStream(numbers(12, num_workers=workers), seed=5), 5)
+    torch.manual_seed(99)
+    assert read(ValidationStream(numbers(12, shuffle=True), seed=5), 5) == first
+    assert read(ValidationStream(numbers(12), seed=6), 5) != first
+
+
+def test_the_numbers_of_the_training_are_not_drawn_from() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    read(ValidationStream(numbers(12), seed=5), 5)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("consumed", [0, 1, 3, 5])
+@pytest.mark.parametrize("shuffles", [True, False])
+def test_a_stream_continues_from_its_state(consumed: int, shuffles: bool) -> None:
+    source: Any = numbers(12) if shuffles else [[torch.tensor([i])] for i in range(3)]
+    whole = read(ValidationStream(source, seed=5), 9)
+    first = ValidationStream(source, seed=5)
+    read(first, consumed)
+    second = ValidationStream(source, seed=5)
+    second.load_state_dict(first.state_dict())
+    assert read(second, 9 - consumed) == whole[consumed:]
+
+
+def test_ranks_share_an_epoch() -> None:
+    streams = [ValidationStream(numbers(13, 2), seed=3, rank=rank, world_size=3) for rank in range(3)]
+    seen = [flat(read(stream, 2)) for stream in streams]
+    assert len({*seen[0], *seen[1], *seen[2]}) == 12
+
+
+def test_a_sampler_of_the_user_s_own_selects() -> None:
+    batches = read(ValidationStream(numbers(12, sampler=SubsetRandomSampler([1, 3, 5])), seed=0), 3)
+    assert set(flat(batches)) == {1, 3, 5}
+
+
+def test_iterable_data_is_repeated() -> None:
+    class Count(IterableDataset[torch.Tensor]):
+        def __iter__(self) -> Iterator[torch.Tensor]:
+            return iter(torch.arange(4))
+
+    stream = ValidationStream(DataLoader(Count(), batch_size=2), seed=0)
+    assert [batch.tolist() for batch in islice(stream, 3)] == [[0, 1], [2, 3], [0, 1]]
+
+
+def test_too_little_data_is_refused() -> None:
+    with pytest.raises(ValueError, match="2 examples for 3 ranks"):
+        ValidationStream(numbers(2), seed=0, rank=0, world_size=3)
+    with pytest.raises(ValueError, match="no batches"):
+        next(ValidationStream([], seed=0))
+
+
+def test_batches_per_epoch() -> None:
+    assert EndlessBatches(13, 4, seed=0, rank=0, world_size=3).batches_per_epoch == 1
+
+
+def test_derived_seeds_are_fixed_and_fit_a_generator() -> None:
+    assert derive_seed(1, 0, "weight", 2) == derive_seed(1, 0, "weight", 2)
+    seeds = {derive_seed(1, rank, phase, step) for rank in range(4) for phase in "ab" for step in range(50)}
+    assert len(seeds) == 400
+    assert all(0 <= seed < 2**63 for seed in seeds)

@@ -1,0 +1,251 @@
+"""Every response layer against a naive float64 loop that builds each example's own weights."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import random_gates
+from torch import Tensor, nn
+
+from lightning_stn import Float, HyperparameterSet, layers
+from lightning_stn.binding import bind
+from lightning_stn.layers import ResponseLayer, response_type
+
+H = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    plain: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.plain()}-{self.shape}".replace(" ", "")
+
+
+CASES = [
+    Case(lambda: nn.Linear(4, 5), (6, 4)),
+    Case(lambda: nn.Linear(4, 5, bias=False), (6, 4)),
+    Case(lambda: nn.Linear(4, 5), (6, 6, 4)),  # time as long as the batch
+    Case(lambda: nn.Linear(4, 5), (6, 2, 3, 4)),
+    Case(lambda: nn.Linear(4, 6), (6, 6, 4)),
+    Case(lambda: nn.Conv1d(4, 6, 3), (6, 4, 7)),
+    Case(lambda: nn.Conv1d(4, 6, 3, padding=1, padding_mode="circular", stride=2), (6, 4, 6)),
+    Case(lambda: nn.Conv2d(4, 6, 3), (6, 4, 6, 6)),
+    Case(lambda: nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2), (6, 4, 7, 5)),
+    Case(lambda: nn.Conv2d(4, 6, 3, padding="same", bias=False), (6, 4, 6, 6)),
+    Case(lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4, padding_mode="reflect"), (6, 4, 5, 5)),
+    Case(lambda: nn.Conv2d(4, 6, 3, padding=2, padding_mode="replicate"), (6, 4, 5, 5)),
+    Case(lambda: nn.Conv3d(2, 3, 2, padding=1, groups=1), (6, 2, 3, 4, 3)),
+    Case(lambda: nn.Conv3d(2, 4, 2, padding="valid", groups=2, bias=False, stride=2), (6, 2, 4, 4, 4)),
+]
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def hyperparameters() -> HyperparameterSet:
+    return HyperparameterSet({name: Float(0.0, 1.0, init=0.5) for name in "abc"[:H]})
+
+
+def respond(case: Case, gates: bool = True, dtype: torch.dtype = torch.float64) -> tuple[ResponseLayer, nn.Module]:
+    """A converted layer, and the plain one it came from."""
+    plain = case.plain().to(dtype)
+    layer = copy.deepcopy(plain)
+    response = response_type(type(plain))
+    assert response is not None
+    response.adopt(layer, hyperparameters())
+    assert isinstance(layer, ResponseLayer)
+    if gates:
+        random_gates(layer)
+    return layer, plain
+
+
+def at(layer: ResponseLayer, sample: Tensor, *arguments: Tensor) -> Tensor:
+    assert layer.hyperparameters is not None
+    with bind(layer.hyperparameters, sample):
+        output: Tensor = layer(*arguments)
+    return output
+
+
+def naive(layer: ResponseLayer, plain: nn.Module, sample: Tensor, input: Tensor) -> Tensor:
+    """Entry by entry: each example's weights, then the plain layer on that example."""
+    outputs = []
+    for n in range(len(input)):
+        own = copy.deepcopy(plain)
+        state = {}
+        for name in ("weight", "bias"):
+            base = getattr(layer, name)
+            if base is None:
+                continue
+            effective = base.detach().clone()
+            response, gates = getattr(layer, f"response_{name}"), getattr(layer, f"{name}_gate")
+            for o in range(base.shape[0]):
+                gate = sum(gates[o, h].item() * sample[n, h].item() for h in range(H))
+                effective[o] += gate * response[o].detach()
+            state[name] = effective
+        own.load_state_dict(state)
+        outputs.append(own(input[n : n + 1]))
+    return torch.cat(outputs).detach()
+
+
+@every_case
+def test_per_example_path_equals_the_naive_loop(case: Case) -> None:
+    layer, plain = respond(case)
+    input, sample = torch.randn(case.shape, dtype=torch.float64), torch.randn(case.shape[0], H, dtype=torch.float64)
+    torch.testing.assert_close(at(layer, sample, input), naive(layer, plain, sample, input), rtol=1e-10, atol=1e-10)
+
+
+@every_case
+def test_merged_path_equals_the_naive_loop(case: Case) -> None:
+    layer, plain = respond(case)
+    input, sample = torch.randn(case.shape, dtype=torch.float64), torch.randn(1, H, dtype=torch.float64)
+    expected = naive(layer, plain, sample.expand(case.shape[0], H), input)
+    torch.testing.assert_close(at(layer, sample, input), expected, rtol=1e-10, atol=1e-10)
+
+
+@every_case
+def test_merged_path_equals_per_example_path_with_equal_rows(case: Case) -> None:
+    layer, _ = respond(case)
+    input, sample = torch.randn(case.shape, dtype=torch.float64), torch.randn(1, H, dtype=torch.float64)
+    repeated = sample.repeat(case.shape[0], 1)
+    torch.testing.assert_close(at(layer, sample, input), at(layer, repeated, input), rtol=1e-10, atol=1e-10)
+
+
+@every_case
+@pytest.mark.parametrize("rows", [1, None], ids=["shared", "per-example"])
+def test_gradcheck(case: Case, rows: int | None) -> None:
+    layer, _ = respond(case)
+    n = 2
+    input = torch.randn(n, *case.shape[1:], dtype=torch.float64, requires_grad=True)
+    sample = torch.randn(rows or n, H, dtype=torch.float64, requires_grad=True)
+    parameters = tuple(layer.parameters())
+
+    def run(sample: Tensor, input: Tensor, *_: Tensor) -> Tensor:
+        return at(layer, sample, input)
+
+    assert torch.autograd.gradcheck(run, (sample, input, *parameters), fast_mode=True)
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_unattached_it_equals_the_torch_layer_bit_for_bit(case: Case, dtype: torch.dtype) -> None:
+    layer, plain = respond(case, dtype=dtype)
+    layer.__dict__["_hyperparameters"] = None
+    input = torch.randn(case.shape, dtype=dtype)
+    assert torch.equal(layer(input), plain(input))
+
+
+@every_case
+@pytest.mark.parametrize("rows", [None, 1, 6], ids=["current", "shared", "per-example"])
+def test_with_zero_gates_it_equals_the_torch_layer_bit_for_bit(case: Case, rows: int | None) -> None:
+    layer, plain = respond(case, gates=False, dtype=torch.float32)
+    input = torch.randn(case.shape)
+    output = layer(input) if rows is None else at(layer, torch.randn(rows, H), input)
+    assert torch.equal(output, plain(input))
+
+
+@every_case
+def test_without_a_bound_sample_it_computes_at_the_current_hyperparameters(case: Case) -> None:
+    layer, _ = respond(case)
+    assert layer.hyperparameters is not None
+    layer.hyperparameters.unconstrained.data.copy_(torch.tensor([0.3, -1.0, 2.0]))
+    input = torch.randn(case.shape, dtype=torch.float64)
+    current = torch.tensor([[0.3, -1.0, 2.0]], dtype=torch.float32)
+    assert torch.equal(layer(input), at(layer, current, input))
+
+
+@every_case
+def test_a_batch_of_one(case: Case) -> None:
+    layer, plain = respond(case)
+    input, sample = torch.randn(1, *case.shape[1:], dtype=torch.float64), torch.randn(1, H, dtype=torch.float64)
+    torch.testing.assert_close(at(layer, sample, input), naive(layer, plain, sample, input), rtol=1e-10, atol=1e-10)
+
+
+@every_case
+def test_a_plain_checkpoint_loads_and_only_response_keys_are_missing(case: Case) -> None:
+    layer, plain = respond(case)
+    for parameter in plain.parameters():
+        parameter.data.normal_()
+    keys = layer.load_state_dict(plain.state_dict(), strict=False)
+    assert not keys.unexpected_keys
+    assert all("response" in key or "gate" in key for key in keys.missing_keys)
+    assert torch.equal(layer.weight, plain.weight)  # type: ignore[arg-type]
+
+
+@every_case
+def test_size_of_the_response(case: Case) -> None:
+    """`R, r` as large as the layer; `V, C` a row of `h` for each output unit and parameter."""
+    layer, plain = respond(case)
+    own = sum(p.numel() for p in plain.parameters())
+    gates = H * sum(p.shape[0] for p in plain.parameters())
+    assert sum(p.numel() for p in layer.response_parameters()) == own + gates
+
+
+@every_case
+@pytest.mark.parametrize("rows", [2, 5, 7])
+def test_rows_that_do_not_fit_the_batch_are_refused(case: Case, rows: int) -> None:
+    layer, _ = respond(case)
+    with pytest.raises(ValueError, match=rf"{rows} rows.*got shape.*perturb='batch'"):
+        at(layer, torch.randn(rows, H), torch.randn(case.shape, dtype=torch.float64))
+
+
+@every_case
+def test_an_input_without_a_batch_takes_one_row_only(case: Case) -> None:
+    layer, plain = respond(case, gates=False)
+    dims = 1 if isinstance(plain, nn.Linear) else len(case.shape) - 1
+    input = torch.randn(case.shape[-dims:], dtype=torch.float64)
+    assert torch.equal(at(layer, torch.randn(1, H), input), plain(input))
+    with pytest.raises(ValueError, match="one example for each"):
+        at(layer, torch.randn(input.shape[0], H), input)
+
+
+@given(n=st.integers(0, 5), i=st.integers(1, 4), o=st.integers(1, 4), extra=st.lists(st.integers(1, 3), max_size=2))
+@settings(max_examples=40, deadline=None)
+def test_linear_of_any_shape(n: int, i: int, o: int, extra: list[int]) -> None:
+    case = Case(lambda: nn.Linear(i, o), (n, *extra, i))
+    layer, plain = respond(case)
+    input, sample = torch.randn(case.shape, dtype=torch.float64), torch.randn(n, H, dtype=torch.float64)
+    output = at(layer, sample, input)
+    assert output.shape == plain(input).shape
+    if n:
+        torch.testing.assert_close(output, naive(layer, plain, sample, input), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("response", "arguments"),
+    [
+        (layers.ResponseLinear, (3, 4)),
+        (layers.ResponseConv1d, (3, 4, 2)),
+        (layers.ResponseConv2d, (3, 4, 2)),
+        (layers.ResponseConv3d, (3, 4, 2)),
+    ],
+)
+def test_built_directly_it_keeps_the_torch_constructor(response: Any, arguments: tuple[int, ...]) -> None:
+    hyperparameter_set = hyperparameters()
+    layer = response(*arguments, bias=False, dtype=torch.float64, hyperparameters=hyperparameter_set)
+    assert layer.bias is None
+    assert layer.response_bias is None
+    assert layer.weight_gate.shape == (4, H)
+    assert layer.weight_gate.dtype == torch.float64
+    assert isinstance(layer, response.plain)
+
+
+def test_the_response_starts_with_the_spread_of_torch_s_initialiser() -> None:
+    """Uniform in +-1/sqrt(fan_in): the largest of 40,000 entries lies within 1% of the bound, save with e^-400."""
+    layer = layers.ResponseLinear(100, 400, hyperparameters=hyperparameters())
+    assert 0.099 < layer.response_weight.abs().max() <= 0.1
+    assert not torch.equal(layer.response_weight, layer.weight)
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[7]], ids=str)
+def test_the_gates_of_one_example_do_not_reach_another(case: Case) -> None:
+    layer, _ = respond(case)
+    input, sample = torch.randn(case.shape, dtype=torch.float64), torch.randn(6, H, dtype=torch.float64)
+    before = at(layer, sample, input)
+    sample[2] += 1
+    changed = (at(layer, sample, input) != before).flatten(1).any(1)
+    assert changed.tolist() == [False, False, True, False, False, False]

@@ -1,0 +1,167 @@
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from support import random_gates, small_net
+from torch import nn
+
+from lightning_stn import ConversionError, Float, HyperparameterSet, convert
+from lightning_stn.binding import bind_weight_phase, unbind
+from lightning_stn.layers import ResponseConv2d, ResponseLayer, ResponseLinear
+from lightning_stn.regularizers import Dropout, Dropout2d
+
+
+def one() -> HyperparameterSet:
+    return HyperparameterSet({"rate": Float(0.0, 0.9, init=0.05)})
+
+
+def test_layers_and_dropouts_change_their_class_and_nothing_else() -> None:
+    net = small_net().double()
+    before = {name: (id(module), module.training) for name, module in net.named_modules()}
+    state = copy.deepcopy(net.state_dict())
+    assert convert(net, one(), dropout="rate") is net
+    kinds = [type(module) for module in net]
+    assert kinds[0] is ResponseConv2d
+    assert kinds[3] is Dropout2d
+    assert kinds[5] is ResponseLinear
+    assert kinds[7] is Dropout
+    assert {name: (id(module), module.training) for name, module in net.named_modules()} == before
+    assert all(torch.equal(net.state_dict()[key], value) for key, value in state.items())
+    assert {parameter.dtype for parameter in net.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("grad", [True, False])
+def test_converting_does_not_change_what_the_network_computes(training: bool, grad: bool) -> None:
+    net = small_net().train(training)
+    x = torch.randn(5, 1, 6, 6)
+    net[3].p = net[7].p = 0.0  # type: ignore[assignment]
+    with torch.set_grad_enabled(grad):
+        expected = copy.deepcopy(net)(x)
+        assert torch.equal(convert(net, one(), dropout="rate")(x), expected)
+
+
+def test_without_a_name_dropouts_keep_their_constant_rate() -> None:
+    net = convert(small_net(), one())
+    assert type(net[3]) is nn.Dropout2d  # type: ignore[index]
+    assert net[7].p == 0.1  # type: ignore[index]
+
+
+def test_per_layer_adds_a_hyperparameter_for_each_dropout() -> None:
+    hyperparameters = one()
+    net = nn.ModuleDict({"body": nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.3)), "head": nn.Dropout(0.0)})
+    convert(net, hyperparameters, dropout="per-layer")
+    values = hyperparameters.values()
+    assert list(values) == ["rate", "dropout_body_1", "dropout_head"]
+    assert values["dropout_body_1"] == pytest.approx(0.3)
+    assert values["dropout_head"] == pytest.approx(0.05)
+    assert net["body"][0].weight_gate.shape == (2, 3)  # type: ignore[index]
+    assert net["head"].p == "dropout_head"
+
+
+def test_a_second_per_layer_conversion_is_refused() -> None:
+    hyperparameters = one()
+    convert(nn.Sequential(nn.Linear(2, 2), nn.Dropout()), hyperparameters, dropout="per-layer")
+    other = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    with pytest.raises(RuntimeError, match="convert all networks in one call"):
+        convert(other, hyperparameters, dropout="per-layer")
+    assert type(other[0]) is nn.Linear
+    assert type(other[1]) is nn.Dropout
+
+
+def test_a_network_that_is_one_layer() -> None:
+    layer = nn.Linear(2, 2)
+    assert isinstance(convert(layer, one()), ResponseLinear)
+
+
+def test_a_shared_layer_is_converted_once_and_stays_shared() -> None:
+    layer = nn.Linear(3, 3)
+    net = convert(nn.Sequential(layer, nn.ReLU(), layer), one())
+    assert net[0] is net[2]  # type: ignore[index]
+
+
+def test_all_problems_are_listed_and_nothing_is_changed() -> None:
+    net = nn.Sequential(
+        nn.Linear(2, 2), nn.LayerNorm(2), nn.Sequential(nn.Embedding(3, 2)), nn.AlphaDropout(), nn.Dropout(0.95)
+    )
+    with pytest.raises(ConversionError) as error:
+        convert(net, one(), dropout="per-layer")
+    message = str(error.value)
+    for wanted in ("1 (LayerNorm)", "2.0 (Embedding)", "3 (AlphaDropout)", "4 (Dropout): starts at p=0.95", "exclude="):
+        assert wanted in message
+    assert type(net[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("exclude", [["1"], ["[1]"], [nn.LayerNorm], ["1", nn.LayerNorm]])
+def test_excluded_modules_stay_plain(exclude: Any) -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2))
+    convert(net, one(), exclude=exclude)
+    assert [isinstance(module, ResponseLayer) for module in net] == [True, False, True]
+
+
+def test_an_excluded_module_excludes_what_it_contains() -> None:
+    net = nn.ModuleDict({"backbone": nn.Sequential(nn.Linear(2, 2)), "head": nn.Linear(2, 2)})
+    convert(net, one(), exclude=["backbone"])
+    assert type(net["backbone"][0]) is nn.Linear  # type: ignore[index]
+    assert type(net["head"]) is ResponseLinear
+
+
+def test_an_exclusion_that_matches_nothing_is_refused() -> None:
+    with pytest.raises(ConversionError, match=r"no module is called 'bakbone'; there are \['0'\]"):
+        convert(nn.Sequential(nn.Linear(2, 2)), one(), exclude=["bakbone"])
+
+
+def test_a_second_conversion_is_refused() -> None:
+    net = convert(nn.Sequential(nn.Linear(2, 2)), one())
+    with pytest.raises(ConversionError, match="0 \\(ResponseLinear\\): converted already"):
+        convert(net, one())
+
+
+def test_an_unknown_name_is_refused_before_anything_changes() -> None:
+    net = small_net()
+    with pytest.raises(KeyError, match="'drop'"):
+        convert(net, one(), dropout="drop")
+    assert type(net[0]) is nn.Conv2d
+
+
+def test_hooks_stay() -> None:
+    net = nn.Sequential(nn.Linear(2, 2))
+    calls = []
+    net[0].register_forward_hook(lambda *_: calls.append(1))
+    convert(net, one())(torch.ones(1, 2))
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_read_their_own_set(clone: Any) -> None:
+    hyperparameters = one()
+    both = nn.ModuleDict({"set": hyperparameters, "net": convert(nn.Sequential(nn.Linear(2, 2)), hyperparameters)})
+    random_gates(both)
+    x = torch.randn(3, 2)
+    other = clone(both)
+    assert torch.equal(both["net"](x), other["net"](x))
+    other["set"].unconstrained.data.add_(1)
+    assert not torch.equal(both["net"](x), other["net"](x))
+
+
+def test_state_dict_has_no_trace_of_the_set() -> None:
+    net = convert(nn.Sequential(nn.Linear(2, 2)), one())
+    names = {"weight", "bias", "response_weight", "response_bias", "weight_gate", "bias_gate"}
+    assert set(net.state_dict()) == {f"0.{name}" for name in names}
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_compiles_without_graph_breaks(rows: int) -> None:
+    hyperparameters = one()
+    net = random_gates(convert(small_net().train(), hyperparameters, dropout="rate"))
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    x, sample = torch.randn(5, 1, 6, 6), torch.randn(rows, 1)
+    bind_weight_phase(hyperparameters, sample)
+    torch.manual_seed(0)
+    expected = net(x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(compiled(x), expected)
+    unbind(hyperparameters)
+    torch.testing.assert_close(compiled(x), net(x))

@@ -1,0 +1,193 @@
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_stn import Float, HyperparameterSet, Integer
+from lightning_stn.binding import bind, bind_weight_phase, unbind
+
+
+def both() -> HyperparameterSet:
+    return HyperparameterSet({"rate": Float(0.0, 1.0, init=0.25), "count": Integer(0, 4, init=4, per="batch")})
+
+
+@pytest.mark.parametrize(
+    "specification",
+    [
+        Float(0.0, 0.9, init=0.05),
+        Float(0.0, None, init=0.05),
+        Float(None, 0.0, init=-3.0),
+        Float(None, None, init=2.0),
+        Float(1e-6, 1e-1, init=1e-4, log=True),
+        Float(0.0, None, init=1e-4, log=True),
+    ],
+)
+def test_start_of_a_float_reads_back(specification: Float) -> None:
+    values = HyperparameterSet({"x": specification}).values()
+    assert values["x"] == pytest.approx(specification.init, rel=1e-5)
+
+
+@given(st.integers(-50, 50), st.integers(1, 60), st.data())
+def test_start_of_an_integer_reads_back_exactly(low: int, width: int, data: Any) -> None:
+    init = data.draw(st.integers(low, low + width))
+    value = HyperparameterSet({"x": Integer(low, low + width, init)}).values()["x"]
+    assert value == init
+    assert isinstance(value, int)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 24), (-3, 3)])
+def test_every_integer_is_reached(low: int, high: int) -> None:
+    unconstrained = torch.linspace(-20, 20, 20001)
+    assert Integer(low, high, low).constrain(unconstrained).unique().tolist() == list(range(low, high + 1))
+
+
+def test_the_largest_integer_range_is_resolved() -> None:
+    for init in (0, 1, 2**19, 2**20 - 1, 2**20):
+        assert HyperparameterSet({"x": Integer(0, 2**20, init)}).values()["x"] == init
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Float(1.0, 1.0, init=1.0), "range is empty"),
+        (lambda: Float(2.0, 1.0, init=1.5), "range is empty"),
+        (lambda: Float(0.0, 1.0, init=0.0), "strictly between"),
+        (lambda: Float(0.0, 1.0, init=1.0), "strictly between"),
+        (lambda: Float(0.0, None, init=-1.0), "strictly between"),
+        (lambda: Float(None, 0.0, init=0.5), "strictly between"),
+        (lambda: Float(-1.0, 1.0, init=0.5, log=True), "log=True needs a positive range"),
+        (lambda: Float(None, None, init=0.5, log=True), "log=True needs a positive range"),
+        (lambda: Float(0.0, 1.0, init="0.5"), "init to be a finite number"),  # type: ignore[arg-type]
+        (lambda: Float(0.0, float("inf"), init=0.5), "high to be a finite number"),
+        (lambda: Float(0.0, 1.0, init=0.5, scale=0.0), "scale > 0"),
+        (lambda: Float(0.0, 1.0, init=0.5, scale=float("nan")), "scale to be a finite number"),
+        (lambda: Float(0.0, 1.0, init=0.5, per="row"), "per='example' or per='batch'"),  # type: ignore[arg-type]
+        (lambda: Integer(0, 4, init=2.0), "init to be a whole number"),  # type: ignore[arg-type]
+        (lambda: Integer(0, True, init=0), "high to be a whole number"),
+        (lambda: Integer(3, 3, init=3), "range is empty"),
+        (lambda: Integer(0, 4, init=5), "low <= init <= high"),
+        (lambda: Integer(0, 2**21, init=5), "cannot be resolved"),
+        (lambda: HyperparameterSet({}), "at least one hyperparameter"),
+        (lambda: HyperparameterSet({"a b": Float(0.0, 1.0, 0.5)}), "Python identifier"),
+        (lambda: HyperparameterSet({"step": Float(0.0, 1.0, 0.5)}), "collides"),
+        (lambda: HyperparameterSet({"a": Float(0.0, 1.0, 0.5), "a_scale": Float(0.0, 1.0, 0.5)}), "collides"),
+    ],
+)
+def test_wrong_specifications_are_explained(build: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_a_foreign_specification_is_refused() -> None:
+    with pytest.raises(TypeError, match="'x' to be a Float or an Integer, got float"):
+        HyperparameterSet({"x": 0.5})  # type: ignore[dict-item]
+
+
+def test_add_appends_until_layers_respond() -> None:
+    hyperparameters = both()
+    hyperparameters.add({"more": Float(0.0, 1.0, init=0.75)})
+    assert list(hyperparameters.values()) == ["rate", "count", "more"]
+    with pytest.raises(ValueError, match="exists already"):
+        hyperparameters.add({"more": Float(0.0, 1.0, init=0.5)})
+    hyperparameters.freeze()
+    with pytest.raises(RuntimeError, match="cannot be added once layers respond"):
+        hyperparameters.add({"late": Float(0.0, 1.0, init=0.5)})
+    assert len(hyperparameters) == 3
+
+
+@pytest.mark.parametrize("move", [lambda s: s.half(), lambda s: s.to(torch.bfloat16), lambda s: s.double()])
+def test_precision_stays_float32(move: Any) -> None:
+    hyperparameters = both()
+    before = hyperparameters.unconstrained.clone()
+    moved = move(torch.nn.ModuleDict({"set": hyperparameters, "net": torch.nn.Linear(1, 1)}))
+    assert moved["net"].weight.dtype != torch.float32
+    assert hyperparameters.raw_scale.dtype == torch.float32
+    assert torch.equal(hyperparameters.unconstrained, before)
+
+
+def test_created_in_half_precision_it_is_float32() -> None:
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        hyperparameters = both()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert hyperparameters.unconstrained.dtype == torch.float32
+    assert torch.equal(hyperparameters.unconstrained, both().unconstrained)
+
+
+def test_materialised_from_meta_it_has_its_start_values() -> None:
+    with torch.device("meta"):
+        hyperparameters = both()
+    assert hyperparameters.to_empty(device="cpu").values() == both().values()
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+def test_copies_are_equal_and_separate(clone: Any) -> None:
+    hyperparameters = both()
+    other = clone(hyperparameters)
+    hyperparameters.unconstrained.data.add_(1.0)
+    assert other.values() == both().values()
+    assert other.specifications == hyperparameters.specifications
+
+
+def test_nothing_requires_a_gradient() -> None:
+    assert not any(parameter.requires_grad for parameter in both().parameters())
+
+
+def test_noise_depends_on_the_generator_alone() -> None:
+    hyperparameters = both()
+    first, second = (hyperparameters.noise(5, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, hyperparameters.noise(5, torch.Generator().manual_seed(4)))
+
+
+def test_what_is_bound_is_read() -> None:
+    hyperparameters = both()
+    assert hyperparameters["rate"].item() == pytest.approx(0.25)
+    assert hyperparameters["count"].item() == 4
+    sample = hyperparameters.sample(6)
+    bind_weight_phase(hyperparameters, sample)
+    assert torch.equal(hyperparameters["rate"], torch.sigmoid(sample[:, 0]))
+    assert hyperparameters["count"].shape == ()
+    with bind(hyperparameters, hyperparameters.sample(3)):
+        assert hyperparameters.bound_sample().shape == (3, 2)
+        assert hyperparameters["rate"].shape == ()
+        assert hyperparameters["rate"].item() == pytest.approx(0.25)
+    assert hyperparameters.bound_sample() is sample
+    unbind(hyperparameters)
+    assert torch.equal(hyperparameters.bound_sample(), hyperparameters.unconstrained[None])
+
+
+def test_one_row_reads_as_scalars() -> None:
+    hyperparameters = both()
+    bind_weight_phase(hyperparameters, hyperparameters.sample(1))
+    assert hyperparameters["rate"].shape == hyperparameters["count"].shape == ()
+
+
+def test_a_binding_is_undone_when_the_step_fails() -> None:
+    hyperparameters = both()
+    with pytest.raises(ZeroDivisionError), bind(hyperparameters, hyperparameters.sample(3)):
+        raise ZeroDivisionError
+    assert hyperparameters.bound_sample().shape == (1, 2)
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(KeyError, match=r"'rates'.*\['rate', 'count'\].*Did you mean 'rate'"):
+        both()["rates"]
+
+
+def test_reads_are_remembered_in_the_weight_phase() -> None:
+    hyperparameters = both()
+    hyperparameters["rate"]
+    assert hyperparameters.unread() == ["rate", "count"]
+    bind_weight_phase(hyperparameters, hyperparameters.sample(2))
+    hyperparameters["rate"]
+    assert hyperparameters.unread() == ["count"]
+
+
+def test_repr_shows_the_ranges() -> None:
+    assert "rate=Float(low=0.0, high=1.0, init=0.25" in repr(both())

@@ -1,0 +1,57 @@
+from collections import Counter
+
+import pytest
+
+from lightning_stn import Phase, PhaseSchedule
+from lightning_stn.phases import Event, PhaseClock
+
+W, T, V = Phase.WARMUP, Phase.WEIGHT, Phase.HYPERPARAMETER
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epochs", "batches", "expected"),
+    [
+        (PhaseSchedule(2, 1, 0), 1, 4, [T, T, V, T, T, V]),
+        (PhaseSchedule(1, 2, 0), 1, 2, [T, V, V, T, V, V]),
+        (PhaseSchedule(2, 1, 1), 2, 3, [W, W, W, T, T, V, T]),
+        (PhaseSchedule(2, 1, 0), 2, 3, [T, T, V, T, T, V, T, T, V]),
+        (PhaseSchedule(2, 1, 5, warmup_steps=3), 1, 6, [W, W, W, T, T, V, T]),
+        (PhaseSchedule(2, 1, 5, warmup_steps=0), 1, 2, [T, T, V]),
+        (PhaseSchedule(3, 1, 1), 1, 6, [W] * 6),
+    ],
+)
+def test_trace(schedule: PhaseSchedule, epochs: int, batches: int, expected: list[Phase]) -> None:
+    assert [event.phase for event in schedule.trace(epochs, batches)] == expected
+
+
+def test_trace_counts_batches_and_epochs() -> None:
+    events = list(PhaseSchedule(2, 1, 1).trace(epochs=2, batches_per_epoch=2))
+    assert events == [Event(W, 0, 0), Event(W, 0, 1), Event(T, 1, 2), Event(T, 1, 3), Event(V, 1, 4)]
+
+
+@pytest.mark.parametrize("schedule", [PhaseSchedule(), PhaseSchedule(3, 2, 1), PhaseSchedule(2, 1, 9, warmup_steps=7)])
+def test_total_steps_agrees_with_the_trace(schedule: PhaseSchedule) -> None:
+    counts = Counter(event.phase for event in schedule.trace(epochs=8, batches_per_epoch=5))
+    assert schedule.total_steps(40, 5) == counts[V]
+    assert schedule.warmup_batches(5) == counts[W]
+
+
+def test_immediate_runs_every_phase_after_one_batch() -> None:
+    assert [event.phase for event in PhaseSchedule(5, 3, 9).immediate().trace(1, 1)] == [T, V]
+
+
+def test_clock_continues_from_its_state() -> None:
+    schedule = PhaseSchedule(3, 1, 0)
+    first, second = PhaseClock(schedule), PhaseClock(schedule)
+    first.finish_batch(0)
+    second.load_state_dict(first.state_dict())
+    assert [second.finish_batch(0) for _ in range(3)] == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"train_steps": 0}, {"valid_steps": 0}, {"warmup_epochs": -1}, {"warmup_steps": -1}, {"train_steps": 1.5}],
+)
+def test_wrong_counts_are_named(arguments: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(arguments))} to be a whole number"):
+        PhaseSchedule(**arguments)

@@ -1,0 +1,201 @@
+"""Dropouts, noise and cutout: each example at its own strength, and inert outside the weight phase."""
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lightning_stn import Float, HyperparameterSet, Integer
+from lightning_stn.augment import Cutout, GaussianNoise
+from lightning_stn.augment.cutout import cutout_mask
+from lightning_stn.binding import Regularizer, attach, bind_weight_phase, unbind
+from lightning_stn.regularizers import Dropout, Dropout1d, Dropout2d, Dropout3d
+
+LOGITS = torch.tensor([[-3.0], [0.0], [1.0], [3.0]])
+DROPOUTS = [
+    (Dropout, (4, 5000), 5000),
+    (Dropout, (4, 50, 100), 5000),
+    (Dropout1d, (4, 5000, 2), 5000),
+    (Dropout2d, (4, 5000, 2, 1), 5000),
+    (Dropout3d, (4, 5000, 2, 1, 2), 5000),
+]
+ALL = [
+    (Dropout("rate"), (4, 6)),
+    (Dropout2d("rate"), (4, 3, 5, 5)),
+    (GaussianNoise("rate"), (4, 6)),
+    (Cutout("length"), (4, 3, 5, 5)),
+]
+
+
+def attached(module: Regularizer) -> HyperparameterSet:
+    hyperparameters = HyperparameterSet({"rate": Float(0.0, 1.0, init=0.5), "length": Integer(0, 4, init=2)})
+    attach(module, hyperparameters)
+    return hyperparameters
+
+
+@pytest.mark.parametrize(("kind", "shape", "draws"), DROPOUTS)
+def test_keep_rates_follow_each_example(kind: Any, shape: tuple[int, ...], draws: int) -> None:
+    """Six binomial standard deviations: a false alarm in fewer than one of 10^8 runs."""
+    torch.manual_seed(0)
+    module = kind("rate")
+    hyperparameters = attached(module)
+    sample = torch.cat([LOGITS, torch.zeros(4, 1)], dim=1)
+    bind_weight_phase(hyperparameters, sample)
+    output = module(torch.ones(shape))
+    for row, rate in zip(output, torch.sigmoid(LOGITS[:, 0]).tolist(), strict=True):
+        kept = row.reshape(draws, -1).amax(1)
+        share = (kept > 0).double().mean().item()
+        assert abs(share - (1 - rate)) < 6 * math.sqrt(rate * (1 - rate) / draws)
+        torch.testing.assert_close(kept[kept > 0], torch.full_like(kept[kept > 0], 1 / (1 - rate)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [(Dropout1d, (4, 8, 5)), (Dropout2d, (4, 8, 5, 5)), (Dropout3d, (4, 8, 3, 3, 3))]
+)
+def test_channels_are_dropped_as_a_whole(kind: Any, shape: tuple[int, ...]) -> None:
+    module = kind("rate")
+    bind_weight_phase(attached(module), torch.zeros(4, 2))
+    output = module(torch.ones(shape)).flatten(2)
+    assert torch.equal(output.amin(2), output.amax(2))
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_shared_row_serves_every_example(rows: int) -> None:
+    torch.manual_seed(0)
+    module = Dropout("rate")
+    bind_weight_phase(attached(module), torch.full((rows, 2), 0.0))
+    share = (module(torch.ones(4, 5000)) > 0).double().mean(1)
+    assert ((share - 0.5).abs() < 6 * math.sqrt(0.25 / 5000)).all()
+
+
+@pytest.mark.parametrize(("module", "shape"), ALL, ids=lambda value: str(value))
+def test_inert_outside_the_weight_phase(module: Regularizer, shape: tuple[int, ...]) -> None:
+    module = copy.deepcopy(module)
+    hyperparameters = attached(module)
+    input = torch.randn(shape)
+    assert module(input) is input
+    bind_weight_phase(hyperparameters, torch.ones(4, 2) * 2)
+    assert not torch.equal(module(input), input)
+    assert module.eval()(input) is input
+    module.train()
+    unbind(hyperparameters)
+    assert module(input) is input
+
+
+@pytest.mark.parametrize(("module", "shape"), ALL, ids=lambda value: str(value))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_dtype_and_shape_stay(module: Regularizer, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    module = copy.deepcopy(module)
+    bind_weight_phase(attached(module), torch.zeros(4, 2))
+    output = module(torch.ones(shape, dtype=dtype))
+    assert output.dtype == dtype
+    assert output.shape == shape
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"), [(Dropout(0.0), (4, 6)), (GaussianNoise(0.0), (4, 6)), (Cutout(0), (4, 3, 5, 5))]
+)
+def test_a_strength_of_zero_is_the_identity(module: Regularizer, shape: tuple[int, ...]) -> None:
+    input = torch.randn(shape)
+    assert torch.equal(module(input), input)
+
+
+def test_a_rate_of_one_leaves_nothing() -> None:
+    assert torch.equal(Dropout(1.0)(torch.ones(2, 3)), torch.zeros(2, 3))
+
+
+def test_constants_act_in_training_mode_as_torch_s_layers_do() -> None:
+    module = Dropout(0.5)
+    assert not torch.equal(module(torch.ones(100)), torch.ones(100))
+    assert torch.equal(module.eval()(torch.ones(100)), torch.ones(100))
+    assert isinstance(module, nn.Dropout)
+
+
+def test_noise_has_each_example_s_standard_deviation() -> None:
+    """Six standard errors of a standard deviation, `s / sqrt(2 n)`: a false alarm in fewer than one of 10^8 runs."""
+    torch.manual_seed(0)
+    module = GaussianNoise("rate")
+    bind_weight_phase(attached(module), torch.cat([LOGITS, torch.zeros(4, 1)], dim=1))
+    noise = module(torch.full((4, 5000), 7.0)) - 7.0
+    expected = torch.sigmoid(LOGITS[:, 0])
+    assert ((noise.std(1) - expected).abs() < 6 * expected / math.sqrt(10_000)).all()
+    assert (noise.mean(1).abs() < 6 * expected / math.sqrt(5000)).all()
+
+
+@given(length=st.integers(0, 9), row=st.integers(0, 6), column=st.integers(0, 4))
+def test_a_square_equals_the_loop(length: int, row: int, column: int) -> None:
+    height, width = 7, 5
+    mask = cutout_mask(torch.tensor([length, 0]), torch.tensor([[row, column], [0, 0]]), height, width)
+    for y in range(height):
+        for x in range(width):
+            top, left = row - length // 2, column - length // 2
+            assert mask[0, 0, y, x].item() == (top <= y < top + length and left <= x < left + length)
+    assert not mask[1].any()
+
+
+def test_cutout_blanks_each_example_by_its_own_length() -> None:
+    torch.manual_seed(0)
+    module = Cutout("length", fill=-1.0)
+    bind_weight_phase(attached(module), torch.tensor([[0.0, -20.0], [0.0, 0.0], [0.0, 20.0]]))
+    blank = module(torch.ones(3, 2, 9, 9)) == -1.0
+    areas = blank[:, 0].sum((1, 2)).tolist()
+    assert areas[0] == 0
+    assert 0 < areas[1] <= 4
+    assert 4 <= areas[2] <= 16
+    assert torch.equal(blank[:, 0], blank[:, 1])
+
+
+def test_cutout_reaches_every_pixel() -> None:
+    torch.manual_seed(0)
+    assert (Cutout(1)(torch.ones(2000, 1, 4, 3)) == 0).any(0).all()
+
+
+@pytest.mark.parametrize(
+    ("module", "input", "message"),
+    [
+        (Dropout("rate"), torch.ones(3, 2), "4 rows for an input of shape"),
+        (GaussianNoise("rate"), torch.ones(5, 2), "4 rows for an input of shape"),
+        (Cutout("length"), torch.ones(3, 1, 2, 2), "4 rows for an input of shape"),
+        (Cutout("length"), torch.ones(4, 2, 2), "expected images"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(module: Regularizer, input: Tensor, message: str) -> None:
+    bind_weight_phase(attached(module), torch.zeros(4, 2))
+    with pytest.raises(ValueError, match=message):
+        module(input)
+
+
+@pytest.mark.parametrize("build", [lambda: Dropout(1.5), lambda: GaussianNoise(-1.0), lambda: Cutout(-1)])
+def test_constants_out_of_range_are_refused(build: Any) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        build()
+
+
+def test_a_named_strength_without_a_set_is_refused_in_training() -> None:
+    module = GaussianNoise("rate")
+    assert module.eval()(torch.ones(2)) is not None
+    with pytest.raises(RuntimeError, match=r"reads \['rate'\] but belongs to no HyperparameterSet"):
+        module.train()(torch.ones(2))
+
+
+def test_unknown_names_are_all_listed() -> None:
+    net = nn.Sequential(Dropout("rat"), GaussianNoise("std"))
+    with pytest.raises(KeyError, match=r"Dropout '0' reads .*'rat'.*Did you mean 'rate'.*GaussianNoise '1' reads"):
+        attach(net, HyperparameterSet({"rate": Float(0.0, 1.0, init=0.5)}))
+
+
+def test_a_module_joins_one_set_only() -> None:
+    module = Dropout("rate")
+    first = attached(module)
+    module.attach(first)
+    with pytest.raises(ValueError, match="already reads another"):
+        attached(module)
+
+
+def test_repr_names_the_hyperparameter() -> None:
+    assert repr(Dropout("rate")) == "Dropout(p='rate')"
