@@ -151,12 +151,12 @@ class Bound:
     Args:
         sample: `[n, h]` or `[1, h]`, unconstrained units; read by response layers.
         values: natural units by name, `[n]` or scalar; present in the weight phase only, read by regularisers.
-        read: the names read in a weight phase so far.
+        read: the names read in a weight phase so far (a dict, since compiled graphs can write to one).
     """
 
     sample: Tensor | None = None
     values: dict[str, Tensor] | None = None
-    read: set[str] = field(default_factory=set)
+    read: dict[str, bool] = field(default_factory=dict)
 
 
 class HyperparameterSet(nn.Module):
@@ -343,7 +343,7 @@ class HyperparameterSet(nn.Module):
         """
         if self.bound.values is not None:
             self.require(name, "The training loss")
-            self.bound.read.add(name)
+            self.bound.read[name] = True
             return self.bound.values[name]
         self.require(name, "This code")
         index = self.names.index(name)

@@ -311,9 +311,10 @@ def test_resume_continues_phases_stream_optimizer_and_schedule(tmp_path: Path, p
     half = build()
     run, _ = fit(half, callback(**options), max_epochs=2)
     run.save_checkpoint(tmp_path / "half.ckpt")
+    assert torch.load(tmp_path / "half.ckpt", weights_only=True)["callbacks"]
     resumed, resumed_callback = build(), callback(**{**options, "seed": 77})
     run = trainer(resumed_callback, max_epochs=4)
-    run.fit(resumed, loader(24), loader(16, seed=1), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    run.fit(resumed, loader(24), loader(16, seed=1), ckpt_path=tmp_path / "half.ckpt")
     for key, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[key]), key
     assert resumed_callback.state_dict()["stream"] == whole_callback.state_dict()["stream"]
