@@ -104,6 +104,11 @@ class STNCallback(Callback):
         self._recorder: Recorder
 
     @property
+    def phases(self) -> PhaseSchedule:
+        """When the weights learn and when the hyperparameters do."""
+        return self._clock.schedule
+
+    @property
     def schedule(self) -> Schedule:
         """What the hyperparameters have done so far.
 

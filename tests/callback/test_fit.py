@@ -373,6 +373,12 @@ def test_where_validation_batches_come_from(source: str) -> None:
     assert sizes == {8 if source == "loader" else 4}
 
 
+def test_the_validation_loader_is_found_before_lightning_loads_it() -> None:
+    module = LitSmall()
+    fit(module, max_epochs=2, check_val_every_n_epoch=2)
+    assert module.events.count("hyperparameter") == 3
+
+
 def test_the_learning_rate_follows_the_length_of_the_run() -> None:
     rates = {}
     for epochs in (40, 400):

@@ -1,0 +1,248 @@
+"""Five regularisation knobs of a small CNN, tuned in one training run on 250 handwritten digits.
+
+Three networks start from the same weights and meet the same batches for the same number of epochs:
+
+- self-tuned: the knobs start weak and move by themselves while the network trains;
+- fixed: the knobs stay where the self-tuned ones start;
+- none: no regularisation.
+
+The validation images tune the knobs, so their score flatters the self-tuned network. The test images decide: they are
+read once for each network, when its training is over.
+
+    python examples/digits.py                    # about a minute on a CPU
+    python examples/digits.py --seeds 0 1 2      # three times that
+    tensorboard --logdir runs/digits             # every knob over time, while it trains
+"""
+
+import argparse
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+import matplotlib
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.loggers import TensorBoardLogger
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_stn import Float, HyperparameterSet, Integer, Schedule, STNCallback, STNModule
+from lightning_stn.augment import Cutout, GaussianNoise
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+Batch = tuple[Tensor, Tensor]
+Scores = dict[str, float]
+
+DROPOUT, NOISE, CUTOUT = 0.05, 0.05, 1
+"""Where the knobs start: rates, standard deviation of the pixels in [0, 1], and side of the square in pixels."""
+
+UNITS = {"noise": "standard deviation of a pixel", "cutout": "side in pixels"}
+
+
+class DigitsCNN(nn.Module):
+    """Two convolutions and two fully connected layers, with an ordinary dropout behind each but the last."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
+        self.after_conv1 = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
+        self.after_conv2 = nn.Dropout(dropout)
+        self.hidden = nn.Linear(32 * 4 * 4, 128)
+        self.after_hidden = nn.Dropout(dropout)
+        self.output = nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images `[n, 1, 8, 8]` to logits `[n, 10]`."""
+        x = self.after_conv1(F.max_pool2d(F.relu(self.conv1(x)), 2))
+        x = self.after_conv2(F.relu(self.conv2(x)))
+        x = self.after_hidden(F.relu(self.hidden(x.flatten(1))))
+        return self.output(x)
+
+
+class LitDigits(L.LightningModule):
+    """An ordinary LightningModule, whose regularisation somebody has to choose."""
+
+    def __init__(self, dropout: float = DROPOUT, noise: float | str = NOISE, cutout: int | str = CUTOUT) -> None:
+        super().__init__()
+        self.net: nn.Module = DigitsCNN(dropout)
+        self.augment = nn.Sequential(GaussianNoise(std=noise), Cutout(length=cutout))
+        self.accuracy = MulticlassAccuracy(num_classes=10, average="micro")
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross entropy with dropout and augmentation."""
+        images, labels = batch
+        return F.cross_entropy(self.net(self.augment(images)), labels)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log loss and accuracy."""
+        self.evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log loss and accuracy."""
+        self.evaluate(batch, "test")
+
+    def evaluate(self, batch: Batch, stage: str) -> None:
+        """Log loss and accuracy without regularisation."""
+        images, labels = batch
+        logits = self.net(images)
+        self.accuracy(logits, labels)
+        self.log(f"{stage}_loss", F.cross_entropy(logits, labels))
+        self.log(f"{stage}_accuracy", self.accuracy)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam over the weights."""
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+class SelfTunedDigits(STNModule, LitDigits):
+    """The same module with tuned knobs; `training_step` above serves as its training loss."""
+
+    def __init__(self) -> None:
+        knobs = {"noise": Float(0.0, 1.0, init=NOISE), "cutout": Integer(0, 6, init=CUTOUT)}
+        super().__init__(hyperparameters=knobs, noise="noise", cutout="cutout")  # knobs are named where they act
+        self.net = self.convert(self.net, dropout="per-layer")  # and each dropout gets one of its own
+
+    def validation_loss(self, batch: Batch, batch_idx: int) -> Tensor:
+        """What the knobs are tuned to make small."""
+        images, labels = batch
+        return F.cross_entropy(self.net(images), labels)
+
+
+NETWORKS: dict[str, Callable[[], LitDigits]] = {
+    "self-tuned": SelfTunedDigits,
+    "fixed": LitDigits,
+    "none": partial(LitDigits, dropout=0.0, noise=0.0, cutout=0),
+}
+
+
+def load_data(seed: int) -> tuple[DataLoader, DataLoader, DataLoader]:
+    """250 images to train on, 500 to tune the knobs, 1,047 to test; the seed decides the order of the first alone."""
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16  # pixels in [0, 1]
+    labels = torch.tensor(digits.target)
+    seen, test = train_test_split(range(len(labels)), train_size=750, stratify=labels, random_state=0)
+    train, valid = train_test_split(seen, train_size=250, stratify=labels[seen], random_state=0)
+    train_set, valid_set, test_set = (TensorDataset(images[part], labels[part]) for part in (train, valid, test))
+    order = torch.Generator().manual_seed(seed)
+    train_data = DataLoader(train_set, batch_size=50, shuffle=True, generator=order)
+    return train_data, DataLoader(valid_set, batch_size=100), DataLoader(test_set, batch_size=500)
+
+
+def run(name: str, seed: int, epochs: int, out: Path, callbacks: list[L.Callback]) -> tuple[LitDigits, Scores]:
+    """Train one network from this seed; return it with its scores after the last epoch."""
+    print(f"  training: {name}", flush=True)
+    L.seed_everything(seed, verbose=False)
+    train_data, valid_data, test_data = load_data(seed)
+    module = NETWORKS[name]()
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        callbacks=callbacks,
+        logger=TensorBoardLogger(out, name=name),
+        accelerator="cpu",
+        log_every_n_steps=5,  # once an epoch
+        check_val_every_n_epoch=5,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    begin = time.perf_counter()
+    trainer.fit(module, train_data, valid_data)
+    scores = {"seconds": time.perf_counter() - begin}
+    scores |= trainer.validate(module, valid_data, verbose=False)[0]
+    scores |= trainer.test(module, test_data, verbose=False)[0]
+    return module, scores
+
+
+def print_knobs(schedule: Schedule) -> None:
+    """Where each knob began and ended, in natural units, and its last scale, in unconstrained units."""
+    first, last = schedule.rows[0], schedule.rows[-1]
+    print(f"\n{'knob':<24}{'start':>9}{'end':>9}{'scale':>9}")
+    for name in schedule.names:
+        print(f"{name:<24}{first.values[name]:>9.3g}{last.values[name]:>9.3g}{last.scales[name]:>9.3g}")
+
+
+def print_scores(scores: dict[str, Scores]) -> None:
+    """The networks side by side."""
+    columns = ("val_loss", "val_accuracy", "test_loss", "test_accuracy")
+    print(f"\n{'network':<12}" + "".join(f"{column:>15}" for column in columns) + f"{'seconds':>10}")
+    for name, row in scores.items():
+        print(f"{name:<12}" + "".join(f"{row[column]:>15.4f}" for column in columns) + f"{row['seconds']:>10.1f}")
+
+
+def print_summary(runs: list[dict[str, Scores]]) -> None:
+    """Mean and standard deviation of the test loss over the seeds."""
+    print(f"\nTest loss over {len(runs)} seeds, mean ± standard deviation:")
+    for name in NETWORKS:
+        losses = [scores[name]["test_loss"] for scores in runs]
+        print(f"{name:<12}{statistics.mean(losses):>10.4f} ± {statistics.stdev(losses):.4f}")
+
+
+def plot_schedules(stn: STNCallback, hyperparameters: HyperparameterSet, path: Path) -> None:
+    """Every knob over the training batches, in natural units, with the band of one scale up and down."""
+    figure, grid = plt.subplots(2, 3, figsize=(12, 6), layout="constrained")
+    schedule = stn.schedule
+    steps = [row.step for row in schedule.rows]
+    warmup = max(row.step for row in schedule.rows if row.epoch < stn.phases.warmup_epochs)
+    for name, axes in zip(schedule.names, grid.flat, strict=False):
+        specification = hyperparameters.specifications[name]
+        values = torch.tensor([row.values[name] for row in schedule.rows], dtype=torch.float64)
+        scales = torch.tensor([row.scales[name] for row in schedule.rows], dtype=torch.float64)
+        centre = specification.transform.inv(values)  # unconstrained units (an integer's: of its rounded value)
+        low, high = specification.constrain(centre - scales), specification.constrain(centre + scales)
+        axes.plot(steps, values, label="value")
+        axes.fill_between(steps, low, high, alpha=0.3, label="value ± one sigma")
+        axes.axvspan(0, warmup, color="0.8", zorder=0, label="warm-up")
+        axes.set(title=name, xlabel="training batches", ylabel=UNITS.get(name, "rate"), ylim=(0, None))
+    grid.flat[-1].axis("off")
+    grid.flat[-1].legend(*grid.flat[0].get_legend_handles_labels(), loc="center")
+    figure.suptitle("Regularisation schedules that one self-tuned run found on 250 digits")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def compare(seed: int, epochs: int, out: Path) -> dict[str, Scores]:
+    """Train the three networks from one seed; print and plot how they ended."""
+    print(f"\nSeed {seed}, {epochs} epochs", flush=True)
+    stn = STNCallback()
+    modules, scores = {}, {}
+    for name in NETWORKS:
+        callbacks = [stn] if name == "self-tuned" else []
+        modules[name], scores[name] = run(name, seed, epochs, out, callbacks)
+    print_knobs(stn.schedule)
+    print_scores(scores)
+    picture = out / "schedules.png"
+    plot_schedules(stn, modules["self-tuned"].hyperparameters, picture)
+    print(f"\nSchedules: {picture}")
+    return scores
+
+
+def main() -> None:
+    """Read the arguments and run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", "--seeds", type=int, nargs="+", default=[0], help="one comparison for each of them")
+    parser.add_argument("--epochs", type=int, default=200, help="for each of the three networks")
+    parser.add_argument("--out", type=Path, default=Path("runs/digits"), help="folder of the logs and pictures")
+    args = parser.parse_args()
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\.")  # tips on data workers, deprecations inside Lightning
+    torch.set_num_threads(1)  # layers this small only wait for one another on several
+    runs = [compare(seed, args.epochs, args.out / f"seed{seed}") for seed in args.seed]
+    if len(runs) > 1:
+        print_summary(runs)
+    print(f"\nAll knobs over time: tensorboard --logdir {args.out}")
+
+
+if __name__ == "__main__":
+    main()
