@@ -189,7 +189,7 @@ def print_summary(runs: list[dict[str, Scores]]) -> None:
 
 
 def plot_schedules(stn: STNCallback, hyperparameters: HyperparameterSet, path: Path) -> None:
-    """Every knob over the training batches, in natural units, with the band of one scale up and down."""
+    """Every knob over the training batches, in natural units, with the band of one scale."""
     figure, grid = plt.subplots(2, 3, figsize=(12, 6), layout="constrained")
     schedule = stn.schedule
     steps = [row.step for row in schedule.rows]
@@ -198,10 +198,11 @@ def plot_schedules(stn: STNCallback, hyperparameters: HyperparameterSet, path: P
         specification = hyperparameters.specifications[name]
         values = torch.tensor([row.values[name] for row in schedule.rows], dtype=torch.float64)
         scales = torch.tensor([row.scales[name] for row in schedule.rows], dtype=torch.float64)
-        centre = specification.transform.inv(values)  # unconstrained units (an integer's: of its rounded value)
-        low, high = specification.constrain(centre - scales), specification.constrain(centre + scales)
         axes.plot(steps, values, label="value")
-        axes.fill_between(steps, low, high, alpha=0.3, label="value ± one sigma")
+        if isinstance(specification, Float):  # a whole number is too coarse for a band
+            centre = specification.transform.inv(values)  # the band is symmetric in unconstrained units
+            low, high = specification.constrain(centre - scales), specification.constrain(centre + scales)
+            axes.fill_between(steps, low, high, alpha=0.3, label="value ± one sigma")
         axes.axvspan(0, warmup, color="0.8", zorder=0, label="warm-up")
         axes.set(title=name, xlabel="training batches", ylabel=UNITS.get(name, "rate"), ylim=(0, None))
     grid.flat[-1].axis("off")
