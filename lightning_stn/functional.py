@@ -48,12 +48,12 @@ def merge(base: Tensor, response: Tensor, gated: Tensor) -> Tensor:
     Args:
         base: `W`, `[o, ...]`.
         response: `R`, the shape of `base`.
-        gated: `V h`, `[o]`.
+        gated: `V h`, in a shape that broadcasts over `base`.
 
     Returns:
         The effective parameter, the shape of `base`.
     """
-    return torch.addcmul(base, response, gated.reshape(-1, *[1] * (base.dim() - 1)))
+    return torch.addcmul(base, response, gated)
 
 
 def align(rows: Tensor, like: Tensor, channel_dim: int | None = None) -> Tensor:

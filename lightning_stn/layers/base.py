@@ -1,6 +1,7 @@
 """What every response layer does; the families beside this file say how they compute."""
 
-from types import SimpleNamespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -12,35 +13,26 @@ from lightning_stn.hyperparameters import HyperparameterSet
 
 
 class ResponseLayer(BoundModule):
-    """A torch layer whose weight and bias are affine in the hyperparameters.
+    """A torch layer whose parameters are affine in the hyperparameters.
 
-    `W(h) = W + diag(V h) R` and `b(h) = b + (C h) * r`, the structured best response of MacKay et al. (2019),
-    arXiv:1903.03088, section 3.2. The gates `V, C` start at zero, so a new response layer computes what the plain one
-    does; `R, r` start as the plain layer's own parameters would.
+    Every parameter `W` of the layer gets response weights `R` of its shape and a gate `V` on its output units:
+    `W(h) = W + diag(V h) R`, the structured best response of MacKay et al. (2019), arXiv:1903.03088, section 3.2. The
+    gates start at zero, so that a new response layer computes what the plain one does; `R` starts as the layer's own
+    parameters would.
 
-    A sample of one row is merged into one effective weight; a sample with a row per example runs the plain and the
-    response weights side by side and gates the outputs, without ever building an example's own weights.
+    A sample of one row is *merged*: the effective parameters are built once, and the plain layer runs on them. A sample
+    with a row for each example runs base and response side by side and gates the outputs, without ever building an
+    example's own weights; a family that has no such way refuses it.
 
-    A family subclasses this class and its torch layer, in that order, and gives `plain`, `channel_dim` and `affine`.
+    A family subclasses this class and its torch layer, in that order, and gives `plain`. The parameters it adds to a
+    parameter called `weight` are called `response_weight` and `weight_gate`.
 
     Args:
         *args: the torch layer's own arguments, and likewise `**kwargs`.
         hyperparameters: the set that the layer responds to.
-
-    Attributes:
-        response_weight: `R`, the shape of `weight`.
-        response_bias: `r`, the shape of `bias`; None without a bias.
-        weight_gate: `V`, `[o, h]`.
-        bias_gate: `C`, `[o, h]`; None without a bias.
     """
 
     plain: ClassVar[type[nn.Module]]
-    weight: Tensor
-    bias: Tensor | None
-    response_weight: nn.Parameter
-    response_bias: nn.Parameter | None
-    weight_gate: nn.Parameter
-    bias_gate: nn.Parameter | None
 
     def __init__(self, *args: Any, hyperparameters: HyperparameterSet, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,64 +48,112 @@ class ResponseLayer(BoundModule):
     def _add_response(self, hyperparameters: HyperparameterSet) -> None:
         self.attach(hyperparameters)
         hyperparameters.freeze()
-        for name, base in (("weight", self.weight), ("bias", self.bias)):
+        for name, base in list(self._parameters.items()):
             response, gates = None, None
             if base is not None:
                 response = nn.Parameter(torch.empty_like(base))
-                gates = nn.Parameter(base.new_zeros(base.shape[0], len(hyperparameters)))
+                gates = nn.Parameter(base.new_zeros(self.gate_size(name), len(hyperparameters)))
             self.register_parameter(f"response_{name}", response)
             self.register_parameter(f"{name}_gate", gates)
-        # torch's initialiser reads nothing but the two attributes, so it can fill the response as it fills the base.
-        self.plain.reset_parameters(SimpleNamespace(weight=self.response_weight, bias=self.response_bias))  # type: ignore[attr-defined]
-
-    def response_parameters(self) -> list[nn.Parameter]:
-        """`R, r, V, C`, those that the layer has."""
-        parameters = (self.response_weight, self.response_bias, self.weight_gate, self.bias_gate)
-        return [parameter for parameter in parameters if parameter is not None]
+        self.reset_response()
 
     @property
-    def channel_dim(self) -> int:
-        """The output dimension that the gates act on, counted from the end."""
-        raise NotImplementedError
+    def responding(self) -> tuple[str, ...]:
+        """Names of the layer's own parameters, which all respond."""
+        return tuple(name for name in self._parameters if self._parameters.get(f"response_{name}") is not None)
 
-    def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The plain layer's computation with the given parameters."""
-        raise NotImplementedError
+    def response(self, name: str) -> Tensor:
+        """`R` of one parameter."""
+        tensor: Tensor = getattr(self, f"response_{name}")
+        return tensor
 
-    def forward(self, input: Tensor) -> Tensor:
+    def gates(self, name: str) -> Tensor:
+        """`V` of one parameter, `[o, h]`."""
+        tensor: Tensor = getattr(self, f"{name}_gate")
+        return tensor
+
+    def response_parameters(self) -> list[nn.Parameter]:
+        """All `R` and `V` that the layer has."""
+        names = [added for name in self.responding for added in (f"response_{name}", f"{name}_gate")]
+        return [parameter for name in names if (parameter := self._parameters[name]) is not None]
+
+    def reset_response(self) -> None:
+        """Draw every `R` with the spread of its base parameter; a constant one is repeated, zero becomes one.
+
+        Not zero: with gate and response both at zero neither would ever get a gradient.
+        """
+        with torch.no_grad():
+            for name in self.responding:
+                base, response = getattr(self, name), self.response(name)
+                spread = base.square().mean().sqrt()
+                if base.numel() > 1 and base.amin() < base.amax():
+                    response.normal_().mul_(spread)
+                else:
+                    response.copy_(torch.where(spread > 0, spread, torch.ones_like(spread)))
+
+    def gate_size(self, name: str) -> int:
+        """`o`, the number of output units of one parameter that have a gate; by default its first dimension."""
+        size: int = getattr(self, name).shape[0]
+        return size
+
+    def spread(self, name: str, gated: Tensor) -> Tensor:
+        """`V h` of one row, `[o]`, in a shape that broadcasts over the parameter."""
+        return gated.reshape(-1, *[1] * (getattr(self, name).dim() - 1))
+
+    def gated(self, name: str, sample: Tensor) -> Tensor:
+        """`V h_n` of one parameter, `[n, o]`."""
+        return functional.gate(sample, self.gates(name))
+
+    def effective(self, sample: Tensor) -> dict[str, Tensor]:
+        """The parameters at a sample of one row, by name."""
+        return {
+            name: functional.merge(
+                getattr(self, name), self.response(name), self.spread(name, self.gated(name, sample)[0])
+            )
+            for name in self.responding
+        }
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute at the bound sample.
 
         Raises:
-            ValueError: the bound sample has neither one row nor a row per example.
+            ValueError: the bound sample has neither one row nor a row per example, or the layer cannot honour a row per
+                example.
         """
-        sample = self._hyperparameters.bound_sample() if self._hyperparameters is not None else None
-        if sample is None:
-            return self.affine(input, self.weight, self.bias)
+        if self._hyperparameters is None:
+            return super().forward(*args, **kwargs)
+        sample = self._hyperparameters.bound_sample()
         if sample.shape[0] == 1:
-            return self._merged(input, sample)
-        return self._per_example(input, sample)
+            return self.forward_merged(self.effective(sample), *args, **kwargs)
+        return self.forward_per_example(sample, *args, **kwargs)
 
-    def _merged(self, input: Tensor, sample: Tensor) -> Tensor:
-        weight = functional.merge(self.weight, self.response_weight, functional.gate(sample, self.weight_gate)[0])
-        bias = self.bias
-        if bias is not None:
-            assert self.response_bias is not None
-            assert self.bias_gate is not None
-            bias = functional.merge(bias, self.response_bias, functional.gate(sample, self.bias_gate)[0])
-        return self.affine(input, weight, bias)
+    def forward_merged(self, effective: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """The plain layer on effective parameters."""
+        with self.shadowed(effective):
+            return self.plain.forward(self, *args, **kwargs)
 
-    def _per_example(self, input: Tensor, sample: Tensor) -> Tensor:
-        output = self.affine(input, self.weight, self.bias)
-        if output.dim() < 1 - self.channel_dim or output.shape[0] != sample.shape[0]:
-            raise ValueError(
-                f"{type(self).__name__}: expected an input with one example for each of the sample's "
-                f"{sample.shape[0]} rows as its first dimension, got shape {list(input.shape)}; keep the batch first, "
-                "or share one row over the batch with STNCallback(perturb='batch')."
-            )
-        response = self.affine(input, self.response_weight, None)
-        gates = functional.align(functional.gate(sample, self.weight_gate), output, self.channel_dim)
-        output = torch.addcmul(output, gates, response)
-        if self.response_bias is None or self.bias_gate is None:
-            return output
-        shift = functional.gate(sample, self.bias_gate) * self.response_bias
-        return output + functional.align(shift, output, self.channel_dim)
+    def forward_per_example(self, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The layer at a row for each example; by default it is refused."""
+        raise ValueError(
+            f"{type(self).__name__}: a perturbation for each example cannot be honoured here, got {len(sample)} rows; "
+            "share one row over the batch with STNCallback(perturb='batch'), or leave the module plain with "
+            "convert(exclude=...)."
+        )
+
+    @contextmanager
+    def shadowed(self, parameters: dict[str, Any]) -> Iterator[None]:
+        """Let `self.<name>` read these tensors instead of the parameters."""
+        self.__dict__.update(parameters)
+        try:
+            yield
+        finally:
+            for name in parameters:
+                del self.__dict__[name]
+
+    def rows_error(self, sample: Tensor, input: Tensor) -> ValueError:
+        """The error for a sample whose rows do not match the examples."""
+        return ValueError(
+            f"{type(self).__name__}: expected an input with one example for each of the sample's {len(sample)} rows as "
+            f"its first dimension, got shape {list(input.shape)}; keep the batch first, or share one row over the "
+            "batch with STNCallback(perturb='batch')."
+        )

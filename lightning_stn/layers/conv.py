@@ -1,12 +1,14 @@
 """The responses of the convolutions."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
-from lightning_stn.layers.base import ResponseLayer
+from lightning_stn.layers.affine import AffineResponse
 from lightning_stn.layers.registry import register_response
 
 
-class _ResponseConv(ResponseLayer):
+class _ResponseConv(AffineResponse):
     """A convolution whose kernels and biases respond to the hyperparameters.
 
     Example `n` sees `W * x + b + (V h_n) (R * x) + (C h_n) r`, gated by output channel, MacKay et al. (2019),
@@ -24,7 +26,7 @@ class _ResponseConv(ResponseLayer):
         """The dimension before the spatial ones."""
         return -1 - len(self.kernel_size)
 
-    def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
         """The plain layer's own convolution, padding modes included."""
         output: Tensor = self._conv_forward(input, weight, bias)  # type: ignore[operator]
         return output

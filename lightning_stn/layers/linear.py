@@ -1,14 +1,16 @@
 """The response of `nn.Linear`."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_stn.layers.base import ResponseLayer
+from lightning_stn.layers.affine import AffineResponse
 from lightning_stn.layers.registry import register_response
 
 
 @register_response(nn.Linear)
-class ResponseLinear(ResponseLayer, nn.Linear):  # type: ignore[misc]
+class ResponseLinear(AffineResponse, nn.Linear):  # type: ignore[misc]
     """`nn.Linear` whose weight and bias respond to the hyperparameters.
 
     Example `n` sees `W x + b + (V h_n) * (R x) + (C h_n) * r`, MacKay et al. (2019), section 3.2.
@@ -25,6 +27,6 @@ class ResponseLinear(ResponseLayer, nn.Linear):  # type: ignore[misc]
         """The last dimension."""
         return -1
 
-    def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
         """`W x + b`."""
         return F.linear(input, weight, bias)

@@ -1,10 +1,12 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_stn import Float, HyperparameterSet, convert
-from lightning_stn.layers import ResponseLayer, register_response, registry
+from lightning_stn.layers import AffineResponse, register_response, registry
 
 
 class Doubled(nn.Linear):
@@ -19,11 +21,11 @@ def _restore(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_layer_of_one_s_own_is_converted() -> None:
     @register_response(Doubled)
-    class ResponseDoubled(ResponseLayer, Doubled):
+    class ResponseDoubled(AffineResponse, Doubled):
         plain = Doubled
         channel_dim = -1  # type: ignore[assignment]
 
-        def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
             return 2 * F.linear(input, weight, bias)
 
     plain = Doubled(2, 3)

@@ -1,0 +1,54 @@
+"""What linear layers and convolutions share: outputs that are affine in weight and bias."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_stn import functional
+from lightning_stn.layers.base import ResponseLayer
+
+
+class AffineResponse(ResponseLayer):
+    """A layer `W x + b`, for some bilinear product, with a gate on each output channel.
+
+    Example `n` sees `W x + b + (V h_n) * (R x) + (C h_n) * r`, MacKay et al. (2019), section 3.2.
+
+    A family gives `channel_dim` and `affine`.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @property
+    def channel_dim(self) -> int:
+        """The output dimension that the gates act on, counted from the end."""
+        raise NotImplementedError
+
+    def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
+        """The plain layer's computation with the given parameters; `args` are what else its `forward` takes."""
+        raise NotImplementedError
+
+    def reset_response(self) -> None:
+        """Fill `R, r` with torch's own initialiser for this layer."""
+        # It reads nothing but these two attributes.
+        response = SimpleNamespace(weight=self.response_weight, bias=self.response_bias)
+        self.plain.reset_parameters(response)  # type: ignore[attr-defined]
+
+    def forward_merged(self, effective: dict[str, Tensor], input: Tensor, *args: Any) -> Tensor:
+        """One plain product with the effective weight and bias."""
+        return self.affine(input, effective["weight"], effective.get("bias"), *args)
+
+    def forward_per_example(self, sample: Tensor, input: Tensor, *args: Any) -> Tensor:
+        """Base and response products side by side, gated by example and channel."""
+        output = self.affine(input, self.weight, self.bias, *args)
+        if output.dim() < 1 - self.channel_dim or output.shape[0] != sample.shape[0]:
+            raise self.rows_error(sample, input)
+        response = self.affine(input, self.response("weight"), None, *args)
+        gates = functional.align(self.gated("weight", sample), output, self.channel_dim)
+        output = torch.addcmul(output, gates, response)
+        if self.bias is None:
+            return output
+        shift = self.gated("bias", sample) * self.response("bias")
+        return output + functional.align(shift, output, self.channel_dim)
