@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_stn.binding import Regularizer
 from lightning_stn.hyperparameters import Float, HyperparameterSet
-from lightning_stn.layers import ResponseLayer, response_type
+from lightning_stn.layers import ResponseLayer, generic_response, response_type
 from lightning_stn.regularizers import tuned_dropout
 
 PER_LAYER = "per-layer"
@@ -29,8 +29,10 @@ def convert(
     """Let the layers of a network respond to the hyperparameters, in place.
 
     Layers with a registered response (see `lightning_stn.layers`) change their class and gain response weights; their
-    own parameters, names, hooks, mode, dtype and device stay, and so does what the network computes. Modules without
-    parameters are left alone, but for the dropouts.
+    own parameters, names, hooks, mode, dtype and device stay, and so does what the network computes. Other modules that
+    own parameters get a generic response, which needs samples that the batch shares (`STNCallback(perturb="batch")`).
+    Parameters that do not require a gradient do not respond, so that a frozen backbone stays plain; modules without
+    parameters are left alone, but for the dropouts. A parameter that two modules share gets a response in each.
 
     Args:
         net: the network; it is changed and returned.
@@ -44,8 +46,8 @@ def convert(
         `net`.
 
     Raises:
-        ConversionError: modules have parameters but no registered response, are converted already, or are dropouts
-            that cannot be tuned. Nothing has been changed then.
+        ConversionError: modules cannot respond, are converted already, or are dropouts that cannot be tuned. Nothing
+            has been changed then.
         KeyError: `dropout` names an unknown hyperparameter.
         RuntimeError: "per-layer" would add hyperparameters after layers have been converted.
     """
@@ -64,7 +66,7 @@ def convert(
     if dropout == PER_LAYER and dropouts:
         hyperparameters.add({_knob(name): Float(0.0, _HIGHEST_RATE, init=_start(m)) for name, m in dropouts.items()})
     for name, module in modules.items():
-        response = response_type(type(module))
+        response = _response(module)
         if response is not None:
             response.adopt(module, hyperparameters)
         elif name in dropouts:
@@ -95,8 +97,13 @@ def _problem(name: str, module: nn.Module, dropout: str | None) -> str | None:
     label = f"{name or 'the network itself'} ({type(module).__name__})"
     if isinstance(module, ResponseLayer | Regularizer):
         return f"{label}: converted already."
-    if response_type(type(module)) is None and next(module.parameters(recurse=False), None) is not None:
-        return f"{label}: has parameters of its own, and no response is registered for its type."
+    if isinstance(module, nn.ParameterList | nn.ParameterDict):
+        return (
+            f"{label}: its parameters are read from outside, past any response; hold them in the module that uses them."
+        )
+    response = _response(module)
+    if response is not None and (reason := response.refusal(module)):
+        return f"{label}: {reason}."
     if dropout is None or not isinstance(module, nn.modules.dropout._DropoutNd):
         return None
     if tuned_dropout(type(module)) is None:
@@ -104,6 +111,14 @@ def _problem(name: str, module: nn.Module, dropout: str | None) -> str | None:
     if dropout == PER_LAYER and module.p >= _HIGHEST_RATE:
         return f"{label}: starts at p={module.p}, but a tuned rate ends at {_HIGHEST_RATE}."
     return None
+
+
+def _response(module: nn.Module) -> type[ResponseLayer] | None:
+    """The response layer that this module becomes; None where nothing of it responds."""
+    parameters = list(module.parameters(recurse=False))
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        return None
+    return response_type(type(module)) or (generic_response(type(module)) if parameters else None)
 
 
 def _knob(name: str) -> str:

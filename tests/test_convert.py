@@ -84,13 +84,29 @@ def test_a_shared_layer_is_converted_once_and_stays_shared() -> None:
 
 def test_all_problems_are_listed_and_nothing_is_changed() -> None:
     net = nn.Sequential(
-        nn.Linear(2, 2), nn.LayerNorm(2), nn.Sequential(nn.Embedding(3, 2)), nn.AlphaDropout(), nn.Dropout(0.95)
+        nn.Linear(2, 2),
+        nn.ParameterList([torch.ones(1)]),
+        nn.Sequential(nn.Embedding(3, 2, max_norm=1.0)),
+        nn.AlphaDropout(),
+        nn.Dropout(0.95),
+        nn.LazyLinear(2),
+        torch.nn.utils.spectral_norm(nn.Linear(2, 2)),
     )
     with pytest.raises(ConversionError) as error:
         convert(net, one(), dropout="per-layer")
     message = str(error.value)
-    for wanted in ("1 (LayerNorm)", "2.0 (Embedding)", "3 (AlphaDropout)", "4 (Dropout): starts at p=0.95", "exclude="):
-        assert wanted in message
+    wanted = [
+        "1 (ParameterList): its parameters are read from outside",
+        "2.0 (Embedding): max_norm",
+        "3 (AlphaDropout)",
+    ]
+    wanted += [
+        "4 (Dropout): starts at p=0.95",
+        "5 (LazyLinear): its parameters have no shape",
+        "6 (Linear): its weight is",
+    ]
+    for part in [*wanted, "exclude="]:
+        assert part in message
     assert type(net[0]) is nn.Linear
 
 

@@ -11,13 +11,13 @@ from lightning_stn.layers import ResponseLayer
 from lightning_stn.module import STNModule
 
 
-def require_stn_module(module: LightningModule) -> STNModule:
+def require_stn_module(module: LightningModule, perturb: str) -> STNModule:
     """The module as an `STNModule`.
 
     Raises:
         TypeError: it is another kind of module.
         NotImplementedError: it has no validation loss, or no training loss.
-        ValueError: none of its layers responds to the hyperparameters.
+        ValueError: none of its layers responds to the hyperparameters, or some cannot honour `perturb="example"`.
     """
     name = type(module).__name__
     if not isinstance(module, STNModule):
@@ -30,6 +30,16 @@ def require_stn_module(module: LightningModule) -> STNModule:
         raise ValueError(
             f"No layer of {name} responds to the hyperparameters, so nothing could tune them; "
             "wrap the network: self.net = self.convert(net)."
+        )
+    shared_only = [
+        f"{qualified} ({layer.plain.__name__})"
+        for qualified, layer in module.named_modules()
+        if isinstance(layer, ResponseLayer) and layer.responding and not layer.per_example
+    ]
+    if perturb == "example" and shared_only:
+        raise ValueError(
+            f"These modules cannot honour a perturbation for each example: {', '.join(shared_only)}. Share one over "
+            "the batch with STNCallback(perturb='batch'), or leave them plain with convert(exclude=[...])."
         )
     return module
 

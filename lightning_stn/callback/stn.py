@@ -123,7 +123,7 @@ class STNCallback(Callback):
         """Check the module and let its regularisers and augmentations find their hyperparameters."""
         if stage != "fit":
             return
-        module = require_stn_module(pl_module)
+        module = require_stn_module(pl_module, self._perturb)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if sum(isinstance(callback, STNCallback) for callback in callbacks) > 1:
             raise ValueError("The Trainer has several STNCallbacks; give it one.")

@@ -2,17 +2,50 @@
 
 from lightning_stn.layers.affine import AffineResponse
 from lightning_stn.layers.base import ResponseLayer
-from lightning_stn.layers.conv import ResponseConv1d, ResponseConv2d, ResponseConv3d
+from lightning_stn.layers.conv import (
+    ResponseConv1d,
+    ResponseConv2d,
+    ResponseConv3d,
+    ResponseConvTranspose1d,
+    ResponseConvTranspose2d,
+    ResponseConvTranspose3d,
+)
+from lightning_stn.layers.embedding import ResponseEmbedding
+from lightning_stn.layers.generic import GenericResponse, generic_response
 from lightning_stn.layers.linear import ResponseLinear
+from lightning_stn.layers.norm import (
+    NormResponse,
+    ResponseBatchNorm1d,
+    ResponseBatchNorm2d,
+    ResponseBatchNorm3d,
+    ResponseGroupNorm,
+    ResponseLayerNorm,
+    ResponseRMSNorm,
+    ResponseSyncBatchNorm,
+)
 from lightning_stn.layers.registry import register_response, response_type
 
 __all__ = [
     "AffineResponse",
+    "GenericResponse",
+    "NormResponse",
+    "ResponseBatchNorm1d",
+    "ResponseBatchNorm2d",
+    "ResponseBatchNorm3d",
     "ResponseConv1d",
     "ResponseConv2d",
     "ResponseConv3d",
+    "ResponseConvTranspose1d",
+    "ResponseConvTranspose2d",
+    "ResponseConvTranspose3d",
+    "ResponseEmbedding",
+    "ResponseGroupNorm",
     "ResponseLayer",
+    "ResponseLayerNorm",
     "ResponseLinear",
+    "ResponseRMSNorm",
+    "ResponseSyncBatchNorm",
+    "generic_response",
     "register_response",
     "response_type",
 ]

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_stn import functional
 from lightning_stn.layers.base import ResponseLayer
@@ -20,6 +20,16 @@ class AffineResponse(ResponseLayer):
 
     weight: Tensor
     bias: Tensor | None
+    response_weight: Tensor | None
+    response_bias: Tensor | None
+    per_example = True
+
+    @classmethod
+    def refusal(cls, layer: nn.Module) -> str | None:
+        """A weight that is computed from other parameters, by a hook, cannot be found."""
+        if "weight" not in layer._parameters:
+            return "its weight is computed from other parameters; use torch.nn.utils.parametrizations instead"
+        return super().refusal(layer)
 
     @property
     def channel_dim(self) -> int:
@@ -32,23 +42,25 @@ class AffineResponse(ResponseLayer):
 
     def reset_response(self) -> None:
         """Fill `R, r` with torch's own initialiser for this layer."""
-        # It reads nothing but these two attributes.
-        response = SimpleNamespace(weight=self.response_weight, bias=self.response_bias)
-        self.plain.reset_parameters(response)  # type: ignore[attr-defined]
+        # It reads nothing but these two attributes, and the weight's shape even where the weight does not respond.
+        weight = self.weight.new_empty(self.weight.shape) if self.response_weight is None else self.response_weight
+        self.plain.reset_parameters(SimpleNamespace(weight=weight, bias=self.response_bias))  # type: ignore[attr-defined]
 
     def forward_merged(self, effective: dict[str, Tensor], input: Tensor, *args: Any) -> Tensor:
         """One plain product with the effective weight and bias."""
-        return self.affine(input, effective["weight"], effective.get("bias"), *args)
+        return self.affine(input, effective.get("weight", self.weight), effective.get("bias", self.bias), *args)
 
     def forward_per_example(self, sample: Tensor, input: Tensor, *args: Any) -> Tensor:
         """Base and response products side by side, gated by example and channel."""
         output = self.affine(input, self.weight, self.bias, *args)
         if output.dim() < 1 - self.channel_dim or output.shape[0] != sample.shape[0]:
             raise self.rows_error(sample, input)
-        response = self.affine(input, self.response("weight"), None, *args)
-        gates = functional.align(self.gated("weight", sample), output, self.channel_dim)
-        output = torch.addcmul(output, gates, response)
-        if self.bias is None:
-            return output
-        shift = self.gated("bias", sample) * self.response("bias")
-        return output + functional.align(shift, output, self.channel_dim)
+        responding = self.responding
+        if "weight" in responding:
+            response = self.affine(input, self.response("weight"), None, *args)
+            gates = functional.align(self.gated("weight", sample), output, self.channel_dim)
+            output = torch.addcmul(output, gates, response)
+        if "bias" in responding:
+            shift = self.gated("bias", sample) * self.response("bias")
+            output = output + functional.align(shift, output, self.channel_dim)
+        return output

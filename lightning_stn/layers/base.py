@@ -24,8 +24,9 @@ class ResponseLayer(BoundModule):
     with a row for each example runs base and response side by side and gates the outputs, without ever building an
     example's own weights; a family that has no such way refuses it.
 
-    A family subclasses this class and its torch layer, in that order, and gives `plain`. The parameters it adds to a
-    parameter called `weight` are called `response_weight` and `weight_gate`.
+    A family subclasses this class and its torch layer, in that order, and gives `plain`; one that honours a row for
+    each example says so in `per_example` and gives `forward_per_example`. What is added to a parameter called `weight`
+    is called `response_weight` and `weight_gate`.
 
     Args:
         *args: the torch layer's own arguments, and likewise `**kwargs`.
@@ -33,10 +34,19 @@ class ResponseLayer(BoundModule):
     """
 
     plain: ClassVar[type[nn.Module]]
+    per_example: ClassVar[bool] = False
+    """Whether the layer can honour a row for each example."""
 
     def __init__(self, *args: Any, hyperparameters: HyperparameterSet, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._add_response(hyperparameters)
+
+    @classmethod
+    def refusal(cls, layer: nn.Module) -> str | None:
+        """Why this layer, of the type that the class stands in for, cannot respond; None where it can."""
+        if any(nn.parameter.is_lazy(parameter) for parameter in layer.parameters(recurse=False)):
+            return "its parameters have no shape yet; run one batch through the network first"
+        return None
 
     @classmethod
     def adopt(cls, layer: nn.Module, hyperparameters: HyperparameterSet) -> None:
@@ -50,7 +60,7 @@ class ResponseLayer(BoundModule):
         hyperparameters.freeze()
         for name, base in list(self._parameters.items()):
             response, gates = None, None
-            if base is not None:
+            if base is not None and base.requires_grad:
                 response = nn.Parameter(torch.empty_like(base))
                 gates = nn.Parameter(base.new_zeros(self.gate_size(name), len(hyperparameters)))
             self.register_parameter(f"response_{name}", response)
@@ -59,7 +69,7 @@ class ResponseLayer(BoundModule):
 
     @property
     def responding(self) -> tuple[str, ...]:
-        """Names of the layer's own parameters, which all respond."""
+        """Names of the layer's own parameters that respond: those that were trainable when the response was added."""
         return tuple(name for name in self._parameters if self._parameters.get(f"response_{name}") is not None)
 
     def response(self, name: str) -> Tensor:

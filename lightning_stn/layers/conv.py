@@ -1,7 +1,9 @@
-"""The responses of the convolutions."""
+"""The responses of the convolutions, plain and transposed."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_stn.layers.affine import AffineResponse
@@ -32,22 +34,83 @@ class _ResponseConv(AffineResponse):
         return output
 
 
+class _ResponseConvTranspose(_ResponseConv):
+    """A transposed convolution whose kernels and biases respond, gated by output channel.
+
+    Its weight is `[i, o / g, ...]`, so that group `g` owns a block of rows and `o / g` of the gates.
+    """
+
+    transposed_convolution: ClassVar[Callable[..., Tensor]]
+    out_channels: int
+    groups: int
+
+    def gate_size(self, name: str) -> int:
+        """A gate for each output channel."""
+        return self.out_channels
+
+    def spread(self, name: str, gated: Tensor) -> Tensor:
+        """`[o]` over `[i, o / g, ...]`: each group of input channels meets the gates of its own output channels."""
+        if name == "bias":
+            return gated
+        channels = self.weight.shape[0]
+        by_group = gated.reshape(self.groups, 1, -1).expand(-1, channels // self.groups, -1)
+        return by_group.reshape(channels, -1, *[1] * len(self.kernel_size))
+
+    def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
+        """The plain layer's own transposed convolution; `args` may hold its `output_size`."""
+        output_padding = self._output_padding(  # type: ignore[operator]
+            input,
+            args[0] if args else None,
+            self.stride,
+            self.padding,
+            self.kernel_size,
+            len(self.kernel_size),
+            self.dilation,
+        )
+        convolve = type(self).transposed_convolution
+        return convolve(input, weight, bias, self.stride, self.padding, output_padding, self.groups, self.dilation)
+
+
 @register_response(nn.Conv1d)
 class ResponseConv1d(_ResponseConv, nn.Conv1d):
-    """`nn.Conv1d` whose kernels and biases respond to the hyperparameters; see `ResponseLayer`."""
+    """`nn.Conv1d` whose kernels and biases respond to the hyperparameters; see `AffineResponse`."""
 
     plain = nn.Conv1d
 
 
 @register_response(nn.Conv2d)
 class ResponseConv2d(_ResponseConv, nn.Conv2d):
-    """`nn.Conv2d` whose kernels and biases respond to the hyperparameters; see `ResponseLayer`."""
+    """`nn.Conv2d` whose kernels and biases respond to the hyperparameters; see `AffineResponse`."""
 
     plain = nn.Conv2d
 
 
 @register_response(nn.Conv3d)
 class ResponseConv3d(_ResponseConv, nn.Conv3d):
-    """`nn.Conv3d` whose kernels and biases respond to the hyperparameters; see `ResponseLayer`."""
+    """`nn.Conv3d` whose kernels and biases respond to the hyperparameters; see `AffineResponse`."""
 
     plain = nn.Conv3d
+
+
+@register_response(nn.ConvTranspose1d)
+class ResponseConvTranspose1d(_ResponseConvTranspose, nn.ConvTranspose1d):
+    """`nn.ConvTranspose1d` whose kernels and biases respond to the hyperparameters; see `AffineResponse`."""
+
+    plain = nn.ConvTranspose1d
+    transposed_convolution = F.conv_transpose1d
+
+
+@register_response(nn.ConvTranspose2d)
+class ResponseConvTranspose2d(_ResponseConvTranspose, nn.ConvTranspose2d):
+    """`nn.ConvTranspose2d` whose kernels and biases respond to the hyperparameters; see `AffineResponse`."""
+
+    plain = nn.ConvTranspose2d
+    transposed_convolution = F.conv_transpose2d
+
+
+@register_response(nn.ConvTranspose3d)
+class ResponseConvTranspose3d(_ResponseConvTranspose, nn.ConvTranspose3d):
+    """`nn.ConvTranspose3d` whose kernels and biases respond to the hyperparameters; see `AffineResponse`."""
+
+    plain = nn.ConvTranspose3d
+    transposed_convolution = F.conv_transpose3d

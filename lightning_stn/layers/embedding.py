@@ -1,0 +1,69 @@
+"""The response of `nn.Embedding`."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_stn import functional
+from lightning_stn.layers.base import ResponseLayer
+from lightning_stn.layers.registry import register_response
+
+
+@register_response(nn.Embedding)
+class ResponseEmbedding(ResponseLayer, nn.Embedding):
+    """`nn.Embedding` whose vectors respond to the hyperparameters.
+
+    Index `k` of example `n` becomes `W_k + (V h_n) * R_k`, with a gate on each entry of the vectors. Both tables are
+    looked up, so that the effective table is never built.
+
+    Shape:
+        indices `[n, *]`; bound sample `[n, h]`, or `[1, h]` to share it, in unconstrained units; output
+        `[n, *, embedding_dim]`.
+    """
+
+    plain = nn.Embedding
+    per_example = True
+
+    @classmethod
+    def refusal(cls, layer: nn.Module) -> str | None:
+        """Vectors that each look-up renormalises cannot respond."""
+        if getattr(layer, "max_norm", None) is not None:
+            return "max_norm rewrites the weights at each look-up, which a response cannot follow"
+        return super().refusal(layer)
+
+    def reset_response(self) -> None:
+        """Standard normal, and zero at `padding_idx`, as torch's own."""
+        with torch.no_grad():
+            self.response("weight").normal_()
+            if self.padding_idx is not None:
+                self.response("weight")[self.padding_idx].zero_()
+
+    def gate_size(self, name: str) -> int:
+        """A gate for each entry of a vector."""
+        return self.embedding_dim
+
+    def spread(self, name: str, gated: Tensor) -> Tensor:
+        """`[o]` broadcasts over `[index, o]`."""
+        return gated
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Look up both tables and gate.
+
+        Raises:
+            ValueError: the bound sample has neither one row nor a row per example.
+        """
+        base = self._look_up(input, self.weight)
+        if self._hyperparameters is None:
+            return base
+        gates = self.gated("weight", self._hyperparameters.bound_sample())
+        response = self._look_up(input, self.response("weight"))
+        if gates.shape[0] == 1:
+            return torch.addcmul(base, response, gates[0])
+        if base.dim() < 2 or base.shape[0] != gates.shape[0]:
+            raise self.rows_error(gates, input)
+        return torch.addcmul(base, response, functional.align(gates, base, -1))
+
+    def _look_up(self, input: Tensor, weight: Tensor) -> Tensor:
+        return F.embedding(
+            input, weight, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq, sparse=self.sparse
+        )

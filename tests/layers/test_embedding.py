@@ -1,0 +1,89 @@
+"""`ResponseEmbedding` against each example's own table, built entry by entry."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support import random_gates
+from torch import Tensor, nn
+
+from lightning_stn import Float, HyperparameterSet, convert
+from lightning_stn.binding import bind
+from lightning_stn.layers import ResponseEmbedding
+
+H, V, D = 2, 5, 3
+
+
+def tables(layer: ResponseEmbedding, sample: Tensor) -> list[Tensor]:
+    """Every row's table, by a loop over its entries."""
+    built = []
+    for row in sample:
+        table = layer.weight.detach().clone()
+        for k in range(V):
+            for o in range(D):
+                gate = sum(layer.weight_gate[o, h].item() * row[h].item() for h in range(H))  # type: ignore[index]
+                table[k, o] += gate * layer.response_weight[k, o].item()  # type: ignore[index]
+        built.append(table)
+    return built
+
+
+def layer_and_set(padding_idx: int | None = None) -> tuple[ResponseEmbedding, HyperparameterSet]:
+    hyperparameters = HyperparameterSet({name: Float(0.0, 1.0, init=0.5) for name in "ab"})
+    layer = convert(nn.Embedding(V, D, padding_idx=padding_idx).double(), hyperparameters)
+    assert isinstance(layer, ResponseEmbedding)
+    return layer, hyperparameters
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 4), (4, 2, 3)])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_it_equals_the_naive_loop(shape: tuple[int, ...], rows: int) -> None:
+    layer, hyperparameters = layer_and_set()
+    random_gates(layer)
+    indices, sample = torch.randint(V, shape), torch.randn(rows, H, dtype=torch.float64)
+    with bind(hyperparameters, sample):
+        output = layer(indices)
+    expected = [F.embedding(i, t) for i, t in zip(indices, tables(layer, sample.expand(4, H)), strict=True)]
+    torch.testing.assert_close(output, torch.stack(expected), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_gradients_equal_the_naive_loop_s(rows: int) -> None:
+    layer, hyperparameters = layer_and_set()
+    random_gates(layer)
+    indices, sample = torch.randint(V, (4, 6)), torch.randn(rows, H, dtype=torch.float64, requires_grad=True)
+    wanted = (sample, *layer.parameters())
+    with bind(hyperparameters, sample):
+        got = torch.autograd.grad(layer(indices).square().sum(), wanted)
+    gates = (sample @ layer.gates("weight").T).expand(4, D)
+    table = layer.weight + gates[:, None, :] * layer.response("weight")
+    loss = torch.stack([table[n, indices[n]] for n in range(4)]).square().sum()
+    torch.testing.assert_close(got, torch.autograd.grad(loss, wanted))
+
+
+def test_padding_stays_zero_and_gets_no_gradient() -> None:
+    layer, hyperparameters = layer_and_set(padding_idx=2)
+    nn.init.normal_(layer.gates("weight"))
+    with bind(hyperparameters, torch.randn(3, H)):
+        output = layer(torch.full((3, 2), 2))
+        output.square().sum().backward()
+    assert torch.equal(output, torch.zeros_like(output))
+    assert not layer.weight.grad.any()  # type: ignore[union-attr]
+    assert not layer.response("weight").grad.any()  # type: ignore[union-attr]
+
+
+def test_zero_gates_equal_the_plain_layer_bit_for_bit() -> None:
+    plain = nn.Embedding(V, D)
+    hyperparameters = HyperparameterSet({"a": Float(0.0, 1.0, init=0.5)})
+    layer = convert(copy.deepcopy(plain), hyperparameters)
+    indices = torch.randint(V, (4, 6))
+    assert torch.equal(layer(indices), plain(indices))
+    with bind(hyperparameters, torch.randn(4, 1)):
+        assert torch.equal(layer(indices), plain(indices))
+
+
+@pytest.mark.parametrize("indices", [torch.zeros(3, 2, dtype=torch.int64), torch.tensor(1)])
+def test_rows_that_do_not_fit_are_refused(indices: Tensor) -> None:
+    layer, hyperparameters = layer_and_set()
+    with bind(hyperparameters, torch.randn(4, H)), pytest.raises(ValueError, match=r"4 rows.*got shape"):
+        layer(indices)

@@ -1,0 +1,121 @@
+"""Modules of any type: their own parameters respond while `forward` runs, at a sample that the batch shares."""
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support import LitSmall, fit, random_gates
+from torch import Tensor, nn
+
+from lightning_stn import Float, HyperparameterSet, STNCallback, convert
+from lightning_stn.binding import bind
+from lightning_stn.layers import GenericResponse
+
+
+class Tokens(nn.Module):
+    """Own parameters of several shapes beside a child."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 4))
+        self.gain = nn.Parameter(torch.tensor(2.0))
+        self.frozen = nn.Parameter(torch.ones(4), requires_grad=False)
+        self.child = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.child(x + self.token) * self.gain * self.frozen
+        return out
+
+
+def converted() -> tuple[Tokens, HyperparameterSet]:
+    hyperparameters = HyperparameterSet({"a": Float(0.0, 1.0, init=0.5), "b": Float(0.0, 1.0, init=0.5)})
+    net = convert(Tokens().double(), hyperparameters)
+    assert isinstance(net, Tokens)
+    return net, hyperparameters
+
+
+def test_it_equals_the_effective_parameters_written_out() -> None:
+    net, hyperparameters = converted()
+    random_gates(net)
+    sample, x = torch.randn(1, 2, dtype=torch.float64), torch.randn(3, 5, 4, dtype=torch.float64)
+    with bind(hyperparameters, sample):
+        output = net(x)
+        child = net.child(x + net.token + (net.token_gate @ sample[0]) * net.response_token)  # type: ignore[operator]
+    gain = net.gain + (net.gain_gate @ sample[0]).squeeze() * net.response_gain  # type: ignore[operator]
+    torch.testing.assert_close(output, child * gain)
+
+
+def test_gates_lie_on_the_first_dimension_longer_than_one() -> None:
+    net, _ = converted()
+    assert net.token_gate.shape == (4, 2)  # type: ignore[union-attr]
+    assert net.gain_gate.shape == (1, 2)  # type: ignore[union-attr]
+    assert net.frozen_gate is None
+
+
+def test_the_response_of_a_constant_is_not_zero() -> None:
+    net, _ = converted()
+    assert (net.response_token == 1).all()  # type: ignore[union-attr]
+    assert net.response_gain == 2
+
+
+def test_zero_gates_change_nothing_and_keys_stay() -> None:
+    plain = Tokens()
+    net = convert(copy.deepcopy(plain), HyperparameterSet({"a": Float(0.0, 1.0, init=0.5)}))
+    x = torch.randn(3, 4)
+    assert torch.equal(net(x), plain(x))
+    assert not net.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_are_of_the_same_type(clone: Any) -> None:
+    net, _ = converted()
+    random_gates(net)
+    other = clone(net)
+    x = torch.randn(3, 4, dtype=torch.float64)
+    assert isinstance(other, GenericResponse)
+    assert type(other) is type(net)
+    assert torch.equal(net(x), other(x))
+
+
+def test_a_row_for_each_example_is_refused_when_it_runs() -> None:
+    net, hyperparameters = converted()
+    message = "ResponseTokens: a perturbation for each example cannot be honoured.*perturb='batch'"
+    with bind(hyperparameters, torch.randn(3, 2)), pytest.raises(ValueError, match=message):
+        net(torch.randn(3, 4, dtype=torch.float64))
+
+
+class LitTokens(LitSmall):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = self.convert(nn.Sequential(nn.Flatten(), nn.Linear(36, 4), Tokens(), nn.Linear(4, 3)))
+
+    def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_loss(batch, batch_idx) + F.cross_entropy(self.body(batch[0]), batch[1])
+
+
+def test_a_row_for_each_example_is_refused_before_training() -> None:
+    with pytest.raises(
+        ValueError, match=r"body\.2 \(Tokens\)\. Share one over the batch with STNCallback\(perturb='batch'"
+    ):
+        fit(LitTokens())
+
+
+def test_it_trains_with_a_shared_row() -> None:
+    module = LitTokens()
+    fit(module, STNCallback(perturb="batch", warmup_epochs=0, lr=0.05))
+    assert module.body[2].token_gate.abs().sum() > 0  # type: ignore[index, union-attr, operator]
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_parametrised_layers_respond_through_what_they_are_made_of(wrap: Any) -> None:
+    net = nn.Sequential(wrap(nn.Linear(3, 4))).eval()
+    x = torch.randn(2, 3)
+    expected = net(x)
+    hyperparameters = HyperparameterSet({"a": Float(0.0, 1.0, init=0.9)})
+    convert(net, hyperparameters)
+    torch.testing.assert_close(net(x), expected)
+    random_gates(net)
+    assert not torch.allclose(net(x), expected)
