@@ -2,6 +2,7 @@
 
 from lightning_stn.callback import STNCallback
 from lightning_stn.convert import ConversionError, convert
+from lightning_stn.export import export
 from lightning_stn.hyperparameters import Float, HyperparameterSet, Integer
 from lightning_stn.module import STNModule
 from lightning_stn.phases import Phase, PhaseSchedule
@@ -20,4 +21,5 @@ __all__ = [
     "STNModule",
     "Schedule",
     "convert",
+    "export",
 ]

@@ -42,6 +42,10 @@ class BoundModule(nn.Module):
             hyperparameters.require(wanted, f"{type(self).__name__} {name!r}" if name else type(self).__name__)
         self.__dict__["_hyperparameters"] = hyperparameters
 
+    def detach(self) -> None:
+        """Read from no set any more."""
+        self.__dict__.pop("_hyperparameters", None)
+
     def reads(self) -> list[str]:
         """Names of the hyperparameters that this module reads."""
         return []
@@ -86,6 +90,18 @@ class Regularizer(BoundModule):
             return value
         assert self._hyperparameters is not None
         return self._hyperparameters[value]
+
+    def make_plain(self) -> nn.Module:
+        """What stands in for this module in a network that is taken away: nothing, since it acts in training only."""
+        return nn.Identity()
+
+    def current_strength(self, name: str) -> float:
+        """The strength at the current hyperparameters, as a number."""
+        value: str | float = getattr(self, name)
+        if isinstance(value, str):
+            assert self._hyperparameters is not None
+            return self._hyperparameters.values()[value]
+        return value
 
     def extra_repr(self) -> str:
         """The strengths."""

@@ -95,7 +95,7 @@ def _selected(net: nn.Module, exclude: Collection[str | type[nn.Module]]) -> dic
 def _problem(name: str, module: nn.Module, dropout: str | None) -> str | None:
     """Why this module cannot be converted, or None."""
     label = f"{name or 'the network itself'} ({type(module).__name__})"
-    if isinstance(module, ResponseLayer | Regularizer):
+    if isinstance(module, ResponseLayer):
         return f"{label}: converted already."
     if isinstance(module, nn.ParameterList | nn.ParameterDict):
         return (

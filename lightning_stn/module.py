@@ -11,7 +11,9 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor, nn
 
 from lightning_stn.convert import convert
+from lightning_stn.export import export
 from lightning_stn.hyperparameters import Hyperparameter, HyperparameterSet
+from lightning_stn.layers import ResponseLayer
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,29 @@ class STNModule(L.LightningModule):
     ) -> nn.Module:
         """Let a network's layers respond to this module's hyperparameters; see `lightning_stn.convert.convert`."""
         return convert(net, self.hyperparameters, dropout=dropout, exclude=exclude)
+
+    def export(self, net: nn.Module | None = None) -> nn.Module:
+        """A plain copy of a converted network at the current hyperparameters; see `lightning_stn.export.export`.
+
+        Args:
+            net: the network; None for the only one that this module holds.
+
+        Raises:
+            ValueError: there is none, or there are several and `net` does not say which.
+        """
+        if net is not None:
+            return export(net)
+        converted = {
+            name: child
+            for name, child in self.named_children()
+            if any(isinstance(module, ResponseLayer) for module in child.modules())
+        }
+        if len(converted) != 1:
+            raise ValueError(
+                f"Expected one converted network, got {list(converted)}; say which, as in "
+                f"export(self.{next(iter(converted), 'net')})."
+            )
+        return export(*converted.values())
 
     def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
         """`L_T`, the loss of the weight phase, regularisation and augmentation included.

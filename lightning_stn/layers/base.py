@@ -67,6 +67,16 @@ class ResponseLayer(BoundModule):
             self.register_parameter(f"{name}_gate", gates)
         self.reset_response()
 
+    def make_plain(self) -> None:
+        """Become the plain layer at the current hyperparameters, in place."""
+        if self._hyperparameters is not None:
+            for name, tensor in self.effective(self._hyperparameters.current()).items():
+                setattr(self, name, nn.Parameter(tensor.detach(), requires_grad=getattr(self, name).requires_grad))
+        for name in [name for name in self._parameters if name.startswith("response_") or name.endswith("_gate")]:
+            del self._parameters[name]
+        self.detach()
+        self.__class__ = self.plain  # type: ignore[assignment]
+
     @property
     def responding(self) -> tuple[str, ...]:
         """Names of the layer's own parameters that respond: those that were trainable when the response was added."""

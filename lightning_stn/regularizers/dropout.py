@@ -22,6 +22,7 @@ class _TunedDropout(Regularizer):
     """
 
     strengths = ("p",)
+    plain: ClassVar[type[nn.Module]]
     shared_dims: ClassVar[int] = 0
     """How many trailing dimensions share one draw."""
 
@@ -38,13 +39,24 @@ class _TunedDropout(Regularizer):
             return input
         return functional.dropout(input, self.strength("p"), self.shared_dims)
 
+    def make_plain(self) -> nn.Module:
+        """Torch's dropout at the current rate, this very module."""
+        self.p = self.current_strength("p")
+        self.detach()
+        self.__class__ = self.plain  # type: ignore[assignment]
+        return self
+
 
 class Dropout(_TunedDropout, nn.Dropout):  # type: ignore[misc]
     """`nn.Dropout` with a tuned rate: every element has its own draw."""
 
+    plain = nn.Dropout
+
 
 class Dropout1d(_TunedDropout, nn.Dropout1d):  # type: ignore[misc]
     """`nn.Dropout1d` with a tuned rate: whole channels of `[n, c, length]`."""
+
+    plain = nn.Dropout1d
 
     shared_dims = 1
 
@@ -52,20 +64,21 @@ class Dropout1d(_TunedDropout, nn.Dropout1d):  # type: ignore[misc]
 class Dropout2d(_TunedDropout, nn.Dropout2d):  # type: ignore[misc]
     """`nn.Dropout2d` with a tuned rate: whole channels of `[n, c, height, width]`."""
 
+    plain = nn.Dropout2d
+
     shared_dims = 2
 
 
 class Dropout3d(_TunedDropout, nn.Dropout3d):  # type: ignore[misc]
     """`nn.Dropout3d` with a tuned rate: whole channels of `[n, c, depth, height, width]`."""
 
+    plain = nn.Dropout3d
+
     shared_dims = 3
 
 
 _TUNED: dict[type[nn.Module], type[_TunedDropout]] = {
-    nn.Dropout: Dropout,
-    nn.Dropout1d: Dropout1d,
-    nn.Dropout2d: Dropout2d,
-    nn.Dropout3d: Dropout3d,
+    kind.plain: kind for kind in (Dropout, Dropout1d, Dropout2d, Dropout3d)
 }
 
 

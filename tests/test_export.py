@@ -1,0 +1,108 @@
+"""What is taken away: plain types and keys, the same outputs, and nothing of this package."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import LitSmall, fit, random_gates, small_net
+from torch import nn
+
+from lightning_stn import Float, HyperparameterSet, Integer, convert, export
+from lightning_stn.augment import Cutout, GaussianNoise
+from lightning_stn.regularizers import Dropout
+
+
+def tuned(net: nn.Module, dropout: str | None = None) -> nn.Module:
+    hyperparameters = HyperparameterSet({"rate": Float(0.0, 0.9, init=0.3), "length": Integer(0, 4, init=1)})
+    return random_gates(convert(net, hyperparameters, dropout=dropout), 0.3)
+
+
+CASES = [
+    (lambda: small_net(), (5, 1, 6, 6)),
+    (lambda: nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.RMSNorm(6), nn.Linear(6, 2)), (5, 4)),
+    (lambda: nn.Sequential(nn.ConvTranspose2d(2, 4, 3, groups=2), nn.GroupNorm(2, 4), nn.BatchNorm2d(4)), (5, 2, 3, 3)),
+    (lambda: nn.Linear(4, 6), (5, 4)),
+]
+
+
+@pytest.mark.parametrize(("build", "shape"), CASES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+def test_outputs_types_and_keys(build: Any, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
+    plain = build().to(dtype)
+    net = tuned(copy.deepcopy(plain)).eval()
+    before = copy.deepcopy(net.state_dict())
+    taken = export(net)
+    x = torch.randn(shape, dtype=dtype)
+    torch.testing.assert_close(taken(x), net(x), rtol=tolerance, atol=tolerance)
+    assert not torch.allclose(taken(x), plain.eval()(x))
+    assert [type(module) for module in taken.modules()] == [type(module) for module in plain.modules()]
+    assert list(taken.state_dict()) == list(plain.state_dict())
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    assert [p.requires_grad for p in taken.parameters()] == [p.requires_grad for p in plain.parameters()]
+
+
+def test_dropouts_have_the_current_rate_and_augmentation_is_gone() -> None:
+    net = tuned(
+        nn.Sequential(nn.Linear(4, 4), nn.Dropout(), GaussianNoise("rate"), Cutout("length"), Dropout(0.25)), "rate"
+    )
+    for module in net:
+        if hasattr(module, "attach"):
+            module.attach(net[0].hyperparameters)  # type: ignore[index]
+    taken = export(net)
+    assert [type(module) for module in taken] == [nn.Linear, nn.Dropout, nn.Identity, nn.Identity, nn.Dropout]
+    assert taken[1].p == pytest.approx(0.3)  # type: ignore[index]
+    assert taken[4].p == 0.25  # type: ignore[index]
+    assert not torch.equal(taken[1](torch.ones(1000)), torch.ones(1000))  # type: ignore[index]
+
+
+def test_it_trains_on_as_a_plain_network() -> None:
+    taken = export(tuned(small_net()))
+    taken(torch.randn(4, 1, 6, 6)).sum().backward()
+    assert all(parameter.grad is not None for parameter in taken.parameters())
+
+
+def test_tied_weights_come_apart_with_their_own_effective_values() -> None:
+    encoder, decoder = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
+    decoder.weight = encoder.weight
+    net = tuned(nn.Sequential(encoder, decoder))
+    assert net[0].weight is net[1].weight  # type: ignore[index]
+    taken, indices = export(net), torch.arange(5)
+    torch.testing.assert_close(taken(indices), net(indices))
+
+
+def test_a_plain_network_is_refused() -> None:
+    with pytest.raises(ValueError, match="Expected a converted network, got Linear"):
+        export(nn.Linear(2, 2))
+
+
+def test_the_module_exports_its_only_network() -> None:
+    module = LitSmall()
+    fit(module)
+    x = torch.randn(4, 1, 6, 6)
+    module.eval()
+    torch.testing.assert_close(module.export()(x), module.net(x))
+    module.other = module.convert(nn.Linear(2, 2))  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"got \['net', 'other'\]; say which, as in export\(self.net\)"):
+        module.export()
+    assert type(module.export(module.net)[0]) is nn.Conv2d  # type: ignore[index]
+
+
+def test_it_loads_where_this_package_is_not_installed(tmp_path: Path) -> None:
+    net = tuned(small_net(), "rate").eval()
+    taken, x = export(net), torch.randn(3, 1, 6, 6)
+    torch.save({"net": taken, "x": x, "y": net(x).detach()}, tmp_path / "net.pt")
+    exported = torch.export.export(taken, (x,))
+    torch.export.save(exported, tmp_path / "net.pt2")
+    code = (
+        "import sys; sys.modules['lightning_stn'] = None\n"
+        "import torch\n"
+        "saved = torch.load(sys.argv[1] + '/net.pt', weights_only=False)\n"
+        "torch.testing.assert_close(saved['net'](saved['x']), saved['y'])\n"
+        "program = torch.export.load(sys.argv[1] + '/net.pt2').module()\n"
+        "torch.testing.assert_close(program(saved['x']), saved['y'])\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=tmp_path)
