@@ -104,7 +104,7 @@ def _problem(name: str, module: nn.Module, dropout: str | None) -> str | None:
     response = _response(module)
     if response is not None and (reason := response.refusal(module)):
         return f"{label}: {reason}."
-    if dropout is None or not isinstance(module, nn.modules.dropout._DropoutNd):
+    if dropout is None or isinstance(module, Regularizer) or not isinstance(module, nn.modules.dropout._DropoutNd):
         return None
     if tuned_dropout(type(module)) is None:
         return f"{label}: this kind of dropout cannot be tuned."
