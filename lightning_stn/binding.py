@@ -128,6 +128,7 @@ def attach(root: nn.Module, hyperparameters: HyperparameterSet) -> None:
 def bind_weight_phase(hyperparameters: HyperparameterSet, sample: Tensor) -> None:
     """Bind a sample and its values: response layers respond, regularisers act. `unbind` ends it."""
     hyperparameters.bound.sample = sample
+    hyperparameters.bound.merged = None
     hyperparameters.bound.values = hyperparameters.bound_values(sample)
 
 
@@ -137,11 +138,16 @@ def unbind(hyperparameters: HyperparameterSet) -> None:
     hyperparameters.bound.values = None
 
 
+def keep_merged(hyperparameters: HyperparameterSet, keep: bool) -> None:
+    """Reuse effective parameters from batch to batch, for as long as neither weights nor hyperparameters move."""
+    hyperparameters.bound.merged = {} if keep else None
+
+
 @contextmanager
 def bind(hyperparameters: HyperparameterSet, sample: Tensor) -> Iterator[None]:
     """Bind a sample that only response layers read; what was bound before is bound again at the end."""
     bound = hyperparameters.bound
-    hyperparameters.bound = Bound(sample, None, bound.read)
+    hyperparameters.bound = Bound(sample, read=bound.read)
     try:
         yield
     finally:

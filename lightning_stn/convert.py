@@ -115,10 +115,12 @@ def _problem(name: str, module: nn.Module, dropout: str | None) -> str | None:
 
 def _response(module: nn.Module) -> type[ResponseLayer] | None:
     """The response layer that this module becomes; None where nothing of it responds."""
-    parameters = list(module.parameters(recurse=False))
-    if parameters and not any(parameter.requires_grad for parameter in parameters):
+    kind = response_type(type(module))
+    if kind is not None and kind.container:
+        return kind
+    if not any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
         return None
-    return response_type(type(module)) or (generic_response(type(module)) if parameters else None)
+    return kind or generic_response(type(module))
 
 
 def _knob(name: str) -> str:

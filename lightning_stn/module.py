@@ -10,6 +10,7 @@ import lightning as L
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor, nn
 
+from lightning_stn.binding import keep_merged
 from lightning_stn.convert import convert
 from lightning_stn.export import export
 from lightning_stn.hyperparameters import Hyperparameter, HyperparameterSet
@@ -198,6 +199,17 @@ class STNModule(L.LightningModule):
         loss = self.validation_loss(batch, batch_idx)
         self.log(tag, loss, prog_bar=True, sync_dist=True, batch_size=self.infer_batch_size(batch))
         return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Merge the weights once for the whole loop."""
+        keep_merged(self.hyperparameters, True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Weights may move again."""
+        keep_merged(self.hyperparameters, False)
+
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         """Log as every LightningModule does; nothing happens in the hyperparameter phase.

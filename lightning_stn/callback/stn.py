@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_stn.binding import attach, bind, bind_weight_phase, unbind
+from lightning_stn.binding import attach, bind, bind_weight_phase, keep_merged, unbind
 from lightning_stn.callback.checks import check_optimizers, require_stn_module, tuning_loader
 from lightning_stn.callback.hyperparameter_step import (
     HyperparameterOptimizer,
@@ -212,6 +212,7 @@ class STNCallback(Callback):
         """Leave nothing bound and no file open."""
         if isinstance(pl_module, STNModule):
             unbind(pl_module.hyperparameters)
+            keep_merged(pl_module.hyperparameters, False)
         if hasattr(self, "_recorder"):
             self._recorder.close()
 

@@ -36,6 +36,8 @@ class ResponseLayer(BoundModule):
     plain: ClassVar[type[nn.Module]]
     per_example: ClassVar[bool] = False
     """Whether the layer can honour a row for each example."""
+    container: ClassVar[bool] = False
+    """Whether the layer matters for the children that it runs, parameters of its own or not."""
 
     def __init__(self, *args: Any, hyperparameters: HyperparameterSet, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -133,6 +135,16 @@ class ResponseLayer(BoundModule):
             for name in self.responding
         }
 
+    def _effective_or_kept(self, sample: Tensor) -> dict[str, Tensor]:
+        """`effective(sample)`, computed once in an evaluation loop."""
+        assert self._hyperparameters is not None
+        bound = self._hyperparameters.bound
+        if bound.merged is None or bound.sample is not None or torch.is_grad_enabled():
+            return self.effective(sample)
+        if id(self) not in bound.merged:
+            bound.merged[id(self)] = self.effective(sample)
+        return bound.merged[id(self)]
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute at the bound sample.
 
@@ -144,7 +156,7 @@ class ResponseLayer(BoundModule):
             return super().forward(*args, **kwargs)
         sample = self._hyperparameters.bound_sample()
         if sample.shape[0] == 1:
-            return self.forward_merged(self.effective(sample), *args, **kwargs)
+            return self.forward_merged(self._effective_or_kept(sample), *args, **kwargs)
         return self.forward_per_example(sample, *args, **kwargs)
 
     def forward_merged(self, effective: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:

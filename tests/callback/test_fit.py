@@ -1,6 +1,7 @@
 """Real runs of the Trainer: phases, counters, what may move and what may not, resume."""
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from support import LitSmall, fit, loader, random_gates, response_layers, small_
 from torch import Tensor, nn
 
 from lightning_stn import Float, PhaseSchedule, STNCallback, STNModule
+from lightning_stn.layers import ResponseLayer
 
 
 def callback(**kwargs: Any) -> STNCallback:
@@ -424,3 +426,36 @@ def test_unread_hyperparameters_are_named_once() -> None:
 
 def test_conversion_covers_the_small_network() -> None:
     assert len(list(response_layers(LitSmall()))) == sum(isinstance(m, nn.Linear | nn.Conv2d) for m in small_net()) == 3
+
+
+@pytest.mark.parametrize("loop", ["validate", "test", "fit"])
+def test_evaluation_merges_the_weights_once_and_anew_for_each_loop(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = LitSmall()
+    random_gates(module, 0.1)
+    builds = []
+    effective = ResponseLayer.effective
+
+    def count(layer: ResponseLayer, sample: Tensor) -> dict[str, Tensor]:
+        if not torch.is_grad_enabled():
+            builds.append(layer)
+        return effective(layer, sample)
+
+    monkeypatch.setattr(ResponseLayer, "effective", count)
+    if loop == "fit":
+        fit(module, max_epochs=2)
+    else:
+        for _ in range(2):
+            getattr(trainer(), loop)(module, loader(16), verbose=False)
+            module.net[0].weight.data.mul_(2.0)  # type: ignore[index, union-attr, operator]
+    assert len(builds) == 2 * 3
+    assert module.hyperparameters.bound.merged is None
+
+
+def test_weights_changed_between_loops_are_seen() -> None:
+    module = LitSmall()
+    random_gates(module, 0.1)
+    (first,) = trainer().validate(module, loader(16), verbose=False)
+    for parameter in module.net.parameters():
+        parameter.data.zero_()
+    (second,) = trainer().validate(module, loader(16), verbose=False)
+    assert second["val_loss"] == pytest.approx(math.log(3)) != first["val_loss"]
