@@ -1,6 +1,7 @@
 """Response layers: torch layers whose weights respond to the hyperparameters."""
 
 from lightning_stn.layers.affine import AffineResponse
+from lightning_stn.layers.attention import ResponseMultiheadAttention, ResponseOutputProjection
 from lightning_stn.layers.base import ResponseLayer
 from lightning_stn.layers.conv import (
     ResponseConv1d,
@@ -23,7 +24,13 @@ from lightning_stn.layers.norm import (
     ResponseRMSNorm,
     ResponseSyncBatchNorm,
 )
+from lightning_stn.layers.recurrent import ResponseGRU, ResponseLSTM
 from lightning_stn.layers.registry import register_response, response_type
+from lightning_stn.layers.transformer import (
+    ResponseTransformerDecoderLayer,
+    ResponseTransformerEncoder,
+    ResponseTransformerEncoderLayer,
+)
 
 __all__ = [
     "AffineResponse",
@@ -39,12 +46,19 @@ __all__ = [
     "ResponseConvTranspose2d",
     "ResponseConvTranspose3d",
     "ResponseEmbedding",
+    "ResponseGRU",
     "ResponseGroupNorm",
+    "ResponseLSTM",
     "ResponseLayer",
     "ResponseLayerNorm",
     "ResponseLinear",
+    "ResponseMultiheadAttention",
+    "ResponseOutputProjection",
     "ResponseRMSNorm",
     "ResponseSyncBatchNorm",
+    "ResponseTransformerDecoderLayer",
+    "ResponseTransformerEncoder",
+    "ResponseTransformerEncoderLayer",
     "generic_response",
     "register_response",
     "response_type",

@@ -1,0 +1,86 @@
+"""Pure functions of attention: masks, and what happens between the projections.
+
+Beside the package's index alphabet: `t` query position, `s` key position, `g` head, `d` feature of a head.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def swap_batch_and_time(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The first two dimensions swapped; what was one tensor stays one, since torch projects those together."""
+    swapped_query = query.transpose(0, 1)
+    swapped_key = swapped_query if key is query else key.transpose(0, 1)
+    return swapped_query, swapped_key, swapped_key if value is key else value.transpose(0, 1)
+
+
+def score_mask(
+    attn_mask: Tensor | None, key_padding_mask: Tensor | None, query: Tensor, key: Tensor, heads: int, added_keys: int
+) -> Tensor | None:
+    """Both masks of `nn.MultiheadAttention` as one that is added to the scores.
+
+    Args:
+        attn_mask: `[t, s]` or `[n * g, t, s]`; True forbids, a float mask is added.
+        key_padding_mask: `[n, s]`, likewise.
+        query: `[n, t, *]`.
+        key: `[n, s, *]`.
+        heads: `g`.
+        added_keys: keys that will follow those of the input, visible to every query.
+
+    Returns:
+        A mask that broadcasts over `[n, g, t, s + added_keys]`, or None where nothing is masked.
+
+    Raises:
+        ValueError: a mask has another shape.
+    """
+    (n, t), s = query.shape[:2], key.shape[1]
+    total = None
+    if attn_mask is not None:
+        _expect_shape("attn_mask", attn_mask, (t, s), (n * heads, t, s))
+        total = _additive(attn_mask, query.dtype)
+        total = total if total.dim() == 2 else total.reshape(n, heads, t, s)
+    if key_padding_mask is not None:
+        _expect_shape("key_padding_mask", key_padding_mask, (n, s))
+        padding = _additive(key_padding_mask, query.dtype)[:, None, None]
+        total = padding if total is None else total + padding
+    return None if total is None else F.pad(total, (0, added_keys))
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, is_causal: bool, need_weights: bool
+) -> tuple[Tensor, Tensor | None]:
+    """`softmax(q k^T / sqrt(d) + mask) v`, fused where the weights are not needed.
+
+    Args:
+        q: `[n, g, t, d]`.
+        k: `[n, g, s, d]`, and `v` likewise.
+        v: see `k`.
+        mask: what is added to the scores, or None.
+        dropout: the probability that a weight is zeroed.
+        is_causal: hide later keys; only without weights and mask.
+        need_weights: return the weights too.
+
+    Returns:
+        The output `[n, g, t, d]`, and the weights `[n, g, t, s]` or None.
+    """
+    if not need_weights:
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal), None
+    scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+    weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropout)
+    return weights @ v, weights
+
+
+def _expect_shape(name: str, mask: Tensor, *shapes: tuple[int, ...]) -> None:
+    if tuple(mask.shape) not in shapes:
+        wanted = " or ".join(str(list(shape)) for shape in shapes)
+        raise ValueError(f"Expected {name} of shape {wanted}, got {list(mask.shape)}.")
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """True, which forbids, becomes -inf; a mask that is added already stays."""
+    if mask.is_floating_point():
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -math.inf)

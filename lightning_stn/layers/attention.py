@@ -1,0 +1,228 @@
+"""The response of attention; `transformer` beside this file keeps the layers around it off their fast paths.
+
+Beside the package's index alphabet: `t` query position, `s` key position, `e` embedding feature.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from lightning_stn import functional
+from lightning_stn.hyperparameters import HyperparameterSet
+from lightning_stn.layers.attend import attend, score_mask, swap_batch_and_time
+from lightning_stn.layers.base import ResponseLayer
+from lightning_stn.layers.linear import ResponseLinear
+from lightning_stn.layers.registry import register_response
+
+_PACKED = ("in_proj_weight", "in_proj_bias")
+_SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+@register_response(NonDynamicallyQuantizableLinear)
+class ResponseOutputProjection(ResponseLinear, NonDynamicallyQuantizableLinear):  # type: ignore[misc]
+    """The output projection of `ResponseMultiheadAttention`; see `ResponseLinear`."""
+
+    plain = NonDynamicallyQuantizableLinear
+
+
+@register_response(nn.MultiheadAttention)
+class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
+    """`nn.MultiheadAttention` whose projections respond to the hyperparameters.
+
+    Example `n` is projected by `W x + b + (V h_n) * (R x) + (C h_n) * r` to queries, keys and values, and likewise to
+    the output, MacKay et al. (2019), arXiv:1903.03088, section 3.2; the learned key and value of `add_bias_kv` are
+    `b_k + (C h_n) * r_k`. The attention between the projections is torch's. Every option of torch's layer is kept;
+    its native fast path for inference is not used.
+
+    Shape:
+        query `[n, t, e]`, key `[n, s, kdim]`, value `[n, s, vdim]`, or time first without `batch_first`; bound sample
+        `[n, h]`, or `[1, h]` to share it, in unconstrained units; outputs as torch's. Inputs without a batch dimension
+        need a sample of one row.
+    """
+
+    plain = nn.MultiheadAttention
+    per_example = True
+    # Torch's layer reads the output projection's weight past its forward, so that it must go where only that responds.
+    container = True
+
+    def __init__(self, *args: Any, hyperparameters: HyperparameterSet, **kwargs: Any) -> None:
+        super().__init__(*args, hyperparameters=hyperparameters, **kwargs)
+        ResponseOutputProjection.adopt(self.out_proj, hyperparameters)
+
+    @classmethod
+    def refusal(cls, layer: nn.Module) -> str | None:
+        """Weights that are computed from other parameters, by a hook, cannot be found."""
+        if not layer._parameters.keys() >= {*_PACKED, *_SEPARATE}:
+            return "its weights are computed from other parameters; use torch.nn.utils.parametrizations instead"
+        return super().refusal(layer)
+
+    @property
+    def _qkv_same_embed_dim(self) -> bool:
+        # TransformerEncoderLayer, and whoever copies its conditions, reads the weights directly where this is true.
+        return self._hyperparameters is None and bool(self.__dict__["_qkv_same_embed_dim"])
+
+    @_qkv_same_embed_dim.setter
+    def _qkv_same_embed_dim(self, same: bool) -> None:
+        self.__dict__["_qkv_same_embed_dim"] = same
+
+    def reset_response(self) -> None:
+        """Draw `R` with torch's own initialisers, and `r` uniformly, since torch's biases start at zero."""
+        for name in self.responding:
+            response = self.response(name)
+            if response.dim() == 1:
+                nn.init.uniform_(response, -(self.embed_dim**-0.5), self.embed_dim**-0.5)
+            else:
+                fill = nn.init.xavier_uniform_ if response.dim() == 2 else nn.init.xavier_normal_
+                fill(response)
+
+    def gate_size(self, name: str) -> int:
+        """The first dimension; of `bias_k` and `bias_v`, which are `[1, 1, e]`, the last."""
+        parameter: Tensor = getattr(self, name)
+        return parameter.shape[0] if parameter.dim() < 3 else parameter.shape[-1]
+
+    def spread(self, name: str, gated: Tensor) -> Tensor:
+        """`[o]` along the dimension of `gate_size`."""
+        return gated[:, None] if getattr(self, name).dim() == 2 else gated
+
+    def forward_merged(
+        self,
+        effective: dict[str, Tensor],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Torch's attention with the effective parameters."""
+        _refuse_nested(self, query, key, value)
+        swap = self.batch_first and query.dim() == 3
+        if swap:
+            query, key, value = swap_batch_and_time(query, key, value)
+        parameters = {n: effective.get(n, getattr(self, n)) for n in (*_PACKED, "bias_k", "bias_v", *_SEPARATE)}
+        output_weight, output_bias = self._output_parameters()
+        output, weights = F.multi_head_attention_forward(
+            query,
+            key,
+            value,
+            self.embed_dim,
+            self.num_heads,
+            add_zero_attn=self.add_zero_attn,
+            dropout_p=self.dropout,
+            out_proj_weight=output_weight,
+            out_proj_bias=output_bias,
+            training=self.training,
+            key_padding_mask=key_padding_mask,
+            need_weights=need_weights,
+            attn_mask=attn_mask,
+            use_separate_proj_weight=self.in_proj_weight is None,
+            average_attn_weights=average_attn_weights,
+            is_causal=is_causal,
+            **parameters,
+        )
+        return output.transpose(0, 1) if swap else output, weights
+
+    def _output_parameters(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the output projection at a sample of one row."""
+        projection: nn.Linear = self.out_proj
+        if not isinstance(projection, ResponseLayer) or projection.hyperparameters is None:
+            return projection.weight, projection.bias
+        effective = projection._effective_or_kept(projection.hyperparameters.bound_sample())
+        return effective.get("weight", projection.weight), effective.get("bias", projection.bias)
+
+    def forward_per_example(
+        self,
+        sample: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Project each example by its own row, then attend.
+
+        Raises:
+            ValueError: an input or a mask has the wrong shape, or `is_causal` comes without its mask.
+        """
+        if is_causal and attn_mask is None:
+            raise ValueError(f"{type(self).__name__}: expected attn_mask beside is_causal=True, a hint about it.")
+        self._check_rows(sample, query, key, value)
+        projected = self._projections(sample, query, key, value)
+        q, k, v = projected if self.batch_first else [x.transpose(0, 1) for x in projected]
+        # As in torch: the hint replaces the mask only where nothing else must be masked and no weights are returned.
+        causal = is_causal and key_padding_mask is None and not need_weights
+        mask = None if causal else score_mask(attn_mask, key_padding_mask, q, k, self.num_heads, self._added_keys)
+        k, v = self._extended("bias_k", sample, k), self._extended("bias_v", sample, v)
+        q, k, v = (x.reshape(*x.shape[:2], self.num_heads, -1).transpose(1, 2) for x in (q, k, v))
+        output, weights = attend(q, k, v, mask, self.dropout if self.training else 0.0, causal, need_weights)
+        output = self.out_proj(output.transpose(1, 2).flatten(2))
+        if weights is not None and average_attn_weights:
+            weights = weights.mean(1)
+        return output if self.batch_first else output.transpose(0, 1), weights
+
+    def _check_rows(self, sample: Tensor, *inputs: Tensor) -> None:
+        _refuse_nested(self, *inputs)
+        batch_dim = 0 if self.batch_first else 1
+        for input in inputs:
+            if input.dim() != 3 or input.shape[batch_dim] != len(sample):
+                raise ValueError(
+                    f"{type(self).__name__}: expected query, key and value with three dimensions and, along dimension "
+                    f"{batch_dim} (batch_first={self.batch_first}), one example for each of the sample's {len(sample)} "
+                    f"rows, got shape {list(input.shape)}; or share one row over the batch with "
+                    "STNCallback(perturb='batch')."
+                )
+
+    def _projections(self, sample: Tensor, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values, laid out as the inputs."""
+        everything, e = slice(None), self.embed_dim
+        if self.in_proj_weight is not None and query is key and key is value:
+            return self._project(sample, query, "in_proj_weight", everything, everything).chunk(3, -1)
+        parts = [slice(0, e), slice(e, 2 * e), slice(2 * e, 3 * e)]
+        separate = self.in_proj_weight is None
+        return tuple(
+            self._project(sample, input, name if separate else "in_proj_weight", everything if separate else part, part)
+            for input, name, part in zip((query, key, value), _SEPARATE, parts, strict=True)
+        )
+
+    def _project(self, sample: Tensor, input: Tensor, weight: str, rows: slice, bias_rows: slice) -> Tensor:
+        """`W x + b + (V h_n) * (R x) + (C h_n) * r` for some rows of weight and bias."""
+        time_dim, responding = (1 if self.batch_first else 0), self.responding
+        bias = self.in_proj_bias
+        output = F.linear(input, getattr(self, weight)[rows], None if bias is None else bias[bias_rows])
+        if weight in responding:
+            gates = functional.gate(sample, self.gates(weight)[rows]).unsqueeze(time_dim)
+            output = torch.addcmul(output, gates, F.linear(input, self.response(weight)[rows]))
+        if "in_proj_bias" in responding:
+            shift = self.gated("in_proj_bias", sample) * self.response("in_proj_bias")
+            output = output + shift[:, bias_rows].unsqueeze(time_dim)
+        return output
+
+    @property
+    def _added_keys(self) -> int:
+        return int(self.bias_k is not None) + int(self.add_zero_attn)
+
+    def _extended(self, name: str, sample: Tensor, projected: Tensor) -> Tensor:
+        """Keys or values `[n, s, e]`, followed by the learned and the zero one where the layer adds them."""
+        bias: Tensor | None = getattr(self, name)
+        if bias is not None:
+            row = bias.expand(len(sample), -1, -1)
+            if name in self.responding:
+                row = torch.addcmul(row, self.gated(name, sample).unsqueeze(1), self.response(name))
+            projected = torch.cat([projected, row], 1)
+        return F.pad(projected, (0, 0, 0, 1)) if self.add_zero_attn else projected
+
+
+def _refuse_nested(layer: nn.Module, *inputs: Tensor) -> None:
+    if any(input.is_nested for input in inputs):
+        raise ValueError(
+            f"{type(layer).__name__}: expected padded tensors, got a nested one, which only a fast path that ignores "
+            "the response takes; pass input.to_padded_tensor(0.0) with a key_padding_mask."
+        )
