@@ -117,7 +117,7 @@ def _response(module: nn.Module) -> type[ResponseLayer] | None:
     """The response layer that this module becomes; None where nothing of it responds."""
     kind = response_type(type(module))
     if kind is not None and kind.container:
-        return kind
+        return kind if any(parameter.requires_grad for parameter in module.parameters()) else None
     if not any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
         return None
     return kind or generic_response(type(module))

@@ -56,6 +56,8 @@ def merge(base: Tensor, response: Tensor, gated: Tensor) -> Tensor:
     Returns:
         The effective parameter, the shape of `base`.
     """
+    if torch.compiler.is_compiling():
+        return torch.addcmul(base, response, gated)  # the compiler fuses the passes of backward by itself
     merged: Tensor = _Merge.apply(base, response, gated)
     return merged
 
@@ -67,12 +69,9 @@ class _Merge(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(base: Tensor, response: Tensor, gated: Tensor) -> Tensor:
+    def forward(ctx: Any, base: Tensor, response: Tensor, gated: Tensor) -> Tensor:
+        ctx.save_for_backward(response, gated)
         return torch.addcmul(base, response, gated)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

@@ -26,7 +26,7 @@ def require_stn_module(module: LightningModule, perturb: str) -> STNModule:
         raise NotImplementedError(f"{name} has no validation loss; define validation_loss(self, batch, batch_idx).")
     if type(module).training_loss is STNModule.training_loss and module.inherited("training_step") is None:
         raise NotImplementedError(f"{name} has no training loss; define training_loss(self, batch, batch_idx).")
-    if not any(isinstance(layer, ResponseLayer) for layer in module.modules()):
+    if not any(isinstance(layer, ResponseLayer) and layer.responding for layer in module.modules()):
         raise ValueError(
             f"No layer of {name} responds to the hyperparameters, so nothing could tune them; "
             "wrap the network: self.net = self.convert(net)."

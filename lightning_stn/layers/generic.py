@@ -14,6 +14,17 @@ class GenericResponse(ResponseLayer):
     one row. The gates act on the first dimension that is longer than one.
     """
 
+    @classmethod
+    def refusal(cls, layer: nn.Module) -> str | None:
+        """Torch's own `forward` of these types reads more than the module's parameters by name."""
+        for kind in (nn.MultiheadAttention, nn.RNNBase):
+            if isinstance(layer, kind):
+                return (
+                    f"torch computes a {kind.__name__} past its attributes, so that only LSTM, GRU and "
+                    "MultiheadAttention themselves respond"
+                )
+        return super().refusal(layer)
+
     def gate_size(self, name: str) -> int:
         """The first dimension longer than one."""
         size: int = getattr(self, name).shape[self._gated_dim(name)] if getattr(self, name).dim() else 1

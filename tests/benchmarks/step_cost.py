@@ -1,0 +1,176 @@
+"""What a self-tuning step costs, in units of the plain step of the same network in plain Lightning.
+
+    python tests/benchmarks/step_cost.py [--networks alexnet mlp] [--rounds N] [--batches K] [--threads T] [--quick]
+
+Plain and self-tuning runs alternate, a few batches each, in rounds. A cell is the median over the rounds of the ratio
+of the medians of a round, and in brackets the quartiles over the rounds. On a CPU the unit is CPU time of the process,
+which other load on the machine disturbs little as long as there is one thread; on a GPU it is synchronised wall time.
+"""
+
+import argparse
+import logging
+import sys
+import textwrap
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from networks import CASES
+from report import Result, machine, tables
+from runs import Plain, Runner, Tuned
+
+TRAIN_STEPS = 5
+"""Weight steps to a hyperparameter step in the whole run."""
+
+Seconds = dict[str, float]
+
+
+@dataclass
+class Bench:
+    """One network in its three forms.
+
+    Args:
+        runner: starts the runs.
+        batches: batches counted in a run.
+        cycles: weight and hyperparameter phases in the whole run.
+    """
+
+    runner: Runner
+    batches: int
+    cycles: int
+    plain: Plain = field(init=False)
+    tuned: Tuned = field(init=False)
+    taken_away: Plain = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Build them."""
+        torch.manual_seed(0)
+        case = self.runner.case
+        self.plain = Plain(case.build())
+        self.tuned = Tuned(case.build(), case.dropout)
+        self.taken_away = Plain(self.tuned.export())
+
+    def base(self) -> Seconds:
+        """The plain run that everything else is compared with."""
+        run = self.runner.fit(self.plain, self.cycles * TRAIN_STEPS)
+        evaluation = self.runner.validate(self.plain, self.batches).evaluation()
+        return {"step": run.weight_step(), "evaluation": evaluation, "cpu": run.whole(0), "wall": run.whole(1)}
+
+    def whole(self) -> Seconds:
+        """As many weight steps, with a hyperparameter step after every fifth."""
+        settings = {"train_steps": TRAIN_STEPS, "perturb": "batch"}
+        run = self.runner.fit(self.tuned, self.cycles * TRAIN_STEPS, **settings)
+        return {"weight_batch": run.weight_step(), "whole_cpu": run.whole(0), "whole_wall": run.whole(1)}
+
+    def fixed(self) -> Seconds:
+        """Hyperparameter steps with fixed scales."""
+        run = self.runner.fit(self.tuned, self.batches, train_steps=1, tune_scales=False, perturb="batch")
+        return {"hyper_fixed": run.hyperparameter_step()}
+
+    def shared(self) -> Seconds:
+        """Hyperparameter steps with tuned scales, one perturbation for the batch."""
+        run = self.runner.fit(self.tuned, self.batches, train_steps=1, perturb="batch")
+        return {"hyper_batch": run.hyperparameter_step()}
+
+    def example(self) -> Seconds:
+        """Both steps with a perturbation for each example."""
+        run = self.runner.fit(self.tuned, self.batches, train_steps=1, perturb="example")
+        return {"weight_example": run.weight_step(), "hyper_example": run.hyperparameter_step()}
+
+    def evaluation(self) -> Seconds:
+        """Evaluation of the converted network."""
+        return {"evaluation": self.runner.validate(self.tuned, self.batches).evaluation()}
+
+    def exported(self) -> Seconds:
+        """Plain training of what is taken away in the end."""
+        return {"exported": self.runner.fit(self.taken_away, self.batches).weight_step()}
+
+
+UNIT = {"whole_cpu": "cpu", "whole_wall": "wall", "evaluation": "evaluation"}
+"""The plain quantity that is one; for all others the plain step."""
+
+
+def measure(bench: Bench, rounds: int, result: Result) -> None:
+    """Alternate plain and self-tuning runs, and collect ratios."""
+    parts = [bench.whole, bench.fixed, bench.shared, bench.example, bench.evaluation, bench.exported]
+    for number in range(rounds):
+        print(f"{result.network}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+        base = bench.base()
+        result.plain.append(base["step"])
+        for part in list(parts):
+            try:
+                seconds = part()
+            except Exception as error:
+                result.notes.append(f"{part.__name__}: {reason(error)}")
+                parts.remove(part)
+                continue
+            for name, value in seconds.items():
+                result.ratios.setdefault(name, []).append(value / base[UNIT.get(name, "step")])
+
+
+def weigh(bench: Bench, result: Result) -> None:
+    """Compare bytes: the trained state (parameters, gradients, momentum), and what is saved for backward."""
+    parameters = {module: sum(p.nbytes for p in module.parameters()) for module in (bench.plain, bench.tuned)}
+    saved = bench.runner.saved_bytes(bench.plain)
+    total = 3 * parameters[bench.plain] + saved
+    result.ratios["parameters"] = [parameters[bench.tuned] / parameters[bench.plain]]
+    for perturb in ("batch", "example"):
+        try:
+            with_response = bench.runner.saved_bytes(bench.tuned, perturb=perturb)
+        except Exception as error:
+            result.notes.append(f"memory, {perturb}: {reason(error)}")
+            continue
+        result.ratios[f"saved_{perturb}"] = [with_response / saved]
+        result.ratios[f"total_{perturb}"] = [(3 * parameters[bench.tuned] + with_response) / total]
+
+
+def reason(error: Exception) -> str:
+    """An error in one short line."""
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 200)
+
+
+def results(options: argparse.Namespace) -> Iterator[Result]:
+    """Measure network after network; one that fails says why, and the next has its turn."""
+    for network in options.networks:
+        result = Result(network)
+        try:
+            case = CASES[network]
+            runner = Runner(case, torch.device(options.device))
+            bench = Bench(runner, case.repeats * options.batches, case.repeats * options.cycles)
+            weigh(bench, result)
+            measure(bench, options.rounds, result)
+        except Exception as error:
+            result.notes.append(reason(error))
+        yield result
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=4, help="repetitions of everything")
+    parser.add_argument("--batches", type=int, default=2, help="batches counted in each run")
+    parser.add_argument("--cycles", type=int, default=1, help="hyperparameter phases in the whole run")
+    parser.add_argument("--threads", type=int, default=1, help="several of them wait for each other in busy loops")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:0")
+    parser.add_argument("--quick", action="store_true", help="a single round")
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds = 1
+    return options
+
+
+def main() -> None:
+    """Measure and print."""
+    options = parse()
+    torch.set_num_threads(options.threads)
+    # Idle hyperparameters and runs without a validation loader are meant here.
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    print(f"{machine(torch.device(options.device))}; {options.rounds} rounds of {options.batches} batches\n")
+    print(tables(list(results(options)), torch.device(options.device)))
+
+
+if __name__ == "__main__":
+    main()
