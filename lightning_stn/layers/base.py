@@ -12,6 +12,11 @@ from lightning_stn.binding import BoundModule
 from lightning_stn.hyperparameters import HyperparameterSet
 
 
+def _added_names(name: str) -> tuple[str, str]:
+    """What the response weights and the gate of a parameter are called."""
+    return f"response_{name}", f"{name}_gate"
+
+
 class ResponseLayer(BoundModule):
     """A torch layer whose parameters are affine in the hyperparameters.
 
@@ -39,6 +44,9 @@ class ResponseLayer(BoundModule):
     container: ClassVar[bool] = False
     """Whether the layer matters for the children that it runs, parameters of its own or not."""
 
+    responding: tuple[str, ...] = ()
+    """Names of the layer's own parameters that respond: those that were trainable when the response was added."""
+
     def __init__(self, *args: Any, hyperparameters: HyperparameterSet, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._add_response(hyperparameters)
@@ -48,6 +56,9 @@ class ResponseLayer(BoundModule):
         """Why this layer, of the type that the class stands in for, cannot respond; None where it can."""
         if any(nn.parameter.is_lazy(parameter) for parameter in layer.parameters(recurse=False)):
             return "its parameters have no shape yet; run one batch through the network first"
+        taken = {added for name in layer._parameters for added in _added_names(name)} & set(layer._parameters)
+        if taken:
+            return f"its own parameters {sorted(taken)} have names that a response needs; rename them"
         return None
 
     @classmethod
@@ -60,13 +71,15 @@ class ResponseLayer(BoundModule):
     def _add_response(self, hyperparameters: HyperparameterSet) -> None:
         self.attach(hyperparameters)
         hyperparameters.freeze()
-        for name, base in list(self._parameters.items()):
-            response, gates = None, None
+        own = dict(self._parameters)
+        self.responding = tuple(name for name, base in own.items() if base is not None and base.requires_grad)
+        for name, base in own.items():
+            added: list[nn.Parameter | None] = [None, None]
             if base is not None and base.requires_grad:
-                response = nn.Parameter(torch.empty_like(base))
-                gates = nn.Parameter(base.new_zeros(self.gate_size(name), len(hyperparameters)))
-            self.register_parameter(f"response_{name}", response)
-            self.register_parameter(f"{name}_gate", gates)
+                gates = base.new_zeros(self.gate_size(name), len(hyperparameters))
+                added = [nn.Parameter(torch.empty_like(base)), nn.Parameter(gates)]
+            for new_name, parameter in zip(_added_names(name), added, strict=True):
+                self.register_parameter(new_name, parameter)
         self.reset_response()
 
     def make_plain(self) -> None:
@@ -74,15 +87,11 @@ class ResponseLayer(BoundModule):
         if self._hyperparameters is not None:
             for name, tensor in self.effective(self._hyperparameters.current()).items():
                 setattr(self, name, nn.Parameter(tensor.detach(), requires_grad=getattr(self, name).requires_grad))
-        for name in [name for name in self._parameters if name.startswith("response_") or name.endswith("_gate")]:
-            del self._parameters[name]
+        for added in [added for name in self._parameters for added in _added_names(name)]:
+            self._parameters.pop(added, None)
+        self.__dict__.pop("responding", None)
         self.detach()
         self.__class__ = self.plain  # type: ignore[assignment]
-
-    @property
-    def responding(self) -> tuple[str, ...]:
-        """Names of the layer's own parameters that respond: those that were trainable when the response was added."""
-        return tuple(name for name in self._parameters if self._parameters.get(f"response_{name}") is not None)
 
     def response(self, name: str) -> Tensor:
         """`R` of one parameter."""
@@ -96,7 +105,7 @@ class ResponseLayer(BoundModule):
 
     def response_parameters(self) -> list[nn.Parameter]:
         """All `R` and `V` that the layer has."""
-        names = [added for name in self.responding for added in (f"response_{name}", f"{name}_gate")]
+        names = [added for name in self.responding for added in _added_names(name)]
         return [parameter for name in names if (parameter := self._parameters[name]) is not None]
 
     def reset_response(self) -> None:

@@ -16,13 +16,17 @@ class GenericResponse(ResponseLayer):
 
     @classmethod
     def refusal(cls, layer: nn.Module) -> str | None:
-        """Torch's own `forward` of these types reads more than the module's parameters by name."""
+        """A module that computes past its attributes, or has names that the response would hide."""
         for kind in (nn.MultiheadAttention, nn.RNNBase):
             if isinstance(layer, kind):
                 return (
                     f"torch computes a {kind.__name__} past its attributes, so that only LSTM, GRU and "
                     "MultiheadAttention themselves respond"
                 )
+        own = {*dir(type(layer)), *layer.__dict__, *layer._parameters, *layer._modules, *layer._buffers}
+        hidden = sorted((own - set(dir(nn.Module))) & _RESPONSE_NAMES)
+        if hidden:
+            return f"a response would hide its own {hidden}; rename them, or register a response for its type"
         return super().refusal(layer)
 
     def gate_size(self, name: str) -> int:
@@ -45,6 +49,10 @@ class GenericResponse(ResponseLayer):
         """Pickle by the plain type, since this class is made at run time."""
         return _rebuild, (self.plain,), self.__getstate__()  # type: ignore[no-untyped-call]
 
+
+_RESPONSE_NAMES = {name for kind in GenericResponse.__mro__ if kind is not nn.Module for name in vars(kind)} - set(
+    dir(nn.Module)
+)
 
 _GENERIC: dict[type[nn.Module], type[GenericResponse]] = {}
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from support import LitSmall, fit, random_gates
 from torch import Tensor, nn
 
-from lightning_stn import Float, HyperparameterSet, STNCallback, convert
+from lightning_stn import ConversionError, Float, HyperparameterSet, STNCallback, convert, export
 from lightning_stn.binding import bind
 from lightning_stn.layers import GenericResponse
 
@@ -67,6 +67,47 @@ def test_zero_gates_change_nothing_and_keys_stay() -> None:
     x = torch.randn(3, 4)
     assert torch.equal(net(x), plain(x))
     assert not net.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
+
+
+class Gated(nn.Module):
+    """Parameters whose names look like a response's."""
+
+    def __init__(self, **names: float) -> None:
+        super().__init__()
+        for name, value in names.items():
+            self.register_parameter(name, nn.Parameter(torch.tensor([value])))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x * parameter for parameter in self._own()]).sum(0)
+
+    def _own(self) -> list[Tensor]:
+        return [getattr(self, name) for name in ("input_gate", "response_time")]
+
+
+def test_names_that_look_like_a_response_s_survive_the_export() -> None:
+    plain = Gated(input_gate=2.0, response_time=3.0)
+    net = convert(copy.deepcopy(plain), HyperparameterSet({"a": Float(0.0, 1.0, init=0.5)}))
+    assert list(export(net).state_dict()) == ["input_gate", "response_time"]
+    assert torch.equal(export(net)(torch.ones(2)), torch.full((2,), 5.0))
+
+
+class Mixture(nn.Module):
+    """A child whose name is a response layer's method."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(2))
+        self.gates = nn.Linear(2, 2)
+
+
+def test_names_that_a_response_would_hide_are_refused() -> None:
+    with pytest.raises(ConversionError, match=r"a response would hide its own \['gates'\]; rename them"):
+        convert(Mixture(), HyperparameterSet({"a": Float(0.0, 1.0, init=0.5)}))
+
+
+def test_names_that_a_response_needs_are_refused() -> None:
+    with pytest.raises(ConversionError, match=r"own parameters \['x_gate'\] have names that a response needs"):
+        convert(Gated(x=1.0, x_gate=1.0), HyperparameterSet({"a": Float(0.0, 1.0, init=0.5)}))
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
