@@ -50,9 +50,7 @@ class GenericResponse(ResponseLayer):
         return _rebuild, (self.plain,), self.__getstate__()  # type: ignore[no-untyped-call]
 
 
-_RESPONSE_NAMES = {name for kind in GenericResponse.__mro__ if kind is not nn.Module for name in vars(kind)} - set(
-    dir(nn.Module)
-)
+_RESPONSE_NAMES = {"plain"}.union(*(vars(kind) for kind in GenericResponse.__mro__)) - set(dir(nn.Module))
 
 _GENERIC: dict[type[nn.Module], type[GenericResponse]] = {}
 
