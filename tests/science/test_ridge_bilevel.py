@@ -152,7 +152,6 @@ RUNS = {
 def test_a_self_tuning_run_arrives_within_ten_percent_of_the_grid_optimum(problem, multiple, perturb):
     optimum = problem.grid_optimum().exp()
     found = self_tuned(problem, multiple * optimum, perturb)
-    print(found/optimum)
     torch.testing.assert_close(found, optimum, rtol=0.1, atol=0)
 
 
