@@ -68,10 +68,24 @@ class _Merge(torch.autograd.Function):
     The base's gradient is the effective parameter's own, and the gate's needs no product of the size of the weights.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, base: Tensor, response: Tensor, gated: Tensor) -> Tensor:
-        ctx.save_for_backward(response, gated)
+    def forward(base: Tensor, response: Tensor, gated: Tensor) -> Tensor:
         return torch.addcmul(base, response, gated)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
+
+    @staticmethod
+    def jvp(ctx: Any, base: Tensor | None, response: Tensor | None, gated: Tensor | None) -> Tensor:
+        saved_response, saved_gated = ctx.saved_tensors
+        terms = [] if base is None else [base]
+        terms += [] if response is None else [response * saved_gated]
+        terms += [] if gated is None else [saved_response * gated]
+        return sum(terms[1:], start=terms[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
