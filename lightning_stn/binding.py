@@ -144,10 +144,16 @@ def keep_merged(hyperparameters: HyperparameterSet, keep: bool) -> None:
 
 
 @contextmanager
-def bind(hyperparameters: HyperparameterSet, sample: Tensor) -> Iterator[None]:
-    """Bind a sample that only response layers read; what was bound before is bound again at the end."""
+def bind(hyperparameters: HyperparameterSet, sample: Tensor, *, frozen: bool = False) -> Iterator[None]:
+    """Bind a sample that only response layers read; what was bound before is bound again at the end.
+
+    Args:
+        hyperparameters: the set.
+        sample: `[n, h]` or `[1, h]`, unconstrained units.
+        frozen: hold the network's weights fixed, so that gradients reach the sample more cheaply, and only the sample.
+    """
     bound = hyperparameters.bound
-    hyperparameters.bound = Bound(sample, read=bound.read)
+    hyperparameters.bound = Bound(sample, frozen=frozen, read=bound.read)
     try:
         yield
     finally:

@@ -5,11 +5,13 @@ A *sample* has shape `[n, h]`, one row per example, or `[1, h]`, one row that th
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def perturb(unconstrained: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
@@ -101,6 +103,58 @@ def _sum_product(a: Tensor, b: Tensor, shape: torch.Size) -> Tensor:
         # Row by row, without writing the product down.
         return torch.bmm(a.flatten(1).unsqueeze(1), b.flatten(1).unsqueeze(2)).reshape(shape)
     return (a * b).sum_to_size(shape)
+
+
+def carry_gate_gradient(
+    output: Tensor,
+    gated: Tensor,
+    input: Tensor,
+    response: Tensor,
+    product: Callable[[Tensor, Tensor], Tensor],
+    dim: int,
+) -> Tensor:
+    """Let the gradient of a merged layer's output reach its gate, past the weights.
+
+    In `y = (W + diag(V h) R) x` the gate has the gradient `sum(g * (R x))` over all dimensions but its own. With the
+    weights held fixed that is one forward product, where the way through the effective weights is a weight gradient.
+
+    Args:
+        output: `y`, computed with effective weights that require no gradient; it is returned, marked as changed.
+        gated: `V h`, `[o]`.
+        input: `x`.
+        response: `R`.
+        product: computes `R x` from `x` and `R`.
+        dim: the dimension of `output` that `o` indexes, counted from the end.
+
+    Returns:
+        `output`, through which `gated` gets its gradient.
+    """
+    carried: Tensor = _CarryGateGradient.apply(output, gated, input.detach(), response.detach(), product, dim)
+    return carried
+
+
+class _CarryGateGradient(torch.autograd.Function):
+    """The identity on `output`, in place, so that the layers behind may work in place as well."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, output: Tensor, gated: Tensor, input: Tensor, response: Tensor, product: Any, dim: int
+    ) -> Tensor:
+        ctx.save_for_backward(input, response)
+        ctx.product, ctx.dim = product, dim
+        kind = output.device.type
+        ctx.autocast = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        ctx.mark_dirty(output)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, response = ctx.saved_tensors
+        with ctx.autocast:
+            products = (grad * ctx.product(input, response)).unsqueeze(0)
+        dims = [dim for dim in range(-products.dim(), 0) if dim != ctx.dim]
+        return grad, products.sum(dims, dtype=torch.float32 if products.dtype.itemsize < 4 else None), *[None] * 4
 
 
 def align(rows: Tensor, like: Tensor, channel_dim: int | None = None) -> Tensor:

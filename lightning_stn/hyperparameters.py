@@ -151,12 +151,14 @@ class Bound:
     Args:
         sample: `[n, h]` or `[1, h]`, unconstrained units; read by response layers.
         values: natural units by name, `[n]` or scalar; present in the weight phase only, read by regularisers.
+        frozen: whether the network's weights are held fixed, so that only the sample needs a gradient.
         merged: by layer, effective parameters at the current hyperparameters; present while an evaluation loop runs.
         read: the names read in a weight phase so far (a dict, since compiled graphs can write to one).
     """
 
     sample: Tensor | None = None
     values: dict[str, Tensor] | None = None
+    frozen: bool = False
     merged: dict[int, dict[str, Tensor]] | None = None
     read: dict[str, bool] = field(default_factory=dict)
 

@@ -242,7 +242,8 @@ class STNCallback(Callback):
         with _validating(trainer, module):
             batch = trainer.precision_plugin.convert_input(next(self._stream))
             batch = trainer.strategy.batch_to_device(batch)
-            with bind(module.hyperparameters, leaves.sample(self._noise(trainer, module, batch))):
+            sample = leaves.sample(self._noise(trainer, module, batch))
+            with bind(module.hyperparameters, sample, frozen=True):
                 with trainer.precision_plugin.forward_context():
                     loss = module.validation_loss(batch, self._clock.hyperparameter_steps)
                 hypergradient = self._optimizer.hypergradient(loss, leaves, self._entropy_weight)

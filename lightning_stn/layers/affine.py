@@ -48,7 +48,18 @@ class AffineResponse(ResponseLayer):
 
     def forward_merged(self, effective: dict[str, Tensor], input: Tensor, *args: Any) -> Tensor:
         """One plain product with the effective weight and bias."""
-        return self.affine(input, effective.get("weight", self.weight), effective.get("bias", self.bias), *args)
+        weight, bias = effective.get("weight", self.weight), effective.get("bias", self.bias)
+        if not self._frozen or "weight" not in effective or torch.compiler.is_compiling():
+            return self.affine(input, weight, bias, *args)
+        assert self._hyperparameters is not None
+        return functional.carry_gate_gradient(
+            self.affine(input, weight.detach(), bias, *args),
+            self.gated("weight", self._hyperparameters.bound_sample())[0],
+            input,
+            self.response("weight"),
+            lambda input, response: self.affine(input, response, None, *args),
+            self.channel_dim,
+        )
 
     def forward_per_example(self, sample: Tensor, input: Tensor, *args: Any) -> Tensor:
         """Base and response products side by side, gated by example and channel."""

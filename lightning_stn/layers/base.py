@@ -137,12 +137,18 @@ class ResponseLayer(BoundModule):
 
     def effective(self, sample: Tensor) -> dict[str, Tensor]:
         """The parameters at a sample of one row, by name."""
-        return {
-            name: functional.merge(
-                getattr(self, name), self.response(name), self.spread(name, self.gated(name, sample)[0])
-            )
-            for name in self.responding
-        }
+        effective = {}
+        for name in self.responding:
+            base, response, gated = getattr(self, name), self.response(name), self.gated(name, sample)[0]
+            if self._frozen:
+                base, response = base.detach(), response.detach()
+            effective[name] = functional.merge(base, response, self.spread(name, gated))
+        return effective
+
+    @property
+    def _frozen(self) -> bool:
+        """Whether the weights are held fixed now, so that only the sample needs a gradient."""
+        return self._hyperparameters is not None and self._hyperparameters.bound.frozen
 
     def _effective_or_kept(self, sample: Tensor) -> dict[str, Tensor]:
         """`effective(sample)`, computed once in an evaluation loop."""
