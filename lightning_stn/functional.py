@@ -105,42 +105,53 @@ def _sum_product(a: Tensor, b: Tensor, shape: torch.Size) -> Tensor:
     return (a * b).sum_to_size(shape)
 
 
-def carry_gate_gradient(
+def carry_gradient(
     output: Tensor,
-    gated: Tensor,
+    gated: Tensor | None,
+    bias: Tensor | None,
     input: Tensor,
     response: Tensor,
     product: Callable[[Tensor, Tensor], Tensor],
     dim: int,
 ) -> Tensor:
-    """Let the gradient of a merged layer's output reach its gate, past the weights.
+    """Let the gradient of a merged layer's output reach its gate and its bias, past the weights.
 
-    In `y = (W + diag(V h) R) x` the gate has the gradient `sum(g * (R x))` over all dimensions but its own. With the
-    weights held fixed that is one forward product, where the way through the effective weights is a weight gradient.
+    In `y = (W + diag(V h) R) x + b` the gate has the gradient `sum(g * (R x))` over all dimensions but its own. With
+    the weights held fixed that is one forward product, where the way through the effective weights is a weight
+    gradient. The bias comes along since torch's convolutions on a CPU compute both gradients for the sake of one.
 
     Args:
-        output: `y`, computed with effective weights that require no gradient; it is returned, marked as changed.
-        gated: `V h`, `[o]`.
+        output: `y`, computed with weights and bias that require no gradient; it is returned, marked as changed.
+        gated: `V h`, `[o]`; None where the weight does not respond.
+        bias: `b`, `[o]`; None for none.
         input: `x`.
         response: `R`.
         product: computes `R x` from `x` and `R`.
         dim: the dimension of `output` that `o` indexes, counted from the end.
 
     Returns:
-        `output`, through which `gated` gets its gradient.
+        `output`, through which `gated` and `bias` get their gradients.
     """
-    carried: Tensor = _CarryGateGradient.apply(output, gated, input.detach(), response.detach(), product, dim)
+    carried: Tensor = _CarryGradient.apply(output, gated, bias, input.detach(), response.detach(), product, dim)
     return carried
 
 
-class _CarryGateGradient(torch.autograd.Function):
+class _CarryGradient(torch.autograd.Function):
     """The identity on `output`, in place, so that the layers behind may work in place as well."""
 
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, gated: Tensor, input: Tensor, response: Tensor, product: Any, dim: int
+        ctx: Any,
+        output: Tensor,
+        gated: Tensor | None,
+        bias: Tensor | None,
+        input: Tensor,
+        response: Tensor,
+        product: Any,
+        dim: int,
     ) -> Tensor:
-        ctx.save_for_backward(input, response)
+        if ctx.needs_input_grad[1]:
+            ctx.save_for_backward(input, response)
         ctx.product, ctx.dim = product, dim
         kind = output.device.type
         ctx.autocast = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
@@ -150,11 +161,20 @@ class _CarryGateGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, response = ctx.saved_tensors
-        with ctx.autocast:
-            products = (grad * ctx.product(input, response)).unsqueeze(0)
-        dims = [dim for dim in range(-products.dim(), 0) if dim != ctx.dim]
-        return grad, products.sum(dims, dtype=torch.float32 if products.dtype.itemsize < 4 else None), *[None] * 4
+        for_gate = for_bias = None
+        if ctx.needs_input_grad[1]:
+            with ctx.autocast:
+                for_gate = _sum_but(ctx.dim, grad * ctx.product(*ctx.saved_tensors))
+        if ctx.needs_input_grad[2]:
+            for_bias = _sum_but(ctx.dim, grad)
+        return grad, for_gate, for_bias, None, None, None, None
+
+
+def _sum_but(dim: int, tensor: Tensor) -> Tensor:
+    """The sum over all dimensions but one, in float32 at least."""
+    tensor = tensor.unsqueeze(0)  # torch takes an empty list of dimensions for all of them
+    dims = [other for other in range(-tensor.dim(), 0) if other != dim]
+    return tensor.sum(dims, dtype=torch.float32 if tensor.dtype.itemsize < 4 else None)
 
 
 def align(rows: Tensor, like: Tensor, channel_dim: int | None = None) -> Tensor:

@@ -49,14 +49,15 @@ class AffineResponse(ResponseLayer):
     def forward_merged(self, effective: dict[str, Tensor], input: Tensor, *args: Any) -> Tensor:
         """One plain product with the effective weight and bias."""
         weight, bias = effective.get("weight", self.weight), effective.get("bias", self.bias)
-        if not self._frozen or "weight" not in effective or torch.compiler.is_compiling():
+        if not self._frozen or torch.compiler.is_compiling():
             return self.affine(input, weight, bias, *args)
         assert self._hyperparameters is not None
-        return functional.carry_gate_gradient(
-            self.affine(input, weight.detach(), bias, *args),
-            self.gated("weight", self._hyperparameters.bound_sample())[0],
+        return functional.carry_gradient(
+            self.affine(input, weight.detach(), None if bias is None else bias.detach(), *args),
+            self.gated("weight", self._hyperparameters.bound_sample())[0] if "weight" in effective else None,
+            bias if "bias" in effective else None,
             input,
-            self.response("weight"),
+            self.response("weight") if "weight" in effective else weight,
             lambda input, response: self.affine(input, response, None, *args),
             self.channel_dim,
         )
