@@ -1,6 +1,6 @@
 """Turning a plain network into one that responds to its hyperparameters."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -54,7 +54,10 @@ def convert(
     if dropout is not None and dropout != PER_LAYER:
         hyperparameters.require(dropout, "convert(dropout=...)")
     modules = _selected(net, exclude)
+    dropouts = {name: module for name, module in modules.items() if dropout is not None and tuned_dropout(type(module))}
     problems = [problem for name, module in modules.items() if (problem := _problem(name, module, dropout))]
+    if dropout == PER_LAYER:
+        problems += _collisions(dropouts)
     if problems:
         raise ConversionError(
             "This network cannot be converted:\n  "
@@ -62,7 +65,6 @@ def convert(
             + "\nLeave a module plain with exclude=[name or type], or register a response for its type with "
             "lightning_stn.layers.register_response."
         )
-    dropouts = {name: module for name, module in modules.items() if dropout is not None and tuned_dropout(type(module))}
     if dropout == PER_LAYER and dropouts:
         hyperparameters.add({_knob(name): Float(0.0, _HIGHEST_RATE, init=_start(m)) for name, m in dropouts.items()})
     for name, module in modules.items():
@@ -126,6 +128,16 @@ def _response(module: nn.Module) -> type[ResponseLayer] | None:
 def _knob(name: str) -> str:
     """The generated hyperparameter of the dropout at `name`."""
     return "_".join(["dropout", *filter(None, name.split("."))])
+
+
+def _collisions(dropouts: Iterable[str]) -> list[str]:
+    """Dropouts whose places give one name, as `a.b` and `a_b` do."""
+    places: dict[str, str] = {}
+    return [
+        f"{name}: its hyperparameter would be called {_knob(name)!r}, as that of {places[_knob(name)]}; rename one."
+        for name in dropouts
+        if places.setdefault(_knob(name), name) != name
+    ]
 
 
 def _start(module: nn.Module) -> float:

@@ -71,6 +71,15 @@ def test_a_second_per_layer_conversion_is_refused() -> None:
     assert type(other[1]) is nn.Dropout
 
 
+def test_dropouts_whose_hyperparameters_would_share_a_name_are_refused() -> None:
+    net = nn.ModuleDict({"a": nn.ModuleDict({"b": nn.Dropout(0.1)}), "a_b": nn.Dropout(0.2), "c": nn.Linear(2, 2)})
+    with pytest.raises(
+        ConversionError, match=r"a_b: its hyperparameter would be called 'dropout_a_b', as that of a\.b"
+    ):
+        convert(net, one(), dropout="per-layer")
+    assert type(net["c"]) is nn.Linear
+
+
 def test_a_network_that_is_one_layer() -> None:
     layer = nn.Linear(2, 2)
     assert isinstance(convert(layer, one()), ResponseLinear)

@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ NETWORKS: dict[str, tuple[Build, tuple[int, ...]]] = {
     "gru": (lambda: Sequence(nn.GRU(16, 8, 2, batch_first=True, bidirectional=True)), (7, 16)),
 }
 for _name in IMAGES:
-    _size = 224 if _name == "vit_b_16" else 64
-    NETWORKS[_name] = (lambda name=_name: torchvision.models.get_model(name, num_classes=5), (3, _size, _size))
+    _settings = {"num_classes": 5} | ({"image_size": 64} if _name == "vit_b_16" else {})
+    NETWORKS[_name] = (partial(torchvision.models.get_model, _name, **_settings), (3, 64, 64))
 SLOW = {"alexnet", "resnet18", "convnext_tiny", "vit_b_16"}
 every_network = pytest.mark.parametrize(
     ("build", "shape"),

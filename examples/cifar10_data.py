@@ -1,0 +1,110 @@
+"""CIFAR-10 for the examples beside this file: held in memory as uint8, so that any number of workers will do."""
+
+from pathlib import Path
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.datasets import CIFAR10, ImageFolder
+from torchvision.io import decode_image, read_file
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+"""Of the training pixels, by channel, in [0, 1]."""
+
+
+class CIFAR10Data(L.LightningDataModule):
+    """Training, validation and test images of CIFAR-10.
+
+    Args:
+        data_dir: a folder with `train/<class>/*` and `test/<class>/*`; where there is no `train` in it, torchvision
+            downloads the data set into it.
+        subset: training images to use, validation included; None for all 50,000.
+        validation: share of them that tunes the hyperparameters.
+        batch_size: images in a batch.
+        num_workers: processes that collate batches.
+        seed: fixes which images are used, and the order of the training images.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        subset: int | None = None,
+        *,
+        validation: float = 0.2,
+        batch_size: int = 128,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.data_dir = data_dir
+        self.subset = subset
+        self.validation = validation
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the images lie in a folder for each class."""
+        return (self.data_dir / "train").is_dir()
+
+    def prepare_data(self) -> None:
+        """Download, unless there is a tree of images."""
+        if not self.is_folder:
+            for train in (True, False):
+                CIFAR10(self.data_dir, train=train, download=True)
+
+    def setup(self, stage: str) -> None:
+        """Read the images that are used, once."""
+        if hasattr(self, "test"):
+            return
+        drawn = torch.Generator().manual_seed(0)  # the same images for every seed: seeds vary the network
+        used = torch.randperm(self.size("train"), generator=drawn)[: self.subset]
+        n_valid = int(self.validation * len(used))
+        self.valid = self.read("train", used[:n_valid])
+        self.train = self.read("train", used[n_valid:])
+        self.test = self.read("test", torch.arange(self.size("test")))
+
+    def size(self, part: str) -> int:
+        """Images in the training or test part."""
+        return len(self.listing(part))
+
+    def listing(self, part: str) -> ImageFolder | CIFAR10:
+        """The training or test part."""
+        if self.is_folder:
+            return ImageFolder(self.data_dir / part)
+        return CIFAR10(self.data_dir, train=part == "train")
+
+    def read(self, part: str, indices: Tensor) -> TensorDataset:
+        """Images `[n, 3, 32, 32]`, uint8, and labels `[n]`."""
+        listing = self.listing(part)
+        labels = torch.tensor(listing.targets)[indices]
+        if isinstance(listing, ImageFolder):
+            images = torch.stack([decode_image(read_file(listing.samples[index][0])) for index in indices.tolist()])
+        else:
+            images = torch.from_numpy(listing.data)[indices].permute(0, 3, 1, 2).contiguous()
+        return TensorDataset(images, labels)
+
+    def loader(self, data: TensorDataset, batch_size: int, **settings: object) -> DataLoader:
+        """Batches of one part."""
+        return DataLoader(data, batch_size, num_workers=self.num_workers, **settings)
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled by a generator of its own, so that networks compared see the same order."""
+        order = torch.Generator().manual_seed(self.seed)
+        return self.loader(self.train, self.batch_size, shuffle=True, drop_last=True, generator=order)
+
+    def val_dataloader(self) -> DataLoader:
+        """In order."""
+        return self.loader(self.valid, self.batch_size)
+
+    def test_dataloader(self) -> DataLoader:
+        """In order."""
+        return self.loader(self.test, 500)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Pixels in [0, 1] to mean 0 and standard deviation 1 in each channel."""
+    mean, std = (torch.tensor(numbers, device=images.device, dtype=images.dtype) for numbers in (MEAN, STD))
+    return (images - mean[:, None, None]) / std[:, None, None]

@@ -1,0 +1,161 @@
+"""One perturbation for each example, or one for the whole mini-batch? Both tune a small CNN on part of CIFAR-10.
+
+Three networks start from the same weights and meet the same batches for the same number of epochs: knobs tuned with
+`perturb="example"`, tuned with `perturb="batch"`, and held where they start. The test images are read once for each
+network, when its training is over.
+
+    python examples/cifar10_perturb.py --data-dir DIR                  # an hour on one core: three seeds
+    python examples/cifar10_perturb.py --data-dir DIR --epochs 3 --subset 1000 --seeds 0
+"""
+
+import argparse
+import logging
+import statistics
+import time
+import warnings
+from pathlib import Path
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from cifar10_data import CIFAR10Data, normalise
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_stn import Float, Integer, STNCallback, STNModule
+from lightning_stn.augment import Cutout, GaussianNoise
+
+Batch = tuple[Tensor, Tensor]
+RUNS = ("example", "batch", "fixed")
+DROPOUT, NOISE, CUTOUT = 0.05, 0.05, 4
+
+
+def small_cnn() -> nn.Module:
+    """Three convolutions and a hidden layer, with a dropout behind each."""
+    layers: list[nn.Module] = []
+    for before, after in ((3, 32), (32, 48), (48, 64)):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(DROPOUT)]
+    layers += [nn.Flatten(), nn.Linear(1024, 256), nn.ReLU(), nn.Dropout(DROPOUT), nn.Linear(256, 10)]
+    return nn.Sequential(*layers)
+
+
+class LitCIFAR10(L.LightningModule):
+    """An ordinary LightningModule with four dropouts, noise and cutout."""
+
+    def __init__(self, noise: float | str = NOISE, cutout: int | str = CUTOUT) -> None:
+        super().__init__()
+        self.net = small_cnn()
+        self.augment = nn.Sequential(GaussianNoise(std=noise), Cutout(length=cutout))
+        self.accuracy = MulticlassAccuracy(num_classes=10, average="micro")
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross entropy with dropout and augmentation."""
+        images, labels = batch
+        return F.cross_entropy(self.net(self.augment(normalise(images / 255))), labels)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log loss and accuracy."""
+        self.evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log loss and accuracy."""
+        self.evaluate(batch, "test")
+
+    def evaluate(self, batch: Batch, stage: str) -> None:
+        """Log loss and accuracy without regularisation."""
+        images, labels = batch
+        logits = self.net(normalise(images / 255))
+        self.accuracy(logits, labels)
+        self.log(f"{stage}_loss", F.cross_entropy(logits, labels))
+        self.log(f"{stage}_accuracy", self.accuracy)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """SGD with momentum."""
+        return torch.optim.SGD(self.parameters(), lr=0.03, momentum=0.9)
+
+
+class SelfTunedCIFAR10(STNModule, LitCIFAR10):
+    """The same module with six tuned knobs."""
+
+    def __init__(self) -> None:
+        knobs = {"noise": Float(0.0, 1.0, init=NOISE), "cutout": Integer(0, 16, init=CUTOUT)}
+        super().__init__(hyperparameters=knobs, noise="noise", cutout="cutout")
+        self.net = self.convert(self.net, dropout="per-layer")
+
+    def validation_loss(self, batch: Batch, batch_idx: int) -> Tensor:
+        """What the knobs are tuned to make small."""
+        images, labels = batch
+        return F.cross_entropy(self.net(normalise(images / 255)), labels)
+
+
+def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
+    """Train one network, and read the test images once."""
+    L.seed_everything(seed, verbose=False)
+    data = CIFAR10Data(args.data_dir, args.subset, seed=seed)
+    module, callbacks = LitCIFAR10(), []
+    if name != "fixed":
+        module, callbacks = SelfTunedCIFAR10(), [STNCallback(perturb=name)]
+    trainer = L.Trainer(
+        max_epochs=args.epochs,
+        callbacks=callbacks,
+        logger=TensorBoardLogger(args.out, name=f"{name}_seed{seed}"),
+        log_every_n_steps=10,
+        check_val_every_n_epoch=5,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    data.prepare_data()
+    data.setup("fit")
+    begin, begin_cpu = time.perf_counter(), time.process_time()
+    trainer.fit(module, datamodule=data)
+    scores = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - begin_cpu}
+    scores |= trainer.validate(module, datamodule=data, verbose=False)[0]
+    scores |= trainer.test(module, datamodule=data, verbose=False)[0]
+    columns = ("val_loss", "test_loss", "test_accuracy")
+    print(
+        f"seed {seed}  {name:<8}" + "".join(f"  {column} {scores[column]:.4f}" for column in columns),
+        f" {scores['seconds']:.0f} s, {scores['cpu_seconds']:.0f} s of CPU",
+        flush=True,
+    )
+    for callback in callbacks:
+        knobs = callback.schedule.rows[-1].values.items()
+        print("  ends at " + ", ".join(f"{knob} {value:.3g}" for knob, value in knobs), flush=True)
+    return scores
+
+
+def print_summary(scores: dict[str, list[dict[str, float]]]) -> None:
+    """Mean and standard deviation over the seeds."""
+    columns = ("val_loss", "test_loss", "test_accuracy", "seconds", "cpu_seconds")
+    print(f"\n{'perturb':<10}" + "".join(f"{column:>20}" for column in columns))
+    for name, runs in scores.items():
+        cells = []
+        for column in columns:
+            values = [run[column] for run in runs]
+            cells.append(f"{statistics.mean(values):.4g} ± {statistics.stdev(values) if len(values) > 1 else 0:.2g}")
+        print(f"{name:<10}" + "".join(f"{cell:>20}" for cell in cells))
+
+
+def main() -> None:
+    """Read the arguments and run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="train/<class>/* and test/<class>/*")
+    parser.add_argument("--subset", type=int, default=6250, help="images, a fifth of which tunes the knobs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--out", type=Path, default=Path("runs/cifar10_perturb"), help="folder of the logs")
+    args = parser.parse_args()
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\.")  # tips on data workers, deprecations inside Lightning
+    torch.set_num_threads(1)
+    scores: dict[str, list[dict[str, float]]] = {name: [] for name in RUNS}
+    for seed in args.seeds:
+        for name in RUNS:
+            scores[name].append(run(name, seed, args))
+    print_summary(scores)
+
+
+if __name__ == "__main__":
+    main()
