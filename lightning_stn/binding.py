@@ -91,6 +91,30 @@ class Regularizer(BoundModule):
         assert self._hyperparameters is not None
         return self._hyperparameters[value]
 
+    def shared_strength(self, name: str) -> Tensor | float:
+        """The strength to act with where the examples cannot differ in it.
+
+        Raises:
+            ValueError: there is a value for each example.
+        """
+        strength = self.strength(name)
+        if isinstance(strength, Tensor) and strength.dim():
+            raise ValueError(
+                f"{type(self).__name__}: acts on the batch as a whole, but {getattr(self, name)!r} has a value for "
+                "each of its examples; declare it with per='batch', or use STNCallback(perturb='batch')."
+            )
+        return strength
+
+    def checked_rate(self, rate: str | float) -> str | float:
+        """A hyperparameter's name, or a constant rate.
+
+        Raises:
+            ValueError: the constant lies outside [0, 1].
+        """
+        if not isinstance(rate, str) and not 0 <= rate <= 1:
+            raise ValueError(f"{type(self).__name__}: expected p to be a name or a rate in [0, 1], got {rate!r}.")
+        return rate
+
     def make_plain(self) -> nn.Module:
         """What stands in for this module in a network that is taken away: nothing, since it acts in training only."""
         return nn.Identity()

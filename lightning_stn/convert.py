@@ -4,15 +4,19 @@ from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torchvision.ops import StochasticDepth  # type: ignore[import-untyped]
 
 from lightning_stn.binding import Regularizer
-from lightning_stn.hyperparameters import Float, HyperparameterSet
+from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers import ResponseLayer, generic_response, response_type
-from lightning_stn.regularizers import tuned_dropout
+from lightning_stn.regularizers import DropPath, tuned_dropout
+from lightning_stn.specifications import Float
 
 PER_LAYER = "per-layer"
 _HIGHEST_RATE = 0.9
 _SMALLEST_START = 0.05
+_DROPOUTS = nn.modules.dropout._DropoutNd
+"""What `convert(dropout=...)` tunes: torch's own dropouts, or says why it cannot."""
 
 
 class ConversionError(ValueError):
@@ -24,6 +28,7 @@ def convert(
     hyperparameters: HyperparameterSet,
     *,
     dropout: str | None = None,
+    drop_path: str | None = None,
     exclude: Collection[str | type[nn.Module]] = (),
 ) -> nn.Module:
     """Let the layers of a network respond to the hyperparameters, in place.
@@ -37,9 +42,11 @@ def convert(
     Args:
         net: the network; it is changed and returned.
         hyperparameters: what it shall respond to.
-        dropout: what `nn.Dropout`, `Dropout1d`, `Dropout2d` and `Dropout3d` become. A hyperparameter's name: they all
-            share it. "per-layer": each gets a hyperparameter of its own, `Float(0, 0.9, init=p)`, named after its place
-            (`dropout_features_2`). None: they keep their constant rate.
+        dropout: what `nn.Dropout`, `Dropout1d`, `Dropout2d`, `Dropout3d` and `AlphaDropout` become. A hyperparameter's
+            name: they all share it. "per-layer": each gets a hyperparameter of its own, `Float(0, 0.9, init=p)`, named
+            after its place (`dropout_features_2`). None: they keep their constant rate.
+        drop_path: the hyperparameter that all of torchvision's `StochasticDepth` share, each in proportion to its own
+            rate, the highest of which becomes 1 times the hyperparameter. None: they keep their constant rate.
         exclude: modules to leave plain, with all they contain: qualified names, shell patterns of them, or types.
 
     Returns:
@@ -48,13 +55,17 @@ def convert(
     Raises:
         ConversionError: modules cannot respond, are converted already, or are dropouts that cannot be tuned. Nothing
             has been changed then.
-        KeyError: `dropout` names an unknown hyperparameter.
+        KeyError: `dropout` or `drop_path` names an unknown hyperparameter.
+        ValueError: `dropout` or `drop_path` names a `Categorical`.
         RuntimeError: "per-layer" would add hyperparameters after layers have been converted.
     """
     if dropout is not None and dropout != PER_LAYER:
-        hyperparameters.require(dropout, "convert(dropout=...)")
+        hyperparameters.require_number(dropout, "convert(dropout=...)")
+    if drop_path is not None:
+        hyperparameters.require_number(drop_path, "convert(drop_path=...)")
     modules = _selected(net, exclude)
-    dropouts = {name: module for name, module in modules.items() if dropout is not None and tuned_dropout(type(module))}
+    dropouts = {name: m for name, m in modules.items() if dropout is not None and tuned_dropout(type(m))}
+    branches = [m for m in modules.values() if drop_path is not None and type(m) is StochasticDepth]
     problems = [problem for name, module in modules.items() if (problem := _problem(name, module, dropout))]
     if dropout == PER_LAYER:
         problems += _collisions(dropouts)
@@ -72,7 +83,11 @@ def convert(
         if response is not None:
             response.adopt(module, hyperparameters)
         elif name in dropouts:
-            _tune(module, _knob(name) if dropout == PER_LAYER else str(dropout), hyperparameters)
+            tuned = tuned_dropout(type(module))
+            assert tuned is not None
+            tuned.adopt(module, _knob(name) if dropout == PER_LAYER else str(dropout), hyperparameters)
+    if drop_path is not None:
+        _tune_branches(branches, drop_path, hyperparameters)
     return net
 
 
@@ -106,7 +121,7 @@ def _problem(name: str, module: nn.Module, dropout: str | None) -> str | None:
     response = _response(module)
     if response is not None and (reason := response.refusal(module)):
         return f"{label}: {reason}."
-    if dropout is None or isinstance(module, Regularizer) or not isinstance(module, nn.modules.dropout._DropoutNd):
+    if dropout is None or isinstance(module, Regularizer) or not isinstance(module, _DROPOUTS):
         return None
     if tuned_dropout(type(module)) is None:
         return f"{label}: this kind of dropout cannot be tuned."
@@ -146,10 +161,10 @@ def _start(module: nn.Module) -> float:
     return rate if rate > 0 else _SMALLEST_START
 
 
-def _tune(module: nn.Module, knob: str, hyperparameters: HyperparameterSet) -> None:
-    tuned = tuned_dropout(type(module))
-    assert tuned is not None
-    module.__class__ = tuned
-    module.p = knob  # type: ignore[assignment]
-    assert isinstance(module, Regularizer)
-    module.attach(hyperparameters)
+def _tune_branches(branches: Collection[StochasticDepth], knob: str, hyperparameters: HyperparameterSet) -> None:
+    """Let branches share a rate, each in proportion to its own."""
+    highest = max((branch.p for branch in branches), default=0.0)
+    for branch in branches:
+        share = branch.p / highest if highest else 1.0
+        DropPath.adopt(branch, knob, hyperparameters)
+        branch.share = share

@@ -41,8 +41,6 @@ def export(net: nn.Module) -> nn.Module:
 
 def _without_regularizers(module: nn.Module) -> nn.Module:
     """Replace every regulariser by its plain counterpart, the module itself included."""
-    if isinstance(module, Regularizer):
-        return module.make_plain()
     for name, child in module.named_children():
         module._modules[name] = _without_regularizers(child)
-    return module
+    return module.make_plain() if isinstance(module, Regularizer) else module

@@ -5,7 +5,7 @@ A *sample* has shape `[n, h]`, one row per example, or `[1, h]`, one row that th
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,31 @@ def entropy(scale: Tensor) -> Tensor:
         A scalar.
     """
     return scale.log().sum() + 0.5 * scale.numel() * math.log(2 * math.pi * math.e)
+
+
+def choice_probabilities(unconstrained: Tensor, scale: Tensor) -> Tensor:
+    """How probably each perturbed logit is the largest, `p_c = integral of prod_{d != c} F_d(t) dF_c(t)`.
+
+    `F_c` is the distribution function of `N(lambda_c, sigma_c^2)`. The integral is a sum over the quantiles of all of
+    them, so that it is exact to about 1e-4 however much the scales differ, and its terms over all `c` add up to 1.
+
+    Args:
+        unconstrained: the logits `lambda`, `[c]`.
+        scale: their perturbation scales `sigma`, `[c]`.
+
+    Returns:
+        `[c]`, float64.
+
+    >>> choice_probabilities(torch.tensor([1.0, 0.0, 0.0]), torch.full((3,), 0.5))
+    tensor([0.8662, 0.0669, 0.0669], dtype=torch.float64)
+    """
+    centre, width = unconstrained.double().unsqueeze(-1), scale.double().unsqueeze(-1)
+    quantiles = torch.linspace(-8, 8, 257, dtype=torch.float64, device=centre.device)
+    points = (centre + width * quantiles).flatten().sort().values
+    below = torch.special.ndtr((points - centre) / width)
+    others = torch.stack([torch.cat([below[:c], below[c + 1 :]]).prod(0) for c in range(len(below))])
+    mass = (below.diff(dim=-1) * (others[:, 1:] + others[:, :-1]) / 2).sum(-1)
+    return mass / mass.sum()
 
 
 def gate(sample: Tensor, gates: Tensor) -> Tensor:
@@ -93,12 +118,12 @@ class _Merge(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         response, gated = ctx.saved_tensors
         for_response = grad * gated if ctx.needs_input_grad[1] else None
-        for_gate = _sum_product(grad, response, gated.shape) if ctx.needs_input_grad[2] else None
+        for_gate = sum_product(grad, response, gated.shape) if ctx.needs_input_grad[2] else None
         return grad, for_response, for_gate
 
 
-def _sum_product(a: Tensor, b: Tensor, shape: torch.Size) -> Tensor:
-    """`a * b` summed to a shape that broadcasts over both."""
+def sum_product(a: Tensor, b: Tensor, shape: torch.Size) -> Tensor:
+    """`a * b`, of equal shapes, summed to a shape that broadcasts over both."""
     if a.dim() > 1 and shape.numel() == a.shape[0] == shape[0]:
         # Row by row, without writing the product down.
         return torch.bmm(a.flatten(1).unsqueeze(1), b.flatten(1).unsqueeze(2)).reshape(shape)
@@ -204,21 +229,59 @@ def align(rows: Tensor, like: Tensor, channel_dim: int | None = None) -> Tensor:
     return rows.reshape(shape)
 
 
-def dropout(input: Tensor, rate: Tensor | float, shared_dims: int = 0) -> Tensor:
+def keep_mask(shape: Sequence[int], rate: Tensor | float, device: torch.device) -> Tensor:
+    """Inverted dropout's factors: 0 with probability `rate`, otherwise `1 / (1 - rate)`.
+
+    Args:
+        shape: one draw for each entry.
+        rate: probability of a zero, broadcast over `shape`.
+        device: where to draw.
+
+    Returns:
+        `shape`, float32.
+    """
+    # Drawn in float32: half precision has too few distinct uniform numbers for small rates.
+    keep = 1 - torch.as_tensor(rate, device=device, dtype=torch.float32)
+    kept = torch.rand(shape, device=device, dtype=torch.float32) < keep
+    return kept / keep.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def dropout(input: Tensor, rate: Tensor | float, shared: Collection[int] = ()) -> Tensor:
     """Inverted dropout whose rate may differ from example to example.
 
     Args:
         input: `[n, ...]`.
         rate: probability of a zero: a number, a scalar tensor, or `[n]`.
-        shared_dims: how many trailing dimensions share one draw (0: every element has its own; 2 for images: whole
+        shared: dimensions that share one draw (none: every element has its own; the last two of images: whole
             channels).
 
     Returns:
         `input * mask / (1 - rate)`; zeros where the rate is 1.
     """
-    shape = input.shape[: input.dim() - shared_dims] + (1,) * shared_dims
+    alone = {dim % input.dim() for dim in shared}
+    shape = [1 if dim in alone else size for dim, size in enumerate(input.shape)]
+    return input * keep_mask(shape, align(torch.as_tensor(rate), input), input.device).to(input.dtype)
+
+
+SELU_SATURATION = -1.0507009873554805 * 1.6732632423543772
+"""The value that SELU approaches for large negative input, Klambauer et al. (2017), arXiv:1706.02515."""
+
+
+def alpha_dropout(input: Tensor, rate: Tensor | float) -> Tensor:
+    """Dropout to SELU's saturation value that keeps mean 0 and variance 1, Klambauer et al. (2017), section 3.
+
+    Args:
+        input: `[n, ...]`.
+        rate: probability that an entry is replaced: a number, a scalar tensor, or `[n]`.
+
+    Returns:
+        `a (input or saturation) + b` with `a = (q + saturation^2 q (1 - q))^-1/2`, `b = -a (1 - q) saturation` and
+        `q = 1 - rate`; zeros where the rate is 1.
+    """
     rate = align(torch.as_tensor(rate, device=input.device, dtype=torch.float32), input)
     keep = 1 - rate
-    # Drawn in float32: half precision has too few distinct uniform numbers for small rates.
-    kept = torch.rand(shape, device=input.device, dtype=torch.float32) < keep
-    return input * (kept / keep.clamp_min(torch.finfo(torch.float32).tiny)).to(input.dtype)
+    kept = torch.rand(input.shape, device=input.device, dtype=torch.float32) < keep
+    scale = torch.where(keep > 0, (keep * (1 + rate * SELU_SATURATION**2)).rsqrt(), torch.zeros_like(keep))
+    shift = -scale * rate * SELU_SATURATION
+    replaced = torch.where(kept, input, SELU_SATURATION)
+    return (replaced * scale + shift).to(input.dtype)

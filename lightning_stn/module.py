@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from lightning_stn.binding import keep_merged
 from lightning_stn.convert import convert
 from lightning_stn.export import export
-from lightning_stn.hyperparameters import Hyperparameter, HyperparameterSet
+from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers import ResponseLayer
+from lightning_stn.specifications import Hyperparameter
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class STNModule(L.LightningModule):
 
     Args:
         *args: handed to the next base, and likewise `**kwargs`, so that an existing module keeps its constructor.
-        hyperparameters: name to `Float` or `Integer`.
+        hyperparameters: name to `Float`, `Integer` or `Categorical`.
 
     Attributes:
         hyperparameters: the `HyperparameterSet`; `self.hyperparameters["name"]` reads the value bound now.
@@ -76,10 +77,15 @@ class STNModule(L.LightningModule):
         self._muted = False
 
     def convert(
-        self, net: nn.Module, *, dropout: str | None = None, exclude: Collection[str | type[nn.Module]] = ()
+        self,
+        net: nn.Module,
+        *,
+        dropout: str | None = None,
+        drop_path: str | None = None,
+        exclude: Collection[str | type[nn.Module]] = (),
     ) -> nn.Module:
         """Let a network's layers respond to this module's hyperparameters; see `lightning_stn.convert.convert`."""
-        return convert(net, self.hyperparameters, dropout=dropout, exclude=exclude)
+        return convert(net, self.hyperparameters, dropout=dropout, drop_path=drop_path, exclude=exclude)
 
     def export(self, net: nn.Module | None = None) -> nn.Module:
         """A plain copy of a converted network at the current hyperparameters; see `lightning_stn.export.export`.

@@ -6,11 +6,12 @@ import pytest
 import torch
 from support import random_gates, small_net
 from torch import nn
+from torchvision.ops import StochasticDepth
 
-from lightning_stn import ConversionError, Float, HyperparameterSet, convert
+from lightning_stn import ConversionError, Float, HyperparameterSet, convert, export
 from lightning_stn.binding import bind_weight_phase, unbind
 from lightning_stn.layers import ResponseConv2d, ResponseLayer, ResponseLinear
-from lightning_stn.regularizers import Dropout, Dropout2d
+from lightning_stn.regularizers import Dropout, Dropout2d, DropPath
 
 
 def one() -> HyperparameterSet:
@@ -71,6 +72,25 @@ def test_a_second_per_layer_conversion_is_refused() -> None:
     assert type(other[1]) is nn.Dropout
 
 
+def test_branches_share_a_rate_each_in_proportion_to_its_own() -> None:
+    net = nn.Sequential(StochasticDepth(0.1, "row"), nn.Linear(2, 2), StochasticDepth(0.4, "batch"))
+    convert(net, one(), drop_path="rate")
+    first, last = net[0], net[2]
+    assert isinstance(first, DropPath)
+    assert isinstance(last, DropPath)
+    assert (first.p, first.mode, first.share) == ("rate", "row", 0.25)
+    assert (last.p, last.mode, last.share) == ("rate", "batch", 1.0)
+    taken = export(net)
+    assert type(taken[0]) is StochasticDepth  # type: ignore[index]
+    assert taken[0].p == pytest.approx(taken[2].p / 4)  # type: ignore[index]
+
+
+def test_branches_keep_their_constant_rate_without_a_name() -> None:
+    assert type(convert(nn.Sequential(StochasticDepth(0.1, "row")), one())[0]) is StochasticDepth  # type: ignore[index]
+    with pytest.raises(KeyError, match=r"drop_path.*'rat'.*Did you mean 'rate'"):
+        convert(nn.Sequential(StochasticDepth(0.1, "row")), one(), drop_path="rat")
+
+
 def test_dropouts_whose_hyperparameters_would_share_a_name_are_refused() -> None:
     net = nn.ModuleDict({"a": nn.ModuleDict({"b": nn.Dropout(0.1)}), "a_b": nn.Dropout(0.2), "c": nn.Linear(2, 2)})
     with pytest.raises(
@@ -96,7 +116,7 @@ def test_all_problems_are_listed_and_nothing_is_changed() -> None:
         nn.Linear(2, 2),
         nn.ParameterList([torch.ones(1)]),
         nn.Sequential(nn.Embedding(3, 2, max_norm=1.0)),
-        nn.AlphaDropout(),
+        nn.FeatureAlphaDropout(),
         nn.Dropout(0.95),
         nn.LazyLinear(2),
         torch.nn.utils.spectral_norm(nn.Linear(2, 2)),
@@ -108,7 +128,7 @@ def test_all_problems_are_listed_and_nothing_is_changed() -> None:
     wanted = [
         "1 (ParameterList): its parameters are read from outside",
         "2.0 (Embedding): max_norm",
-        "3 (AlphaDropout)",
+        "3 (FeatureAlphaDropout)",
     ]
     wanted += [
         "4 (Dropout): starts at p=0.95",

@@ -93,14 +93,19 @@ class ResponseLayer(BoundModule):
         self.detach()
         self.__class__ = self.plain  # type: ignore[assignment]
 
+    @staticmethod
+    def response_name(name: str) -> str:
+        """What `R` of one parameter is called."""
+        return _added_names(name)[0]
+
     def response(self, name: str) -> Tensor:
         """`R` of one parameter."""
-        tensor: Tensor = getattr(self, f"response_{name}")
+        tensor: Tensor = getattr(self, _added_names(name)[0])
         return tensor
 
     def gates(self, name: str) -> Tensor:
         """`V` of one parameter, `[o, h]`."""
-        tensor: Tensor = getattr(self, f"{name}_gate")
+        tensor: Tensor = getattr(self, _added_names(name)[1])
         return tensor
 
     def response_parameters(self) -> list[nn.Parameter]:
@@ -144,6 +149,21 @@ class ResponseLayer(BoundModule):
                 base, response = base.detach(), response.detach()
             effective[name] = functional.merge(base, response, self.spread(name, gated))
         return effective
+
+    def squared_norm(self, name: str) -> Tensor:
+        """`|W + diag(V h_n) R|^2` of one parameter at the bound sample, `[n]` or `[1]`, without building it."""
+        base: Tensor = getattr(self, name)
+        if self._hyperparameters is None or name not in self.responding:
+            return base.square().sum().reshape(1)
+        with torch.autocast(base.device.type, enabled=False):
+            response, gated = self.response(name), self.gated(name, self._hyperparameters.bound_sample())
+            products = [self.unit_sums(name, *pair) for pair in ((base, base), (base, response), (response, response))]
+            return products[0].sum() + 2 * gated @ products[1] + gated.square() @ products[2]
+
+    def unit_sums(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        """`a * b`, of the parameter's shape, summed over the entries of each gate, `[o]`."""
+        shape = self.spread(name, a.new_empty(self.gate_size(name))).shape
+        return functional.sum_product(a, b, shape).reshape(-1)
 
     @property
     def _frozen(self) -> bool:

@@ -56,6 +56,12 @@ class _ResponseConvTranspose(_ResponseConv):
         by_group = gated.reshape(self.groups, 1, -1).expand(-1, channels // self.groups, -1)
         return by_group.reshape(channels, -1, *[1] * len(self.kernel_size))
 
+    def unit_sums(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        """Over the input channels of the group, and the kernel."""
+        if name == "bias":
+            return a * b
+        return (a * b).flatten(2).sum(2).reshape(self.groups, -1, self.out_channels // self.groups).sum(1).flatten()
+
     def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
         """The plain layer's own transposed convolution; `args` may hold its `output_size`."""
         output_padding = self._output_padding(  # type: ignore[operator]

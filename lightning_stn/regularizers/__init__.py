@@ -1,5 +1,38 @@
-"""Regularisers whose strengths are hyperparameters: each example meets its own sampled value."""
+"""What hyperparameters act on: dropouts in the network, penalties in the training loss."""
 
-from lightning_stn.regularizers.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d, tuned_dropout
+from lightning_stn.regularizers.dropout import (
+    AlphaDropout,
+    Dropout,
+    Dropout1d,
+    Dropout2d,
+    Dropout3d,
+    DropPath,
+    tuned_dropout,
+)
+from lightning_stn.regularizers.penalties import (
+    ActivationPenalty,
+    L2Penalty,
+    LabelSmoothing,
+    Penalty,
+    TemporalActivationPenalty,
+)
+from lightning_stn.regularizers.sequence import EmbeddingDropout, LockedDropout
+from lightning_stn.regularizers.weight_drop import WeightDrop
 
-__all__ = ["Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "tuned_dropout"]
+__all__ = [
+    "ActivationPenalty",
+    "AlphaDropout",
+    "DropPath",
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "EmbeddingDropout",
+    "L2Penalty",
+    "LabelSmoothing",
+    "LockedDropout",
+    "Penalty",
+    "TemporalActivationPenalty",
+    "WeightDrop",
+    "tuned_dropout",
+]

@@ -1,14 +1,16 @@
 """Dropout with a rate of its own for each example."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth  # type: ignore[import-untyped]
 
 from lightning_stn import functional
 from lightning_stn.binding import Regularizer
+from lightning_stn.hyperparameters import HyperparameterSet
 
 
-class _TunedDropout(Regularizer):
+class TunedDropout(Regularizer):
     """Zeroes entries with a probability that hyperparameters set, example by example, and rescales the rest.
 
     Args:
@@ -23,65 +25,120 @@ class _TunedDropout(Regularizer):
 
     strengths = ("p",)
     plain: ClassVar[type[nn.Module]]
-    shared_dims: ClassVar[int] = 0
-    """How many trailing dimensions share one draw."""
+    """The layer of torch or torchvision that this one is in place of."""
+    shared: ClassVar[tuple[int, ...]] = ()
+    """Dimensions that share one draw."""
+
+    p: str | float
 
     def __init__(self, p: str | float) -> None:
         nn.Module.__init__(self)
-        if not isinstance(p, str) and not 0 <= p <= 1:
-            raise ValueError(f"{type(self).__name__}: expected p to be a name or a rate in [0, 1], got {p!r}.")
-        self.p = p
+        self.p = self.checked_rate(p)
         self.inplace = False
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop, in the weight phase; otherwise return the input."""
         if not self.active:
             return input
-        return functional.dropout(input, self.strength("p"), self.shared_dims)
+        return functional.dropout(input, self.strength("p"), self.shared)
+
+    @classmethod
+    def adopt(cls, module: nn.Module, p: str, hyperparameters: HyperparameterSet) -> None:
+        """Turn a plain dropout into this tuned one in place."""
+        module.__class__ = cls
+        assert isinstance(module, TunedDropout)
+        module.p = p
+        module.attach(hyperparameters)
 
     def make_plain(self) -> nn.Module:
-        """Torch's dropout at the current rate, this very module."""
+        """The plain layer at the current rate, this very module."""
         self.p = self.current_strength("p")
         self.detach()
         self.__class__ = self.plain  # type: ignore[assignment]
         return self
 
 
-class Dropout(_TunedDropout, nn.Dropout):  # type: ignore[misc]
+class Dropout(TunedDropout, nn.Dropout):  # type: ignore[misc]
     """`nn.Dropout` with a tuned rate: every element has its own draw."""
 
     plain = nn.Dropout
 
 
-class Dropout1d(_TunedDropout, nn.Dropout1d):  # type: ignore[misc]
+class Dropout1d(TunedDropout, nn.Dropout1d):  # type: ignore[misc]
     """`nn.Dropout1d` with a tuned rate: whole channels of `[n, c, length]`."""
 
     plain = nn.Dropout1d
 
-    shared_dims = 1
+    shared = (-1,)
 
 
-class Dropout2d(_TunedDropout, nn.Dropout2d):  # type: ignore[misc]
+class Dropout2d(TunedDropout, nn.Dropout2d):  # type: ignore[misc]
     """`nn.Dropout2d` with a tuned rate: whole channels of `[n, c, height, width]`."""
 
     plain = nn.Dropout2d
 
-    shared_dims = 2
+    shared = (-2, -1)
 
 
-class Dropout3d(_TunedDropout, nn.Dropout3d):  # type: ignore[misc]
+class Dropout3d(TunedDropout, nn.Dropout3d):  # type: ignore[misc]
     """`nn.Dropout3d` with a tuned rate: whole channels of `[n, c, depth, height, width]`."""
 
     plain = nn.Dropout3d
 
-    shared_dims = 3
+    shared = (-3, -2, -1)
 
 
-_TUNED: dict[type[nn.Module], type[_TunedDropout]] = {
-    kind.plain: kind for kind in (Dropout, Dropout1d, Dropout2d, Dropout3d)
+class AlphaDropout(TunedDropout, nn.AlphaDropout):  # type: ignore[misc]
+    """`nn.AlphaDropout` with a tuned rate, for networks of SELU units."""
+
+    plain = nn.AlphaDropout
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop, in the weight phase; otherwise return the input."""
+        return functional.alpha_dropout(input, self.strength("p")) if self.active else input
+
+
+class DropPath(TunedDropout, StochasticDepth):  # type: ignore[misc]
+    """Stochastic depth with a tuned rate: leaves out a residual branch, Huang et al. (2016), arXiv:1603.09382.
+
+    Args:
+        p: a hyperparameter's name, or a constant rate in [0, 1].
+        mode: "row" draws for each example, "batch" once for all, which needs a rate that the batch shares.
+        share: the rate is `share * p`, so that one hyperparameter can serve branches of different depth.
+
+    Raises:
+        ValueError: a constant rate or a share outside [0, 1], an unknown mode, or rates for each example in "batch".
+    """
+
+    plain = StochasticDepth
+    share: float = 1.0
+
+    def __init__(self, p: str | float, mode: Literal["row", "batch"] = "row", share: float = 1.0) -> None:
+        super().__init__(p)
+        if mode not in ("row", "batch"):
+            raise ValueError(f"DropPath: expected mode='row' or mode='batch', got {mode!r}.")
+        if not 0 <= share <= 1:
+            raise ValueError(f"DropPath: expected share to lie in [0, 1], got {share!r}.")
+        self.mode = mode
+        self.share = share
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Leave the branch out, in the weight phase; otherwise return the input."""
+        if not self.active:
+            return input
+        rate = self.strength("p") if self.mode == "row" else self.shared_strength("p")
+        return functional.dropout(input, rate * self.share, range(self.mode == "row", input.dim()))
+
+    def current_strength(self, name: str) -> float:
+        """The branch's own rate at the current hyperparameters."""
+        return super().current_strength(name) * self.share
+
+
+_TUNED: dict[type[nn.Module], type[TunedDropout]] = {
+    kind.plain: kind for kind in (Dropout, Dropout1d, Dropout2d, Dropout3d, AlphaDropout)
 }
 
 
-def tuned_dropout(plain: type[nn.Module]) -> type[Regularizer] | None:
-    """The tuned counterpart of exactly this type of dropout, or None."""
+def tuned_dropout(plain: type[nn.Module]) -> type[TunedDropout] | None:
+    """The tuned counterpart of exactly this type of torch's dropouts, or None."""
     return _TUNED.get(plain)

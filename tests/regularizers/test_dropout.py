@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from lightning_stn import Float, HyperparameterSet, Integer
 from lightning_stn.augment import Cutout, GaussianNoise
 from lightning_stn.augment.cutout import cutout_mask
 from lightning_stn.binding import Regularizer, attach, bind_weight_phase, unbind
-from lightning_stn.regularizers import Dropout, Dropout1d, Dropout2d, Dropout3d
+from lightning_stn.regularizers import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath
 
 LOGITS = torch.tensor([[-3.0], [0.0], [1.0], [3.0]])
 DROPOUTS = [
@@ -27,6 +28,8 @@ DROPOUTS = [
 ALL = [
     (Dropout("rate"), (4, 6)),
     (Dropout2d("rate"), (4, 3, 5, 5)),
+    (AlphaDropout("rate"), (4, 6)),
+    (DropPath("rate"), (4, 6)),
     (GaussianNoise("rate"), (4, 6)),
     (Cutout("length"), (4, 3, 5, 5)),
 ]
@@ -98,15 +101,73 @@ def test_dtype_and_shape_stay(module: Regularizer, shape: tuple[int, ...], dtype
 
 
 @pytest.mark.parametrize(
-    ("module", "shape"), [(Dropout(0.0), (4, 6)), (GaussianNoise(0.0), (4, 6)), (Cutout(0), (4, 3, 5, 5))]
+    ("module", "shape"),
+    [
+        (Dropout(0.0), (4, 6)),
+        (AlphaDropout(0.0), (4, 6)),
+        (DropPath(0.0), (4, 6)),
+        (GaussianNoise(0.0), (4, 6)),
+        (Cutout(0), (4, 3, 5, 5)),
+    ],
 )
 def test_a_strength_of_zero_is_the_identity(module: Regularizer, shape: tuple[int, ...]) -> None:
     input = torch.randn(shape)
     assert torch.equal(module(input), input)
 
 
-def test_a_rate_of_one_leaves_nothing() -> None:
-    assert torch.equal(Dropout(1.0)(torch.ones(2, 3)), torch.zeros(2, 3))
+@pytest.mark.parametrize("kind", [Dropout, AlphaDropout, DropPath])
+def test_a_rate_of_one_leaves_nothing(kind: Any) -> None:
+    assert torch.equal(kind(1.0)(torch.ones(2, 3)), torch.zeros(2, 3))
+
+
+def test_alpha_dropout_takes_the_two_values_of_torch_s() -> None:
+    """Zeroes become one of two numbers that depend on the rate alone."""
+    torch.manual_seed(0)
+    module = AlphaDropout("rate")
+    bind_weight_phase(attached(module), torch.cat([LOGITS, torch.zeros(4, 1)], dim=1).double())
+    for row, rate in zip(module(torch.zeros(4, 500, dtype=torch.float64)), torch.sigmoid(LOGITS[:, 0]), strict=True):
+        expected = F.alpha_dropout(torch.zeros(5000, dtype=torch.float64), rate.item(), training=True)
+        torch.testing.assert_close(row.unique(), expected.unique(), rtol=1e-6, atol=1e-6)
+
+
+def test_alpha_dropout_keeps_mean_and_variance_of_each_example() -> None:
+    """Six standard errors, the variance's from the fourth moment: a false alarm in fewer than one of 10^8 runs."""
+    torch.manual_seed(0)
+    module, n = AlphaDropout("rate"), 100_000
+    bind_weight_phase(attached(module), torch.cat([LOGITS, torch.zeros(4, 1)], dim=1))
+    output = module(torch.randn(4, n)).double()
+    assert (output.mean(1).abs() < 6 / math.sqrt(n)).all()
+    spread = (output.pow(4).mean(1) - 1).sqrt()
+    assert ((output.square().mean(1) - 1).abs() < 6 * spread / math.sqrt(n)).all()
+
+
+def test_a_branch_is_left_out_as_a_whole_at_each_example_s_share_of_the_rate() -> None:
+    """Six binomial standard deviations: a false alarm in fewer than one of 10^8 runs."""
+    torch.manual_seed(0)
+    module, n = DropPath("rate", share=0.5), 10_000
+    bind_weight_phase(attached(module), torch.cat([LOGITS.repeat_interleave(n, 0), torch.zeros(4 * n, 1)], dim=1))
+    output = module(torch.ones(4 * n, 2, 3))
+    assert torch.equal(output, output[:, :1, :1].expand_as(output))
+    for rows, rate in zip(output[:, 0, 0].split(n), (torch.sigmoid(LOGITS[:, 0]) / 2).tolist(), strict=True):
+        assert abs((rows > 0).double().mean().item() - (1 - rate)) < 6 * math.sqrt(rate * (1 - rate) / n)
+        torch.testing.assert_close(rows[rows > 0], torch.full_like(rows[rows > 0], 1 / (1 - rate)))
+
+
+def test_a_branch_left_out_for_the_whole_batch() -> None:
+    torch.manual_seed(0)
+    module = DropPath("rate", mode="batch")
+    hyperparameters = attached(module)
+    bind_weight_phase(hyperparameters, torch.zeros(1, 2))
+    outputs = [module(torch.ones(4, 3)) for _ in range(100)]
+    assert all(output.min() == output.max() for output in outputs)
+    assert 20 < sum(output.max() > 0 for output in outputs) < 80
+    bind_weight_phase(hyperparameters, torch.zeros(4, 2))
+    with pytest.raises(ValueError, match=r"DropPath: acts on the batch as a whole.*per='batch'"):
+        module(torch.ones(4, 3))
+    with pytest.raises(ValueError, match="expected mode='row' or mode='batch', got 'rows'"):
+        DropPath(0.1, "rows")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"expected share to lie in \[0, 1\], got 2"):
+        DropPath(0.1, share=2)
 
 
 def test_constants_act_in_training_mode_as_torch_s_layers_do() -> None:

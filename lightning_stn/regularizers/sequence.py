@@ -1,0 +1,83 @@
+"""Dropouts for sequences, with a rate of their own for each example."""
+
+import torch
+from torch import Tensor
+
+from lightning_stn import functional
+from lightning_stn.binding import Regularizer
+
+
+class LockedDropout(Regularizer):
+    """Drops the same units at every time step, Gal and Ghahramani (2016), arXiv:1512.05287.
+
+    Args:
+        p: a hyperparameter's name, or a constant rate in [0, 1].
+        batch_first: whether the input is `[n, t, ...]`; otherwise it is `[t, n, ...]`.
+
+    Shape:
+        `[n, t, *]` or `[t, n, *]` to the same shape.
+
+    Raises:
+        ValueError: a constant rate outside [0, 1], or an input with fewer than two dimensions.
+    """
+
+    strengths = ("p",)
+
+    def __init__(self, p: str | float, *, batch_first: bool = True) -> None:
+        super().__init__()
+        self.p = self.checked_rate(p)
+        self.batch_first = batch_first
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop, in the weight phase; otherwise return the input."""
+        if input.dim() < 2:
+            raise ValueError(
+                f"LockedDropout: expected a batch of sequences [n, t, ...], got shape {list(input.shape)}."
+            )
+        if not self.active:
+            return input
+        if self.batch_first:
+            return functional.dropout(input, self.strength("p"), shared=[1])
+        return functional.dropout(input.transpose(0, 1), self.strength("p"), shared=[1]).transpose(0, 1)
+
+
+class EmbeddingDropout(Regularizer):
+    """Drops whole words: in an example, all occurrences of a word or none, Gal and Ghahramani (2016), section 4.2.
+
+    Called with the embedded words and the words, `drop(embedding(words), words)`.
+
+    Args:
+        p: a hyperparameter's name, or a constant rate in [0, 1].
+        batch_first: whether the words are `[n, t]`; otherwise they are `[t, n]`.
+
+    Shape:
+        embedded `[n, t, d]` and words `[n, t]`, or `[t, n, d]` and `[t, n]`, to the shape of the former.
+
+    Raises:
+        ValueError: a constant rate outside [0, 1], or shapes that do not belong together.
+    """
+
+    strengths = ("p",)
+
+    def __init__(self, p: str | float, *, batch_first: bool = True) -> None:
+        super().__init__()
+        self.p = self.checked_rate(p)
+        self.batch_first = batch_first
+
+    def forward(self, embedded: Tensor, words: Tensor) -> Tensor:
+        """Drop, in the weight phase; otherwise return what was embedded."""
+        if words.dim() != 2 or embedded.shape[:-1] != words.shape:
+            raise ValueError(
+                f"EmbeddingDropout: expected embedded [n, t, d] and words [n, t], got shapes {list(embedded.shape)} "
+                f"and {list(words.shape)}."
+            )
+        if not self.active:
+            return embedded
+        present, position = words.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        if not self.batch_first:
+            position = position.t()
+        rate = functional.align(torch.as_tensor(self.strength("p"), device=words.device), position)
+        mask = functional.keep_mask([len(position), len(present)], rate, words.device).gather(1, position)
+        if not self.batch_first:
+            mask = mask.t()
+        return embedded * mask.unsqueeze(-1).to(embedded.dtype)
