@@ -1,20 +1,25 @@
-"""CIFAR-10 for the examples beside this file: held in memory as uint8, so that any number of workers will do."""
+"""What the CIFAR-10 examples beside this file share: the data, and an ordinary classifier."""
 
 from pathlib import Path
 
 import lightning as L
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
 from torchvision.datasets import CIFAR10, ImageFolder
 from torchvision.io import decode_image, read_file
+
+Batch = tuple[Tensor, Tensor]
+"""Images `[n, 3, 32, 32]`, uint8, and labels `[n]`."""
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 """Of the training pixels, by channel, in [0, 1]."""
 
 
 class CIFAR10Data(L.LightningDataModule):
-    """Training, validation and test images of CIFAR-10.
+    """Training, validation and test images of CIFAR-10, held in memory as uint8.
 
     Args:
         data_dir: a folder with `train/<class>/*` and `test/<class>/*`; where there is no `train` in it, torchvision
@@ -108,3 +113,49 @@ def normalise(images: Tensor) -> Tensor:
     """Pixels in [0, 1] to mean 0 and standard deviation 1 in each channel."""
     mean, std = (torch.tensor(numbers, device=images.device, dtype=images.dtype) for numbers in (MEAN, STD))
     return (images - mean[:, None, None]) / std[:, None, None]
+
+
+class LitCIFAR10(L.LightningModule):
+    """An ordinary LightningModule, whose regularisation somebody has to choose.
+
+    Args:
+        net: normalised images to logits.
+        augment: applied to training images in [0, 1].
+        lr: of SGD with momentum 0.9.
+    """
+
+    def __init__(self, net: nn.Module, augment: nn.Module, lr: float) -> None:
+        super().__init__()
+        self.net = net
+        self.augment = augment
+        self.lr = lr
+        self.accuracy = MulticlassAccuracy(num_classes=10, average="micro")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images as they come to logits, without augmentation."""
+        return self.net(normalise(images / 255))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross entropy with dropout and augmentation."""
+        images, labels = batch
+        return F.cross_entropy(self.net(normalise(self.augment(images / 255))), labels)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log loss and accuracy."""
+        self.evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log loss and accuracy."""
+        self.evaluate(batch, "test")
+
+    def evaluate(self, batch: Batch, stage: str) -> None:
+        """Log loss and accuracy without regularisation."""
+        images, labels = batch
+        logits = self(images)
+        self.accuracy(logits, labels)
+        self.log(f"{stage}_loss", F.cross_entropy(logits, labels), prog_bar=True)
+        self.log(f"{stage}_accuracy", self.accuracy)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """SGD with momentum over the weights."""
+        return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)

@@ -18,10 +18,9 @@ from pathlib import Path
 import lightning as L
 import torch
 import torch.nn.functional as F
-from cifar10_data import CIFAR10Data, normalise
+from cifar10_data import CIFAR10Data, LitCIFAR10
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_stn import Float, Integer, STNCallback, STNModule
 from lightning_stn.augment import Cutout, GaussianNoise
@@ -29,6 +28,12 @@ from lightning_stn.augment import Cutout, GaussianNoise
 Batch = tuple[Tensor, Tensor]
 RUNS = ("example", "batch", "fixed")
 DROPOUT, NOISE, CUTOUT = 0.05, 0.05, 4
+LR = 0.03
+
+
+def augmentation(noise: float | str = NOISE, cutout: int | str = CUTOUT) -> nn.Module:
+    """Noise and cutout."""
+    return nn.Sequential(GaussianNoise(std=noise), Cutout(length=cutout))
 
 
 def small_cnn() -> nn.Module:
@@ -40,60 +45,25 @@ def small_cnn() -> nn.Module:
     return nn.Sequential(*layers)
 
 
-class LitCIFAR10(L.LightningModule):
-    """An ordinary LightningModule with four dropouts, noise and cutout."""
-
-    def __init__(self, noise: float | str = NOISE, cutout: int | str = CUTOUT) -> None:
-        super().__init__()
-        self.net = small_cnn()
-        self.augment = nn.Sequential(GaussianNoise(std=noise), Cutout(length=cutout))
-        self.accuracy = MulticlassAccuracy(num_classes=10, average="micro")
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross entropy with dropout and augmentation."""
-        images, labels = batch
-        return F.cross_entropy(self.net(self.augment(normalise(images / 255))), labels)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log loss and accuracy."""
-        self.evaluate(batch, "val")
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log loss and accuracy."""
-        self.evaluate(batch, "test")
-
-    def evaluate(self, batch: Batch, stage: str) -> None:
-        """Log loss and accuracy without regularisation."""
-        images, labels = batch
-        logits = self.net(normalise(images / 255))
-        self.accuracy(logits, labels)
-        self.log(f"{stage}_loss", F.cross_entropy(logits, labels))
-        self.log(f"{stage}_accuracy", self.accuracy)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """SGD with momentum."""
-        return torch.optim.SGD(self.parameters(), lr=0.03, momentum=0.9)
-
-
 class SelfTunedCIFAR10(STNModule, LitCIFAR10):
     """The same module with six tuned knobs."""
 
     def __init__(self) -> None:
         knobs = {"noise": Float(0.0, 1.0, init=NOISE), "cutout": Integer(0, 16, init=CUTOUT)}
-        super().__init__(hyperparameters=knobs, noise="noise", cutout="cutout")
+        super().__init__(hyperparameters=knobs, net=small_cnn(), augment=augmentation("noise", "cutout"), lr=LR)
         self.net = self.convert(self.net, dropout="per-layer")
 
     def validation_loss(self, batch: Batch, batch_idx: int) -> Tensor:
         """What the knobs are tuned to make small."""
         images, labels = batch
-        return F.cross_entropy(self.net(normalise(images / 255)), labels)
+        return F.cross_entropy(self(images), labels)
 
 
 def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
     """Train one network, and read the test images once."""
     L.seed_everything(seed, verbose=False)
     data = CIFAR10Data(args.data_dir, args.subset, seed=seed)
-    module, callbacks = LitCIFAR10(), []
+    module, callbacks = LitCIFAR10(small_cnn(), augmentation(), LR), []
     if name != "fixed":
         module, callbacks = SelfTunedCIFAR10(), [STNCallback(perturb=name)]
     trainer = L.Trainer(

@@ -16,7 +16,6 @@ read once for each network, when its training is over.
 
 import argparse
 import logging
-import statistics
 import time
 import warnings
 from collections.abc import Callable
@@ -24,9 +23,9 @@ from functools import partial
 from pathlib import Path
 
 import lightning as L
-import matplotlib
 import torch
 import torch.nn.functional as F
+from comparison import Scores, plot_schedules, print_knobs, print_scores, print_summary
 from lightning.pytorch.loggers import TensorBoardLogger
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -34,18 +33,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_stn import Float, HyperparameterSet, Integer, Schedule, STNCallback, STNModule
+from lightning_stn import Float, Integer, STNCallback, STNModule
 from lightning_stn.augment import Cutout, GaussianNoise
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 Batch = tuple[Tensor, Tensor]
-Scores = dict[str, float]
 
 DROPOUT, NOISE, CUTOUT = 0.05, 0.05, 1
 """Where the knobs start: rates, standard deviation of the pixels in [0, 1], and side of the square in pixels."""
 
+COLUMNS = ("val_loss", "val_accuracy", "test_loss", "test_accuracy")
 UNITS = {"noise": "standard deviation of a pixel", "cutout": "side in pixels"}
 
 
@@ -164,54 +160,6 @@ def run(name: str, seed: int, epochs: int, out: Path, callbacks: list[L.Callback
     return module, scores
 
 
-def print_knobs(schedule: Schedule) -> None:
-    """Where each knob began and ended, in natural units, and its last scale, in unconstrained units."""
-    first, last = schedule.rows[0], schedule.rows[-1]
-    print(f"\n{'knob':<24}{'start':>9}{'end':>9}{'scale':>9}")
-    for name in schedule.names:
-        print(f"{name:<24}{first.values[name]:>9.3g}{last.values[name]:>9.3g}{last.scales[name]:>9.3g}")
-
-
-def print_scores(scores: dict[str, Scores]) -> None:
-    """The networks side by side."""
-    columns = ("val_loss", "val_accuracy", "test_loss", "test_accuracy")
-    print(f"\n{'network':<12}" + "".join(f"{column:>15}" for column in columns) + f"{'seconds':>10}")
-    for name, row in scores.items():
-        print(f"{name:<12}" + "".join(f"{row[column]:>15.4f}" for column in columns) + f"{row['seconds']:>10.1f}")
-
-
-def print_summary(runs: list[dict[str, Scores]]) -> None:
-    """Mean and standard deviation of the test loss over the seeds."""
-    print(f"\nTest loss over {len(runs)} seeds, mean ± standard deviation:")
-    for name in NETWORKS:
-        losses = [scores[name]["test_loss"] for scores in runs]
-        print(f"{name:<12}{statistics.mean(losses):>10.4f} ± {statistics.stdev(losses):.4f}")
-
-
-def plot_schedules(stn: STNCallback, hyperparameters: HyperparameterSet, path: Path) -> None:
-    """Every knob over the training batches, in natural units, with the band of one scale."""
-    figure, grid = plt.subplots(2, 3, figsize=(12, 6), layout="constrained")
-    schedule = stn.schedule
-    steps = [row.step for row in schedule.rows]
-    warmup = max(row.step for row in schedule.rows if row.epoch < stn.phases.warmup_epochs)
-    for name, axes in zip(schedule.names, grid.flat, strict=False):
-        specification = hyperparameters.specifications[name]
-        values = torch.tensor([row.values[name] for row in schedule.rows], dtype=torch.float64)
-        scales = torch.tensor([row.scales[name] for row in schedule.rows], dtype=torch.float64)
-        axes.plot(steps, values, label="value")
-        if isinstance(specification, Float):  # a whole number is too coarse for a band
-            centre = specification.transform.inv(values)  # the band is symmetric in unconstrained units
-            low, high = specification.constrain(centre - scales), specification.constrain(centre + scales)
-            axes.fill_between(steps, low, high, alpha=0.3, label="value ± one sigma")
-        axes.axvspan(0, warmup, color="0.8", zorder=0, label="warm-up")
-        axes.set(title=name, xlabel="training batches", ylabel=UNITS.get(name, "rate"), ylim=(0, None))
-    grid.flat[-1].axis("off")
-    grid.flat[-1].legend(*grid.flat[0].get_legend_handles_labels(), loc="center")
-    figure.suptitle("Regularisation schedules that one self-tuned run found on 250 digits")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
 def compare(seed: int, epochs: int, out: Path) -> dict[str, Scores]:
     """Train the three networks from one seed; print and plot how they ended."""
     print(f"\nSeed {seed}, {epochs} epochs", flush=True)
@@ -221,9 +169,10 @@ def compare(seed: int, epochs: int, out: Path) -> dict[str, Scores]:
         callbacks = [stn] if name == "self-tuned" else []
         modules[name], scores[name] = run(name, seed, epochs, out, callbacks)
     print_knobs(stn.schedule)
-    print_scores(scores)
+    print_scores(scores, COLUMNS)
     picture = out / "schedules.png"
-    plot_schedules(stn, modules["self-tuned"].hyperparameters, picture)
+    title = "Regularisation schedules that one self-tuned run found on 250 digits"
+    plot_schedules(stn, modules["self-tuned"].hyperparameters, picture, title, UNITS)
     print(f"\nSchedules: {picture}")
     return scores
 
@@ -241,7 +190,7 @@ def main() -> None:
     torch.set_num_threads(1)  # layers this small only wait for one another on several
     runs = [compare(seed, args.epochs, args.out / f"seed{seed}") for seed in args.seed]
     if len(runs) > 1:
-        print_summary(runs)
+        print_summary(runs, ["test_loss"])
     print(f"\nAll knobs over time: tensorboard --logdir {args.out}")
 
 

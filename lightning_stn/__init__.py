@@ -3,14 +3,17 @@
 from lightning_stn.callback import STNCallback
 from lightning_stn.convert import ConversionError, convert
 from lightning_stn.export import export
-from lightning_stn.hyperparameters import Float, HyperparameterSet, Integer
+from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.module import STNModule
 from lightning_stn.phases import Phase, PhaseSchedule
+from lightning_stn.recipes import recommended_augmentation, recommended_hyperparameters
 from lightning_stn.schedule import Schedule
+from lightning_stn.specifications import Categorical, Float, Integer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Categorical",
     "ConversionError",
     "Float",
     "HyperparameterSet",
@@ -22,4 +25,6 @@ __all__ = [
     "Schedule",
     "convert",
     "export",
+    "recommended_augmentation",
+    "recommended_hyperparameters",
 ]

@@ -39,8 +39,11 @@ class BoundModule(nn.Module):
                 "build a new module for each network that is tuned."
             )
         for wanted in self.reads():
-            hyperparameters.require(wanted, f"{type(self).__name__} {name!r}" if name else type(self).__name__)
+            hyperparameters.require(wanted, self._label(name))
         self.__dict__["_hyperparameters"] = hyperparameters
+
+    def _label(self, name: str) -> str:
+        return f"{type(self).__name__} {name!r}" if name else type(self).__name__
 
     def detach(self) -> None:
         """Read from no set any more."""
@@ -60,6 +63,17 @@ class Regularizer(BoundModule):
     """
 
     strengths: tuple[str, ...] = ()
+
+    def attach(self, hyperparameters: HyperparameterSet, name: str = "") -> None:
+        """Read from this set from now on; see `BoundModule.attach`.
+
+        Raises:
+            ValueError: a strength names a `Categorical`.
+        """
+        super().attach(hyperparameters, name)
+        for value in (getattr(self, strength) for strength in self.strengths):
+            if isinstance(value, str):
+                hyperparameters.require_number(value, self._label(name))
 
     def reads(self) -> list[str]:
         """Names of the hyperparameters that this module reads."""
@@ -124,7 +138,9 @@ class Regularizer(BoundModule):
         value: str | float = getattr(self, name)
         if isinstance(value, str):
             assert self._hyperparameters is not None
-            return self._hyperparameters.values()[value]
+            current = self._hyperparameters.values()[value]
+            assert not isinstance(current, str)
+            return current
         return value
 
     def extra_repr(self) -> str:

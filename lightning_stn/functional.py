@@ -43,8 +43,8 @@ def entropy(scale: Tensor) -> Tensor:
 def choice_probabilities(unconstrained: Tensor, scale: Tensor) -> Tensor:
     """How probably each perturbed logit is the largest, `p_c = integral of prod_{d != c} F_d(t) dF_c(t)`.
 
-    `F_c` is the distribution function of `N(lambda_c, sigma_c^2)`. The integral is a sum over the quantiles of all of
-    them, so that it is exact to about 1e-4 however much the scales differ, and its terms over all `c` add up to 1.
+    `F_c` is the distribution function of `N(lambda_c, sigma_c^2)`. Gauss-Legendre quadrature between the quantiles of
+    all of them is exact to 1e-6 however much the scales differ.
 
     Args:
         unconstrained: the logits `lambda`, `[c]`.
@@ -54,15 +54,19 @@ def choice_probabilities(unconstrained: Tensor, scale: Tensor) -> Tensor:
         `[c]`, float64.
 
     >>> choice_probabilities(torch.tensor([1.0, 0.0, 0.0]), torch.full((3,), 0.5))
-    tensor([0.8662, 0.0669, 0.0669], dtype=torch.float64)
+    tensor([0.8658, 0.0671, 0.0671], dtype=torch.float64)
     """
     centre, width = unconstrained.double().unsqueeze(-1), scale.double().unsqueeze(-1)
-    quantiles = torch.linspace(-8, 8, 257, dtype=torch.float64, device=centre.device)
-    points = (centre + width * quantiles).flatten().sort().values
-    below = torch.special.ndtr((points - centre) / width)
+    edges = torch.linspace(-8, 8, 65, dtype=torch.float64, device=centre.device)
+    edges = (centre + width * edges).flatten().sort().values.unsqueeze(-1)
+    nodes = edges.new_tensor([-math.sqrt(0.6), 0.0, math.sqrt(0.6)]) / 2 + 0.5
+    points = (edges[:-1] + edges.diff(dim=0) * nodes).flatten()
+    weights = (edges.diff(dim=0) * edges.new_tensor([5.0, 8.0, 5.0]) / 18).flatten()
+    z = (points - centre) / width
+    density = (-z.square() / 2).exp() / (width * math.sqrt(2 * math.pi))
+    below = torch.special.ndtr(z)
     others = torch.stack([torch.cat([below[:c], below[c + 1 :]]).prod(0) for c in range(len(below))])
-    mass = (below.diff(dim=-1) * (others[:, 1:] + others[:, :-1]) / 2).sum(-1)
-    return mass / mass.sum()
+    return (weights * density * others).sum(-1)
 
 
 def gate(sample: Tensor, gates: Tensor) -> Tensor:

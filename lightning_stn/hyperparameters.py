@@ -1,147 +1,16 @@
-"""Hyperparameters: their ranges, and the set that holds their current values, scales and bound sample."""
+"""The set that holds the hyperparameters' current values, scales and bound sample."""
 
 import difflib
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, field
-from functools import cached_property
-from types import UnionType
-from typing import Any, Literal
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.distributions.transforms import Transform
 
 from lightning_stn import functional
-from lightning_stn.transforms import invert, positive, positive_inverse, range_transform
-
-Per = Literal["example", "batch"]
-
-_LARGEST_INTEGER_RANGE = 2**20
-"""Above this, float32 logits no longer reach every integer."""
-
-
-@dataclass(frozen=True)
-class _Ranged:
-    """What every kind of hyperparameter shares: a range, a start, and how it is perturbed."""
-
-    low: float | None
-    high: float | None
-    init: float
-    _: KW_ONLY
-    scale: float = 0.5
-    per: Per = "example"
-
-    def _check(self, wanted: type | UnionType, kind: str) -> None:
-        for name in ("low", "high", "init", "scale"):
-            number: Any = getattr(self, name)
-            if number is None and name in ("low", "high") and isinstance(self, Float):
-                continue
-            accepted = int | float if name == "scale" else wanted
-            if isinstance(number, bool) or not isinstance(number, accepted) or not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{self!r}: expected {name} to be a {kind}, got {number!r}.")
-        if self.low is not None and self.high is not None and self.low >= self.high:
-            raise ValueError(f"{self!r}: the range is empty; expected low < high.")
-        if self.scale <= 0:
-            raise ValueError(f"{self!r}: expected scale > 0, a standard deviation in unconstrained units.")
-        if self.per not in ("example", "batch"):
-            raise ValueError(f"{self!r}: expected per='example' or per='batch'.")
-
-    @property
-    def transform(self) -> Transform:
-        """From unconstrained to natural units (for an integer: before rounding)."""
-        raise NotImplementedError
-
-    def constrain(self, unconstrained: Tensor) -> Tensor:
-        """Values in natural units, elementwise."""
-        value: Tensor = self.transform(unconstrained)
-        return value
-
-    def unconstrained_init(self) -> float:
-        """`init` in unconstrained units."""
-        return invert(self.transform, self.init)
-
-
-@dataclass(frozen=True)
-class Float(_Ranged):
-    """A real hyperparameter.
-
-    Args:
-        low: lower bound, natural units; None for no bound.
-        high: upper bound, natural units; None for no bound.
-        init: the value to start from, strictly between the bounds, natural units.
-        scale: initial standard deviation of the perturbation, unconstrained units.
-        per: "example" draws a perturbation for each example, "batch" shares one over the mini-batch (for what acts on
-            a batch as a whole, such as the weight of a penalty).
-        log: perturb and step on the logarithm, for positive quantities that span orders of magnitude.
-
-    Raises:
-        ValueError: the range is empty, `init` lies on or beyond a bound, `log` meets a range that is not positive, or
-            an argument has a wrong type.
-    """
-
-    _: KW_ONLY
-    log: bool = False
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        self._check(int | float, "finite number")
-        if self.log and (self.low is None or self.low < 0):
-            raise ValueError(f"{self!r}: log=True needs a positive range; give low >= 0.")
-        if (self.low is not None and self.init <= self.low) or (self.high is not None and self.init >= self.high):
-            raise ValueError(
-                f"{self!r}: expected init strictly between low and high, since a bound lies infinitely far away in "
-                f"unconstrained units; move init inwards or widen the range."
-            )
-
-    @cached_property
-    def transform(self) -> Transform:
-        """From unconstrained to natural units."""
-        return range_transform(self.low, self.high, log=self.log)
-
-
-@dataclass(frozen=True)
-class Integer(_Ranged):
-    """A whole-number hyperparameter; each integer of the closed range owns an equal share of the underlying range.
-
-    Args:
-        low: smallest value; it is reached.
-        high: largest value; it is reached.
-        init: the value to start from; the bounds are allowed.
-        scale: initial standard deviation of the perturbation, unconstrained units.
-        per: as for `Float`.
-
-    Raises:
-        ValueError: the range has fewer than two integers or more than 2**20, `init` lies outside it, or an argument is
-            not a whole number.
-    """
-
-    low: int
-    high: int
-    init: int
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        self._check(int, "whole number")
-        if self.high - self.low > _LARGEST_INTEGER_RANGE:
-            raise ValueError(
-                f"{self!r}: a range of more than {_LARGEST_INTEGER_RANGE} integers cannot be resolved; "
-                "use Float(..., log=True) and round where it is read."
-            )
-        if not self.low <= self.init <= self.high:
-            raise ValueError(f"{self!r}: expected low <= init <= high.")
-
-    @cached_property
-    def transform(self) -> Transform:
-        """From unconstrained units to the real range that is rounded, half an integer wider at each end."""
-        return range_transform(self.low - 0.5, self.high + 0.5)
-
-    def constrain(self, unconstrained: Tensor) -> Tensor:
-        """Values in natural units, elementwise, as int64."""
-        return super().constrain(unconstrained).round().clamp(self.low, self.high).to(torch.int64)
-
-
-Hyperparameter = Float | Integer
+from lightning_stn.schedule import Schedule, Value
+from lightning_stn.specifications import Categorical, Hyperparameter
+from lightning_stn.transforms import positive, positive_inverse
 
 
 @dataclass
@@ -170,18 +39,21 @@ class HyperparameterSet(nn.Module):
     precision) and never require a gradient: the hyperparameter phase differentiates detached copies of them.
 
     Args:
-        specifications: name to `Float` or `Integer`. A name is letters, digits and underscores.
+        specifications: name to `Float`, `Integer` or `Categorical`. A name is letters, digits and underscores.
 
     Attributes:
-        unconstrained: `lambda`, `[h]`, unconstrained units.
+        unconstrained: `lambda`, `[h]`, unconstrained units: an entry for each number, one for each choice of a
+            `Categorical`.
         raw_scale: `rho`, `[h]`; the perturbation scale is `softplus(rho)`.
         names: the names, in the order of the entries.
+        entries: name to the slice of its entries.
 
     Raises:
-        ValueError: there are no hyperparameters, or a name is not usable.
+        ValueError: there are no hyperparameters, a name is not usable, or columns of `schedule.csv` would collide.
         TypeError: a specification is not one of this package's.
 
     Example:
+        >>> from lightning_stn import Float, Integer
         >>> hyperparameters = HyperparameterSet({"dropout": Float(0.0, 1.0, init=0.5), "holes": Integer(0, 4, init=1)})
         >>> hyperparameters.values()
         {'dropout': 0.5, 'holes': 1}
@@ -197,20 +69,22 @@ class HyperparameterSet(nn.Module):
         if not specifications:
             raise ValueError("Expected at least one hyperparameter, got none; name what shall be tuned.")
         self._specifications: dict[str, Hyperparameter] = {}
+        self.entries: dict[str, slice] = {}
         self._frozen = False
         self.bound = Bound()
         self._extend(specifications)
 
     def _extend(self, specifications: Mapping[str, Hyperparameter]) -> None:
         self._check(specifications)
-        self._specifications.update(specifications)
+        for name, specification in specifications.items():
+            self.entries[name] = slice(len(self), len(self) + specification.entries)
+            self._specifications[name] = specification
         for name in ("unconstrained", "raw_scale"):
             entries = torch.empty(len(self), dtype=torch.float32)
             setattr(self, name, nn.Parameter(entries, requires_grad=False))
         self.reset_parameters()
 
     def _check(self, specifications: Mapping[str, Hyperparameter]) -> None:
-        taken = {*self._specifications, *specifications}
         for name, specification in specifications.items():
             if not isinstance(name, str) or not name.isidentifier():
                 raise ValueError(
@@ -219,12 +93,12 @@ class HyperparameterSet(nn.Module):
                 )
             if name in self._specifications:
                 raise ValueError(f"Hyperparameter {name!r} exists already; choose another name.")
-            if f"{name}_scale" in taken or name in ("step", "epoch"):
-                raise ValueError(f"The name {name!r} collides with a column of schedule.csv; choose another name.")
             if not isinstance(specification, Hyperparameter):
                 raise TypeError(
-                    f"Expected hyperparameter {name!r} to be a Float or an Integer, got {type(specification).__name__}."
+                    f"Expected hyperparameter {name!r} to be a Float, an Integer or a Categorical, "
+                    f"got {type(specification).__name__}."
                 )
+        _schedule({**self._specifications, **specifications})
 
     def add(self, specifications: Mapping[str, Hyperparameter]) -> None:
         """Append hyperparameters, before any layer responds to the set.
@@ -247,14 +121,17 @@ class HyperparameterSet(nn.Module):
     def reset_parameters(self) -> None:
         """Return every hyperparameter and scale to its initial value."""
         specifications = self.specifications.values()
-        values = torch.tensor([s.unconstrained_init() for s in specifications], dtype=torch.float64, device="cpu")
-        scales = torch.tensor([s.scale for s in specifications], dtype=torch.float64, device="cpu")
+        inits = [entry for s in specifications for entry in s.unconstrained_init()]
+        values = torch.tensor(inits, dtype=torch.float64, device="cpu")
+        scales = torch.tensor(
+            [s.scale for s in specifications for _ in range(s.entries)], dtype=torch.float64, device="cpu"
+        )
         self.unconstrained.data.copy_(values)
         self.raw_scale.data.copy_(positive_inverse(scales))
 
     @property
     def specifications(self) -> Mapping[str, Hyperparameter]:
-        """Name to `Float` or `Integer`."""
+        """Name to `Float`, `Integer` or `Categorical`."""
         return self._specifications
 
     @property
@@ -263,12 +140,26 @@ class HyperparameterSet(nn.Module):
         return tuple(self._specifications)
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """A label for each entry: the name of a number, `<name>/<choice>` for the logit of a choice; `h` of them."""
+        choices = _choices(self.specifications)
+        return tuple(
+            label
+            for name in self.names
+            for label in ([f"{name}/{choice}" for choice in choices[name]] if name in choices else [name])
+        )
+
+    @property
     def scale(self) -> Tensor:
         """`sigma = softplus(rho)`, `[h]`, unconstrained units."""
         return positive(self.raw_scale)
 
     def __len__(self) -> int:
-        return len(self._specifications)
+        return sum(specification.entries for specification in self._specifications.values())
+
+    def schedule(self) -> Schedule:
+        """An empty schedule with a column for each hyperparameter."""
+        return _schedule(self.specifications)
 
     def require(self, name: str, reader: str) -> None:
         """Check that a hyperparameter exists.
@@ -281,6 +172,20 @@ class HyperparameterSet(nn.Module):
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise KeyError(f"{reader} reads the hyperparameter {name!r}, which is not one of {list(self.names)}.{hint}")
 
+    def require_number(self, name: str, reader: str) -> None:
+        """Check that a hyperparameter exists and is a number.
+
+        Raises:
+            KeyError: there is none called `name`; the message lists those there are.
+            ValueError: it is a `Categorical`.
+        """
+        self.require(name, reader)
+        if isinstance(self.specifications[name], Categorical):
+            raise ValueError(
+                f"{reader} expects a number, but the hyperparameter {name!r} is a Categorical; name a Float or an "
+                f"Integer there, and choose by hyperparameters[{name!r}], the index of the choice, where it acts."
+            )
+
     def constrain(self, unconstrained: Tensor) -> dict[str, Tensor]:
         """Natural units, name by name.
 
@@ -288,16 +193,16 @@ class HyperparameterSet(nn.Module):
             unconstrained: `[..., h]`, unconstrained units.
 
         Returns:
-            For each name a tensor of shape `[...]`; int64 for an `Integer`.
+            For each name a tensor of shape `[...]`; int64 for an `Integer`, and for a `Categorical`, whose values are
+            indices of its choices.
         """
-        columns = zip(self.specifications.items(), unconstrained.unbind(-1), strict=True)
-        return {name: specification.constrain(column) for (name, specification), column in columns}
+        return {name: s.read(unconstrained[..., self.entries[name]]) for name, s in self.specifications.items()}
 
-    def values(self) -> dict[str, float | int]:
-        """The current hyperparameters in natural units, as Python numbers."""
+    def values(self) -> dict[str, Value]:
+        """The current hyperparameters in natural units, as Python numbers; of a `Categorical` the choice itself."""
         # In float64, so that a start value reads back as it was given, to the precision of a float32 logit.
         values = self.constrain(self.unconstrained.detach().cpu().double())
-        return {name: value.item() for name, value in values.items()}
+        return {name: self.specifications[name].to_python(value) for name, value in values.items()}
 
     def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """`eps`, standard normal, `[n, h]`, equal in all rows where a hyperparameter is shared by the batch.
@@ -307,8 +212,9 @@ class HyperparameterSet(nn.Module):
             generator: a generator on the CPU, so that every device draws the same numbers.
         """
         noise = torch.randn(n, len(self), generator=generator, dtype=torch.float32, device="cpu")
-        shared = [index for index, s in enumerate(self.specifications.values()) if s.per == "batch"]
-        noise[:, shared] = noise[:1, shared]
+        for name, specification in self.specifications.items():
+            if specification.per == "batch":
+                noise[:, self.entries[name]] = noise[:1, self.entries[name]].clone()
         return noise.to(self.unconstrained.device)
 
     def sample(self, n: int = 1, generator: torch.Generator | None = None) -> Tensor:
@@ -340,7 +246,7 @@ class HyperparameterSet(nn.Module):
         return [name for name in self.names if name not in self.bound.read]
 
     def __getitem__(self, name: str) -> Tensor:
-        """The value bound now, in natural units, without a gradient.
+        """The value bound now, in natural units, without a gradient; of a `Categorical` the index of the choice, int64.
 
         In the weight phase `[n]`, or a scalar tensor where the batch shares it (`per="batch"`, or a sample of one row);
         otherwise the current value, a scalar tensor.
@@ -350,8 +256,7 @@ class HyperparameterSet(nn.Module):
             self.bound.read[name] = True
             return self.bound.values[name]
         self.require(name, "This code")
-        index = self.names.index(name)
-        return self.specifications[name].constrain(self.unconstrained.detach()[index])
+        return self.specifications[name].read(self.unconstrained.detach()[self.entries[name]])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HyperparameterSet":
         """Follow the network to another device, but never to another precision."""
@@ -369,3 +274,12 @@ class HyperparameterSet(nn.Module):
     def extra_repr(self) -> str:
         """One hyperparameter a line."""
         return "\n".join(f"{name}={specification!r}" for name, specification in self.specifications.items())
+
+
+def _choices(specifications: Mapping[str, Hyperparameter]) -> dict[str, tuple[str, ...]]:
+    """The choices of every `Categorical`, by name."""
+    return {name: tuple(s.choices) for name, s in specifications.items() if isinstance(s, Categorical)}
+
+
+def _schedule(specifications: Mapping[str, Hyperparameter]) -> Schedule:
+    return Schedule(tuple(specifications), choices=_choices(specifications))

@@ -110,6 +110,35 @@ class STNModule(L.LightningModule):
             )
         return export(*converted.values())
 
+    def parameter_groups(self, lr: float, *, gate_lr: float | None = None) -> list[dict[str, Any]]:
+        """Parameter groups for an optimiser whose steps grow with its rate, `SGD(self.parameter_groups(lr=30.0))`.
+
+        A step of the gates moves the effective weights along the response by `|h|^2` times as much as a step of the
+        weights does, `h` being the sample in unconstrained units: with many hyperparameters far from zero, and a large
+        rate, more than training bears. The gates have a rate of their own here. Adam and its kind have no need of it.
+
+        Args:
+            lr: learning rate of weights and response weights.
+            gate_lr: learning rate of the gates; None for `lr / max(1, E|h|^2)` at the current hyperparameters.
+
+        Returns:
+            Two groups, with every parameter of this module that requires a gradient.
+
+        Raises:
+            ValueError: a rate is not positive.
+        """
+        hyperparameters = self.hyperparameters
+        if gate_lr is None:
+            squared_norm = (hyperparameters.unconstrained.square() + hyperparameters.scale.square()).sum().item()
+            gate_lr = lr / max(1.0, squared_norm)
+        for name, rate in (("lr", lr), ("gate_lr", gate_lr)):
+            if not rate > 0:
+                raise ValueError(f"parameter_groups: expected {name} to be positive, got {rate!r}.")
+        layers = [module for module in self.modules() if isinstance(module, ResponseLayer)]
+        gates = {id(gate): gate for layer in layers for gate in map(layer.gates, layer.responding)}
+        weights = [p for p in self.parameters() if p.requires_grad and id(p) not in gates]
+        return [{"params": weights, "lr": lr}, {"params": list(gates.values()), "lr": gate_lr}]
+
     def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
         """`L_T`, the loss of the weight phase, regularisation and augmentation included.
 

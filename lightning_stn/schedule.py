@@ -2,10 +2,14 @@
 
 import bisect
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
+
+Value = float | str
+"""A hyperparameter in natural units: a number, whole or real, or the name of a choice."""
 
 
 @dataclass(frozen=True)
@@ -15,13 +19,13 @@ class Row:
     Args:
         step: training batches finished.
         epoch: zero-based epoch.
-        values: natural units, by name.
-        scales: perturbation scale in unconstrained units, by name.
+        values: natural units, or the choice, by name.
+        scales: perturbation scale in unconstrained units, by entry: `<name>`, or `<name>_<choice>`.
     """
 
     step: int
     epoch: int
-    values: Mapping[str, float]
+    values: Mapping[str, Value]
     scales: Mapping[str, float]
 
 
@@ -32,46 +36,81 @@ class Schedule:
     Args:
         names: the hyperparameters.
         rows: what was recorded, in order of the step.
+        choices: for each hyperparameter that is one of several choices, the names of these.
+
+    Raises:
+        ValueError: columns of the CSV form would have the same name, or could not be told apart.
     """
 
     names: tuple[str, ...]
     rows: list[Row] = field(default_factory=list)
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check that the columns can be read back."""
+        columns = self.columns
+        twice = sorted({column for column in columns if columns.count(column) > 1})
+        if twice:
+            raise ValueError(
+                f"A name collides with another column of schedule.csv: {twice} would appear twice; rename a "
+                "hyperparameter or a choice."
+            )
+        if _read_header(columns) != (self.names, self.choices):
+            raise ValueError(
+                f"A name collides with a choice: in schedule.csv nobody could tell which hyperparameter each of "
+                f"{columns[2 + len(self.names) :]} belongs to; rename a hyperparameter or a choice."
+            )
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """What has a perturbation scale of its own: `<name>` of a number, `<name>_<choice>` of each choice."""
+        return tuple(
+            entry
+            for name in self.names
+            for entry in ([f"{name}_{choice}" for choice in self.choices[name]] if name in self.choices else [name])
+        )
 
     @property
     def columns(self) -> list[str]:
-        """The header of the CSV form: `step, epoch, <name>..., <name>_scale...`."""
-        return ["step", "epoch", *self.names, *(f"{name}_scale" for name in self.names)]
+        """The header of the CSV form: `step, epoch, <name>..., <entry>_scale...`."""
+        return ["step", "epoch", *self.names, *(f"{entry}_scale" for entry in self.entries)]
 
     def append(self, row: Row) -> None:
         """Add a row.
 
         Raises:
-            ValueError: its step is not later than the last one's, or its names are others.
+            ValueError: its step is not later than the last one's, its names are others, or a choice is unknown.
         """
         if self.rows and row.step <= self.rows[-1].step:
             raise ValueError(f"Expected a step after {self.rows[-1].step}, got {row.step}; rows are recorded in order.")
-        if tuple(row.values) != self.names or tuple(row.scales) != self.names:
-            raise ValueError(f"Expected values and scales of {list(self.names)}, got {list(row.values)}.")
+        if tuple(row.values) != self.names or tuple(row.scales) != self.entries:
+            raise ValueError(
+                f"Expected values of {list(self.names)} and scales of {list(self.entries)}, "
+                f"got {list(row.values)} and {list(row.scales)}."
+            )
+        for name, choices in self.choices.items():
+            if row.values[name] not in choices:
+                raise ValueError(f"Expected {name} to be one of {list(choices)}, got {row.values[name]!r}.")
         self.rows.append(row)
 
-    def cells(self, row: Row) -> list[float]:
+    def cells(self, row: Row) -> list[Value]:
         """A row in the order of `columns`."""
         return [row.step, row.epoch, *row.values.values(), *row.scales.values()]
 
-    def row(self, cells: Sequence[float]) -> Row:
-        """The row with these cells, in the order of `columns`.
+    def row(self, cells: Sequence[Value]) -> Row:
+        """The row with these cells, in the order of `columns`; numbers may be text.
 
         Raises:
-            ValueError: there are too few or too many of them.
+            ValueError: there are too few or too many of them, or one is not a number and should be.
         """
         if len(cells) != len(self.columns):
             raise ValueError(f"Expected {len(self.columns)} cells, got {len(cells)}.")
-        count = len(self.names)
-        values = dict(zip(self.names, cells[2 : 2 + count], strict=True))
-        scales = dict(zip(self.names, cells[2 + count :], strict=True))
-        return Row(int(cells[0]), int(cells[1]), values, scales)
+        named = dict(zip(self.columns, cells, strict=True))
+        values = {name: named[name] if name in self.choices else _number(named[name]) for name in self.names}
+        scales = {entry: _number(named[f"{entry}_scale"]) for entry in self.entries}
+        return Row(int(_number(named["step"])), int(_number(named["epoch"])), values, scales)
 
-    def at(self, step: int) -> dict[str, float]:
+    def at(self, step: int) -> dict[str, Value]:
         """The values in force at a step: those of the last row up to it, or of the first row before that.
 
         Raises:
@@ -103,13 +142,56 @@ class Schedule:
         with open(path, newline="") as file:
             lines = list(csv.reader(file))
         header = lines[0] if lines else []
-        names = tuple(header[2 : 2 + (len(header) - 2) // 2])
-        schedule = cls(names)
-        if header != schedule.columns or not names:
-            raise ValueError(f"{path}: expected the columns step, epoch, <name>..., <name>_scale..., got {header}.")
+        found = _read_header(header)
+        if found is None:
+            raise ValueError(
+                f"{path}: expected the columns step, epoch, <name>..., <name>_scale... (<name>_<choice>_scale for each "
+                f"choice of a categorical one), got {header}."
+            )
+        schedule = cls(found[0], choices=found[1])
         for number, line in enumerate(lines[1:], start=2):
             try:
-                schedule.append(schedule.row([float(cell) for cell in line]))
+                schedule.append(schedule.row(line))
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: not a row of a schedule ({error}).") from error
         return schedule
+
+
+def _number(cell: Value) -> float:
+    """A cell as a number; whole where it is written so."""
+    if isinstance(cell, str):
+        return int(cell) if re.fullmatch(r"-?\d+", cell) else float(cell)
+    return cell
+
+
+def _read_header(header: Sequence[str]) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]] | None:
+    """The names and choices whose columns these are, or None."""
+    columns = header[2:]
+    if list(header[:2]) != ["step", "epoch"]:
+        return None
+    # A name owns at least one scale, so that the scales begin in the middle or before it.
+    for count in range(len(columns) // 2, 0, -1):
+        names = tuple(columns[:count])
+        choices = _read_scales(names, columns[count:])
+        if choices is not None:
+            return names, choices
+    return None
+
+
+def _read_scales(names: Sequence[str], columns: Sequence[str]) -> dict[str, tuple[str, ...]] | None:
+    """The choices that the scale columns speak of, by name; None if they are not the scales of these names, in order.
+
+    A column belongs to the longest name that it begins with.
+    """
+    owners, owned = [], {name: list[str]() for name in names}
+    for column in columns:
+        fitting = [name for name in names if column.startswith(f"{name}_") and column.endswith("_scale")]
+        if not fitting:
+            return None
+        owners.append(max(fitting, key=len))
+        owned[owners[-1]].append(column[len(owners[-1]) + 1 : -len("_scale")])
+    if list(dict.fromkeys(owners)) != list(names) or owners != sorted(owners, key=list(names).index):
+        return None
+    if any(labels != [""] and ("" in labels or len(labels) < 2) for labels in owned.values()):
+        return None
+    return {name: tuple(labels) for name, labels in owned.items() if labels != [""]}

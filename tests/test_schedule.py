@@ -1,6 +1,9 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lightning_stn.schedule import Row, Schedule
 
@@ -32,7 +35,7 @@ def test_rows_come_in_order() -> None:
 
 
 def test_rows_have_the_schedule_s_names() -> None:
-    with pytest.raises(ValueError, match=r"values and scales of \['rate', 'count'\]"):
+    with pytest.raises(ValueError, match=r"values of \['rate', 'count'\] and scales of"):
         recorded().append(Row(30, 3, {"rate": 1.0}, {"rate": 1.0}))
 
 
@@ -50,9 +53,92 @@ def test_an_empty_schedule_has_no_values() -> None:
         ("step,epoch,rate,rate_scale\n0,0,0.1\n", "line 2"),
         ("step,epoch,rate,rate_scale\n0,0,0.1,0.5\n1,0,x,0.5\n", "line 3"),
         ("step,epoch,rate,rate_scale\n5,0,0.1,0.5\n5,0,0.1,0.5\n", "line 3"),
+        ("step,epoch,op,op_flip_scale\n", "expected the columns"),
+        ("step,epoch,op,op_a_scale,rate_scale\n", "expected the columns"),
+        ("step,epoch,op,op_a_scale,op_b_scale\n0,0,c,0.5,0.5\n", "line 2: .*op to be one of .*'a', 'b'.*, got 'c'"),
+        ("step,epoch,op,op_a_scale,op_b_scale\n0,0,a,a,0.5\n", "line 2"),
     ],
 )
 def test_a_broken_file_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "schedule.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         Schedule.load(tmp_path / "schedule.csv")
+
+
+CHOICES = ("1", "0.5", "nan", 'so, "quoted"', "a_scale", "é/°C")
+
+
+def chosen() -> Schedule:
+    schedule = Schedule(("rate", "op", "count"), choices={"op": CHOICES})
+    scales = {"rate": 0.5, **{f"op_{choice}": index / 7 for index, choice in enumerate(CHOICES)}, "count": 0.1}
+    for step, choice in enumerate(CHOICES):
+        schedule.append(Row(step, 0, {"rate": step / 3, "op": choice, "count": step}, scales))
+    return schedule
+
+
+def test_choices_round_trip_as_text(tmp_path: Path) -> None:
+    schedule = chosen()
+    schedule.save(tmp_path / "schedule.csv")
+    loaded = Schedule.load(tmp_path / "schedule.csv")
+    assert loaded == schedule
+    assert [row.values["op"] for row in loaded.rows] == list(CHOICES)
+    assert [type(value) for value in loaded.at(3).values()] == [float, str, int]
+    assert loaded.columns == [
+        *("step", "epoch", "rate", "op", "count", "rate_scale"),
+        *(f"op_{choice}_scale" for choice in CHOICES),
+        "count_scale",
+    ]
+
+
+def test_cells_round_trip() -> None:
+    schedule = chosen()
+    assert [schedule.row(schedule.cells(row)) for row in schedule.rows] == schedule.rows
+
+
+def test_an_unknown_choice_is_refused() -> None:
+    schedule = chosen()
+    row = schedule.rows[-1]
+    with pytest.raises(ValueError, match=r"Expected op to be one of .*, got 'other'"):
+        schedule.append(Row(99, 0, {**row.values, "op": "other"}, row.scales))
+
+
+@pytest.mark.parametrize(
+    ("names", "choices"),
+    [
+        (("step",), {}),
+        (("a", "a_scale"), {}),
+        (("a", "a_b"), {"a": ("b", "c")}),
+        (("a", "a_b"), {"a": ("b_c", "d")}),
+        (("a", "a_b_scale"), {"a": ("b", "c")}),
+        (("a",), {"a": ("b", "c", "d", "b_scale")}),
+    ],
+)
+def test_columns_that_collide_are_refused(names: tuple[str, ...], choices: dict[str, tuple[str, ...]]) -> None:
+    with pytest.raises(ValueError, match="collides"):
+        Schedule(names, choices=choices)
+
+
+WORDS = st.sampled_from(["a", "b", "scale", "a_b", "a_scale", "a_b_scale", "b_scale", "b_a"])
+
+
+@given(st.lists(WORDS, min_size=1, max_size=5, unique=True), st.data())
+def test_a_schedule_that_is_accepted_can_be_read_back(tmp_path_factory: Any, names: list[str], data: Any) -> None:
+    several = st.lists(WORDS, min_size=2, max_size=4, unique=True).map(tuple)
+    choices = {name: data.draw(several) for name in names if data.draw(st.booleans())}
+    try:
+        schedule = Schedule(tuple(names), choices=choices)
+    except ValueError as error:
+        assert "collides" in str(error)  # noqa: PT017
+        return
+    path = tmp_path_factory.mktemp("schedule") / "schedule.csv"
+    values = {name: choices[name][0] if name in choices else 0.5 for name in names}
+    schedule.append(Row(0, 0, values, dict.fromkeys(schedule.entries, 0.25)))
+    schedule.save(path)
+    assert Schedule.load(path) == schedule
+
+
+@given(st.lists(WORDS, min_size=1, unique=True))
+def test_numbers_collide_only_with_the_scale_of_another(names: list[str]) -> None:
+    collide = any(f"{name}_scale" in names for name in names)
+    if not collide:
+        assert Schedule(tuple(names)).entries == tuple(names)

@@ -1,66 +1,92 @@
-"""Cutout with a side length of its own for each example."""
+"""Cutout with a side length and a number of holes of their own for each example."""
+
+import math
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_stn import functional
-from lightning_stn.binding import Regularizer
+from lightning_stn.augment.base import Augmentation, box_mask, fill_boxes
+from lightning_stn.hyperparameters import HyperparameterSet
 
 
 def cutout_mask(length: Tensor, centre: Tensor, height: int, width: int) -> Tensor:
-    """Which pixels lie in an example's square; squares are clipped at the border.
+    """Which pixels lie in an example's squares; squares are clipped at the border.
 
     Args:
-        length: side of the square in pixels, `[n]`; 0 for none.
-        centre: row and column of the square's centre pixel, `[n, 2]`.
+        length: side of each square in pixels, `[n]` or `[n, k]`; 0 for none.
+        centre: row and column of each square's centre pixel, `[n, 2]` or `[n, k, 2]`.
         height: rows.
         width: columns.
 
     Returns:
         `[n, 1, height, width]`, bool.
     """
+    if length.dim() == 1:
+        length, centre = length.unsqueeze(1), centre.unsqueeze(1)
     start = centre - torch.div(length, 2, rounding_mode="floor").unsqueeze(-1)
-    end = start + length.unsqueeze(-1)
-
-    def inside(axis: int, size: int) -> Tensor:
-        position = torch.arange(size, device=length.device)
-        return (position >= start[:, axis, None]) & (position < end[:, axis, None])
-
-    return (inside(0, height)[:, :, None] & inside(1, width)[:, None, :]).unsqueeze(1)
+    return box_mask(start, start + length.unsqueeze(-1), height, width)
 
 
-class Cutout(Regularizer):
-    """Blanks one square a image at a uniformly drawn place, DeVries and Taylor (2017), arXiv:1708.04552.
+class Cutout(Augmentation):
+    """Blanks squares at uniformly drawn places, DeVries and Taylor (2017), arXiv:1708.04552.
+
+    An example's squares have one length, and overlap as they fall.
 
     Args:
         length: side in pixels: the name of a hyperparameter (`Integer(0, ...)`), or a constant.
-        fill: the value written into the square.
+        holes: number of squares: the name of a hyperparameter (`Integer(0, ...)`), or a constant.
+        fill: the value written into the squares, in the units of the images.
+        max_holes: the most squares an image may get; None takes the upper end of the hyperparameter's range.
 
     Shape:
         images `[n, c, height, width]` to the same shape.
 
     Raises:
-        ValueError: the input has not four dimensions, or a constant length is negative.
+        ValueError: the input has not four dimensions, a constant is negative, or nothing bounds the number of holes.
     """
 
-    strengths = ("length",)
+    ranges: ClassVar = {"length": (0, math.inf), "holes": (0, math.inf)}
 
-    def __init__(self, length: str | int, fill: float = 0.0) -> None:
-        nn.Module.__init__(self)
-        if not isinstance(length, str) and length < 0:
-            raise ValueError(f"Cutout: expected length to be a name or at least 0 pixels, got {length!r}.")
-        self.length = length
+    def __init__(
+        self, length: str | float, holes: str | float = 1, fill: float = 0.0, *, max_holes: int | None = None
+    ) -> None:
+        super().__init__()
+        if max_holes is not None and max_holes < 0:
+            raise ValueError(f"Cutout: expected max_holes to be at least 0, got {max_holes!r}.")
+        self.length = self.checked("length", length)
+        self.holes = self.checked("holes", holes)
         self.fill = fill
+        self.max_holes = max_holes if isinstance(holes, str) else math.ceil(holes)
+
+    def attach(self, hyperparameters: HyperparameterSet, name: str = "") -> None:
+        """Read from this set from now on.
+
+        Raises:
+            KeyError: this module reads a hyperparameter that the set does not have.
+            ValueError: a hyperparameter ranges beyond what a strength may be, or without a bound where one is needed.
+        """
+        if self.max_holes is None:
+            assert isinstance(self.holes, str)
+            specification = hyperparameters.specifications.get(self.holes)
+            high = getattr(specification, "high", None)
+            if specification is not None and high is None:
+                raise ValueError(
+                    f"Cutout {name!r}: expected an upper end for the number of holes, but the hyperparameter "
+                    f"{self.holes!r} is {specification!r}; declare an Integer, or pass max_holes."
+                )
+            self.max_holes = None if high is None else math.ceil(high)
+        super().attach(hyperparameters, name)
 
     def forward(self, input: Tensor) -> Tensor:
         """Blank, in the weight phase; otherwise return the input."""
-        if input.dim() != 4:
-            raise ValueError(f"Cutout: expected images [n, c, height, width], got shape {list(input.shape)}.")
-        if not self.active:
+        self.check_images(input)
+        if not self.active or self.is_off("length") or self.is_off("holes"):
             return input
+        assert self.max_holes is not None
         n, _, height, width = input.shape
-        length = torch.as_tensor(self.strength("length"), device=input.device)
-        length = functional.align(length, input).reshape(-1).expand(n)
+        length, holes = self.rows("length", input), self.rows("holes", input)
         size = torch.tensor([height, width], device=input.device)
-        centre = (torch.rand(n, 2, device=input.device) * size).long()
-        return input.masked_fill(cutout_mask(length, centre, height, width), self.fill)
+        centre = (torch.rand(n, self.max_holes, 2, device=input.device) * size).long()
+        cut = torch.arange(self.max_holes, device=input.device) < holes.unsqueeze(1)
+        return fill_boxes(input, cutout_mask(length.unsqueeze(1) * cut, centre, height, width), self.fill)

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
@@ -10,10 +11,13 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from lightning_stn.functional import choice_probabilities
 from lightning_stn.hyperparameters import HyperparameterSet
-from lightning_stn.schedule import Row, Schedule
+from lightning_stn.schedule import Row, Schedule, Value
+from lightning_stn.specifications import Categorical
 
 VALUE, SCALE, LOWER, UPPER = "stn/value", "stn/scale", "stn/lower", "stn/upper"
+PROBABILITY = "stn/probability"
 HYPERGRADIENT, ENTROPY = "stn/hypergrad", "stn/entropy"
 TRAIN_LOSS, VALID_LOSS = "stn/train_loss", "stn/valid_loss"
 
@@ -41,6 +45,8 @@ class Mean:
 class Recorder:
     """Writes the state of the hyperparameters to every logger, to `schedule.csv` and into a `Schedule`.
 
+    Of a `Categorical` loggers get the index of its choice, and how probably the perturbation draws each choice.
+
     Losses and hypergradients are means over the steps since the last record.
 
     Args:
@@ -52,7 +58,7 @@ class Recorder:
 
     def __init__(self, hyperparameters: HyperparameterSet) -> None:
         self._hyperparameters = hyperparameters
-        self.schedule = Schedule(hyperparameters.names)
+        self.schedule = hyperparameters.schedule()
         self.train_loss = Mean()
         self.valid_loss = Mean()
         self.hypergradient = Mean()
@@ -65,7 +71,7 @@ class Recorder:
             return
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_custom_scalars(layout(self.schedule.names))
+                logger.experiment.add_custom_scalars(layout(self.schedule))
         if folder is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             path = Path(folder) / "schedule.csv"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,12 +85,12 @@ class Recorder:
         if rows and rows[-1].step >= step:
             return
         metrics = self._metrics()
-        names = self.schedule.names
+        scales = [metrics[f"{SCALE}/{label}"] for label in self._hyperparameters.labels]
         row = Row(
             step,
             trainer.current_epoch,
-            {name: metrics[f"{VALUE}/{name}"] for name in names},
-            {name: metrics[f"{SCALE}/{name}"] for name in names},
+            self._hyperparameters.values(),
+            dict(zip(self.schedule.entries, scales, strict=True)),
         )
         self.schedule.append(row)
         if not trainer.is_global_zero:
@@ -101,13 +107,13 @@ class Recorder:
             self._file.close()
             self._file = None
 
-    def state_dict(self) -> list[list[float]]:
+    def state_dict(self) -> list[list[Value]]:
         """The rows so far, in the order of the columns of `schedule.csv`."""
         return [self.schedule.cells(row) for row in self.schedule.rows]
 
-    def load_state_dict(self, state: list[list[float]]) -> None:
+    def load_state_dict(self, state: list[list[Value]]) -> None:
         """Continue behind saved rows."""
-        self.schedule = Schedule(self.schedule.names)
+        self.schedule = self._hyperparameters.schedule()
         for cells in state:
             self.schedule.append(self.schedule.row(cells))
 
@@ -116,24 +122,46 @@ class Recorder:
         centre, scale = hyperparameters.unconstrained.detach().cpu().double(), hyperparameters.scale.cpu().double()
         bands = hyperparameters.constrain(torch.stack([centre, centre - scale, centre + scale]))
         metrics = {}
-        for name, band in bands.items():
-            metrics[f"{VALUE}/{name}"], metrics[f"{LOWER}/{name}"], metrics[f"{UPPER}/{name}"] = band.tolist()
-        metrics |= {f"{SCALE}/{name}": value for name, value in zip(bands, scale.tolist(), strict=True)}
+        for name, specification in hyperparameters.specifications.items():
+            if isinstance(specification, Categorical):
+                entries = hyperparameters.entries[name]
+                probabilities = choice_probabilities(centre[entries], scale[entries]).tolist()
+                metrics[f"{VALUE}/{name}"] = bands[name][0].item()
+                metrics |= _tagged(f"{PROBABILITY}/{name}", specification.choices, probabilities)
+            else:
+                metrics |= {
+                    f"{kind}/{name}": x for kind, x in zip((VALUE, LOWER, UPPER), bands[name].tolist(), strict=True)
+                }
+        metrics |= _tagged(SCALE, hyperparameters.labels, scale.tolist())
         metrics[ENTROPY] = hyperparameters.entropy().item()
         hypergradient = self.hypergradient.pop()
         if hypergradient is not None:
-            entries = hypergradient[0].tolist()
-            metrics |= {f"{HYPERGRADIENT}/{name}": value for name, value in zip(bands, entries, strict=True)}
+            metrics |= _tagged(HYPERGRADIENT, hyperparameters.labels, hypergradient[0].tolist())
         for tag, loss in ((TRAIN_LOSS, self.train_loss.pop()), (VALID_LOSS, self.valid_loss.pop())):
             if loss is not None:
                 metrics[tag] = loss.item()
         return metrics
 
 
-def layout(names: tuple[str, ...]) -> dict[str, dict[str, list[object]]]:
-    """TensorBoard's custom scalars: all schedules on one chart, then each with its band of one scale up and down."""
-    tags = [f"^{re.escape(f'{VALUE}/{name}')}$" for name in names]
-    charts: dict[str, list[object]] = {"all": ["Multiline", tags]}
-    for name in names:
-        charts[name] = ["Margin", [f"{tag}/{name}" for tag in (VALUE, LOWER, UPPER)]]
+def layout(schedule: Schedule) -> dict[str, dict[str, list[object]]]:
+    """TensorBoard's custom scalars: all schedules on one chart, then a chart for each hyperparameter.
+
+    It shows a number with its band of one scale up and down, and of a `Categorical` how probably each choice is drawn.
+    """
+    charts: dict[str, list[object]] = {"all": ["Multiline", _exactly(f"{VALUE}/{name}" for name in schedule.names)]}
+    for name in schedule.names:
+        if name in schedule.choices:
+            tags = _exactly(f"{PROBABILITY}/{name}/{choice}" for choice in schedule.choices[name])
+            charts[name] = ["Multiline", tags]
+        else:
+            charts[name] = ["Margin", [f"{tag}/{name}" for tag in (VALUE, LOWER, UPPER)]]
     return {"Self-tuned hyperparameters": charts}
+
+
+def _tagged(kind: str, labels: Iterable[str], values: Iterable[float]) -> dict[str, float]:
+    return {f"{kind}/{label}": value for label, value in zip(labels, values, strict=True)}
+
+
+def _exactly(tags: Iterable[str]) -> list[str]:
+    """Patterns that match these tags and no others."""
+    return [f"^{re.escape(tag)}$" for tag in tags]

@@ -12,8 +12,9 @@ from support import LitSmall, fit, random_gates
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from lightning_stn import Schedule, STNCallback
+from lightning_stn import Categorical, Schedule, STNCallback
 from lightning_stn.callback.record import Mean
+from lightning_stn.functional import choice_probabilities
 
 NAMES = ["dropout", "noise", "length"]
 TAGS = {
@@ -164,3 +165,80 @@ def test_mean() -> None:
         mean.update(torch.tensor(value))
     assert mean.pop() == torch.tensor(3.0)
     assert mean.pop() is None
+
+
+CHOICES = ("as is", "mirror(1.0)", "a+b/c")
+
+
+class LitChoice(LitSmall):
+    """The three numbers, and a choice that decides what becomes of an image."""
+
+    def __init__(self) -> None:
+        numbers = dict(LitSmall().hyperparameters.specifications)
+        super().__init__({"op": Categorical(CHOICES, init="mirror(1.0)"), **numbers})
+
+    def training_loss(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        images, labels = batch
+        operated = torch.stack([images, images.flip(-1), -images])
+        chosen = operated[self.hyperparameters["op"], torch.arange(len(images))]
+        return super().training_loss((chosen, labels), batch_idx)
+
+
+@pytest.fixture
+def choice_run(tmp_path: Path) -> tuple[LitChoice, STNCallback, Path]:
+    torch.manual_seed(0)
+    module = LitChoice()
+    random_gates(module, 0.1)
+    logger = TensorBoardLogger(tmp_path, name="run", version=0)
+    _, callback = fit(module, logger=logger, max_epochs=3, log_every_n_steps=3)
+    return module, callback, Path(logger.log_dir)
+
+
+def test_a_choice_has_its_tags(choice_run: tuple[LitChoice, STNCallback, Path]) -> None:
+    module, _, folder = choice_run
+    accumulator = events(folder)
+    tags = {tag for tag in accumulator.Tags()["scalars"] if tag.startswith("stn/")}
+    each = {f"stn/{kind}/op/{choice}" for kind in ("scale", "hypergrad", "probability") for choice in CHOICES}
+    assert tags == TAGS | each | {"stn/value/op"}
+    index = CHOICES.index(str(module.hyperparameters.values()["op"]))
+    assert accumulator.Scalars("stn/value/op")[-1].value == index
+    entries = module.hyperparameters.unconstrained[:3].detach(), module.hyperparameters.scale[:3].detach()
+    logged = [accumulator.Scalars(f"stn/probability/op/{choice}")[-1].value for choice in CHOICES]
+    assert logged == pytest.approx(choice_probabilities(*entries).tolist(), rel=1e-5)
+    logged = [accumulator.Scalars(f"stn/scale/op/{choice}")[-1].value for choice in CHOICES]
+    assert logged == pytest.approx(entries[1].tolist(), rel=1e-6)
+
+
+def test_the_layout_shows_the_probabilities_of_a_choice(choice_run: tuple[LitChoice, STNCallback, Path]) -> None:
+    accumulator = events(choice_run[2])
+    layout = layout_pb2.Layout()
+    layout.ParseFromString(accumulator.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    (category,) = layout.category
+    schedules, choice, *bands = category.chart
+    assert [chart.title for chart in category.chart] == ["all", "op", *NAMES]
+    shown = [[tag for tag in accumulator.Tags()["scalars"] if re.match(p, tag)] for p in choice.multiline.tag]
+    assert shown == [[f"stn/probability/op/{one}"] for one in CHOICES]
+    assert len(schedules.multiline.tag) == 4
+    assert all(chart.HasField("margin") for chart in bands)
+
+
+def test_the_schedule_of_a_choice_is_text(choice_run: tuple[LitChoice, STNCallback, Path]) -> None:
+    module, callback, folder = choice_run
+    loaded = Schedule.load(folder / "schedule.csv")
+    assert loaded == callback.schedule
+    assert loaded.rows[0].values["op"] == "mirror(1.0)"
+    assert loaded.rows[-1].values == module.hyperparameters.values()
+    assert list(loaded.rows[0].scales) == [*(f"op_{choice}" for choice in CHOICES), *NAMES]
+
+
+def test_a_choice_survives_a_checkpoint(choice_run: tuple[LitChoice, STNCallback, Path], tmp_path: Path) -> None:
+    module, callback, _ = choice_run
+    torch.save([module.state_dict(), callback.state_dict()], tmp_path / "state.pt")
+    weights, state = torch.load(tmp_path / "state.pt", weights_only=True)
+    other, continued = LitChoice(), STNCallback(train_steps=2, valid_steps=1, warmup_epochs=0, lr=0.05, seed=1)
+    other.load_state_dict(weights)
+    continued.load_state_dict(state)
+    fit(other, continued, max_epochs=1, log_every_n_steps=3)
+    assert continued.schedule.rows[: len(callback.schedule.rows)] == callback.schedule.rows
+    assert continued.schedule.rows[-1].step > callback.schedule.rows[-1].step
+    assert other.hyperparameters.unconstrained.shape == (6,)

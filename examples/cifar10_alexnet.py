@@ -1,0 +1,198 @@
+"""Fifteen regularisation knobs of AlexNet on CIFAR-10, tuned in one training run.
+
+The first experiment of MacKay et al. (2019), arXiv:1903.03088: seven dropout rates, dropout and scaling of the input,
+jitter of hue, contrast, saturation and brightness, and length and number of cutout's holes. A fifth of the training
+images tunes the knobs. Three networks start from the same weights and meet the same batches:
+
+- self-tuned: the knobs start weak and move by themselves while the network trains;
+- fixed: the knobs stay where the self-tuned ones start;
+- none: no regularisation.
+
+The validation images tune the knobs, so their score flatters the self-tuned network. The test images decide: they are
+read once for each network, when its training is over.
+
+    python examples/cifar10_alexnet.py                                    # 5,000 images, thin layers: for a CPU
+    python examples/cifar10_alexnet.py --data-dir DIR --seeds 0 1 2       # {train,test}/<class>/*, no download
+    python examples/cifar10_alexnet.py --subset 0 --width 1 --epochs 200 --hyperparameter-lr 3e-3    # for a GPU
+    tensorboard --logdir runs/cifar10                                     # every knob over time
+"""
+
+import argparse
+import logging
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from cifar10_data import Batch, CIFAR10Data, LitCIFAR10
+from comparison import Scores, plot_schedules, print_knobs, print_scores, print_summary
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+
+from lightning_stn import STNCallback, STNModule, recommended_augmentation, recommended_hyperparameters
+from lightning_stn.augment import ColorJitter, Cutout, InputScale
+from lightning_stn.regularizers import Dropout
+
+DROPOUT = 0.05
+KNOBS = recommended_hyperparameters("image")
+START = {name: specification.init for name, specification in KNOBS.items()}
+COLUMNS = ("val_loss", "val_accuracy", "test_loss", "test_accuracy")
+UNITS = {
+    **dict.fromkeys(("hue", "contrast", "saturation", "brightness"), "range of the jitter"),
+    "input_scale": "range of the factor",
+    "cutout_length": "side in pixels",
+    "cutout_holes": "holes",
+}
+
+
+def alexnet(width: float, dropout: float = DROPOUT, input_dropout: float | str = DROPOUT) -> nn.Module:
+    """AlexNet for images of 32 x 32 pixels, with a dropout on the input and behind each layer but the last.
+
+    Args:
+        width: 1 for the channels and units of AlexNet, less for thinner layers.
+        dropout: rate of the dropouts inside.
+        input_dropout: rate on the pixels, or a knob.
+    """
+    channels = [3, *(int(width * full) for full in (64, 192, 384, 256, 256))]
+    units = int(width * 4096)
+    layers: OrderedDict[str, nn.Module] = OrderedDict(input_dropout=Dropout(input_dropout))
+    for number in range(1, 6):
+        stride = 2 if number == 1 else 1
+        layers[f"conv{number}"] = nn.Conv2d(channels[number - 1], channels[number], 3, stride, padding=1)
+        layers[f"relu{number}"] = nn.ReLU()
+        if number in (1, 2, 5):
+            layers[f"pool{number}"] = nn.MaxPool2d(2)
+        layers[f"after_conv{number}"] = nn.Dropout(dropout)
+    layers["flatten"] = nn.Flatten()
+    for number, inputs in enumerate((4 * channels[-1], units), start=1):
+        layers[f"hidden{number}"] = nn.Linear(inputs, units)
+        layers[f"relu{number + 5}"] = nn.ReLU()
+        layers[f"after_hidden{number}"] = nn.Dropout(dropout)
+    layers["output"] = nn.Linear(units, 10)
+    return nn.Sequential(layers)
+
+
+def fixed(width: float, lr: float) -> LitCIFAR10:
+    """The knobs where the self-tuned ones start."""
+    jitter = {name: START[name] for name in ("brightness", "contrast", "saturation", "hue")}
+    cutout = Cutout(START["cutout_length"], START["cutout_holes"])
+    augment = nn.Sequential(ColorJitter(**jitter), InputScale(START["input_scale"]), cutout)
+    return LitCIFAR10(alexnet(width), augment, lr)
+
+
+def unregularised(width: float, lr: float) -> LitCIFAR10:
+    """No dropout and no augmentation."""
+    return LitCIFAR10(alexnet(width, 0.0, 0.0), nn.Identity(), lr)
+
+
+class SelfTunedAlexNet(STNModule, LitCIFAR10):
+    """The same module with tuned knobs; its `training_step` serves as training loss."""
+
+    def __init__(self, width: float, lr: float) -> None:
+        net = alexnet(width, input_dropout="input_dropout")
+        super().__init__(hyperparameters=KNOBS, net=net, augment=recommended_augmentation(), lr=lr)
+        self.net = self.convert(self.net, dropout="per-layer")  # seven more knobs
+
+    def validation_loss(self, batch: Batch, batch_idx: int) -> Tensor:
+        """What the knobs are tuned to make small."""
+        images, labels = batch
+        return F.cross_entropy(self(images), labels)
+
+
+NETWORKS: dict[str, Callable[[float, float], LitCIFAR10]] = {
+    "self-tuned": SelfTunedAlexNet,
+    "fixed": fixed,
+    "none": unregularised,
+}
+
+
+def run(name: str, seed: int, args: argparse.Namespace, callbacks: list[L.Callback]) -> tuple[LitCIFAR10, Scores]:
+    """Train one network from this seed; return it with its scores after the last epoch."""
+    print(f"  training: {name}", flush=True)
+    L.seed_everything(seed, verbose=False)
+    data = CIFAR10Data(args.data_dir, args.subset or None, num_workers=args.num_workers, seed=seed)
+    module = NETWORKS[name](args.width, args.lr)
+    trainer = L.Trainer(
+        max_epochs=args.epochs,
+        callbacks=callbacks,
+        logger=TensorBoardLogger(args.out / f"seed{seed}", name=name),
+        accelerator=args.accelerator,
+        devices=args.devices,
+        precision=args.precision,
+        log_every_n_steps=10,
+        check_val_every_n_epoch=5,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=args.progress,
+        enable_model_summary=False,
+    )
+    data.prepare_data()
+    data.setup("fit")
+    begin = time.perf_counter()
+    trainer.fit(module, datamodule=data)
+    scores = {"seconds": time.perf_counter() - begin}
+    scores |= trainer.validate(module, datamodule=data, verbose=False)[0]
+    scores |= trainer.test(module, datamodule=data, verbose=False)[0]
+    return module, scores
+
+
+def compare(seed: int, args: argparse.Namespace) -> dict[str, Scores]:
+    """Train the networks from one seed; print and plot how they ended."""
+    print(f"\nSeed {seed}, {args.epochs} epochs", flush=True)
+    stn = STNCallback(
+        train_steps=2,
+        valid_steps=1,
+        warmup_epochs=5,
+        lr=args.hyperparameter_lr,
+        perturb=args.perturb,
+    )
+    modules, scores = {}, {}
+    for name in args.networks:
+        callbacks = [stn] if name == "self-tuned" else []
+        modules[name], scores[name] = run(name, seed, args, callbacks)
+    if "self-tuned" in modules:
+        print_knobs(stn.schedule)
+        picture = args.out / f"seed{seed}" / "schedules.png"
+        title = f"Regularisation schedules that one self-tuned run of AlexNet found, seed {seed}"
+        plot_schedules(stn, modules["self-tuned"].hyperparameters, picture, title, UNITS)
+        print(f"\nSchedules: {picture}")
+    print_scores(scores, COLUMNS)
+    return scores
+
+
+def main() -> None:
+    """Read the arguments and run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="train/<class>/* and test/<class>/*")
+    parser.add_argument("--subset", type=int, default=5000, help="images, a fifth of them for the knobs; 0 for all")
+    parser.add_argument("--width", type=float, default=0.25, help="of the layers; 1 for AlexNet's")
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--lr", type=float, default=0.01, help="of SGD with momentum")
+    parser.add_argument("--hyperparameter-lr", type=float, help="of Adam; by default from the length of the run")
+    parser.add_argument("--perturb", choices=("example", "batch"), default="example")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--seed", "--seeds", type=int, nargs="+", default=[0], help="one comparison for each of them")
+    parser.add_argument("--num-workers", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1, help="on a CPU")
+    parser.add_argument("--accelerator", default="auto")
+    parser.add_argument("--devices", default="auto")
+    parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--progress", action="store_true", help="show Lightning's progress bar")
+    parser.add_argument("--out", type=Path, default=Path("runs/cifar10"), help="folder of the logs and pictures")
+    args = parser.parse_args()
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\.")  # tips on data workers, deprecations inside Lightning
+    torch.set_num_threads(args.threads)
+    runs = [compare(seed, args) for seed in args.seed]
+    if len(runs) > 1:
+        print_summary(runs, ["val_loss", "test_loss", "test_accuracy"])
+    print(f"\nAll knobs over time: tensorboard --logdir {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What the examples beside this file share: tables of networks compared over seeds, and pictures of their schedules."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import torch
+
+from lightning_stn import Float, HyperparameterSet, Schedule, STNCallback
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+Scores = dict[str, float]
+
+
+def print_knobs(schedule: Schedule) -> None:
+    """Where each knob began and ended, in natural units, and its last scale, in unconstrained units."""
+    first, last = schedule.rows[0], schedule.rows[-1]
+    print(f"\n{'knob':<24}{'start':>9}{'end':>9}{'scale':>9}")
+    for name in schedule.names:
+        print(f"{name:<24}{first.values[name]:>9.3g}{last.values[name]:>9.3g}{last.scales[name]:>9.3g}")
+
+
+def print_scores(scores: Mapping[str, Scores], columns: Sequence[str]) -> None:
+    """The networks side by side."""
+    print(f"\n{'network':<12}" + "".join(f"{column:>15}" for column in columns) + f"{'seconds':>10}")
+    for name, row in scores.items():
+        print(f"{name:<12}" + "".join(f"{row[column]:>15.4f}" for column in columns) + f"{row['seconds']:>10.1f}")
+
+
+def print_summary(runs: Sequence[Mapping[str, Scores]], columns: Sequence[str]) -> None:
+    """Mean and standard deviation over the seeds."""
+    print(f"\nOver {len(runs)} seeds, mean ± standard deviation:")
+    print(f"{'network':<12}" + "".join(f"{column:>20}" for column in columns))
+    for name in runs[0]:
+        values = [[scores[name][column] for scores in runs] for column in columns]
+        cells = (f"{statistics.mean(v):.4f} ± {statistics.stdev(v):.4f}" for v in values)
+        print(f"{name:<12}" + "".join(f"{cell:>20}" for cell in cells))
+
+
+def plot_schedules(
+    stn: STNCallback, hyperparameters: HyperparameterSet, path: Path, title: str, units: Mapping[str, str]
+) -> None:
+    """Every knob over the training batches, in natural units, with the band of one scale.
+
+    Args:
+        stn: the callback of the run.
+        hyperparameters: of its module.
+        path: of the picture.
+        title: of the picture.
+        units: what to write on the axis of a knob; "rate" for those left out.
+    """
+    schedule = stn.schedule
+    columns = 3 if len(schedule.names) < 8 else 4
+    rows = math.ceil((len(schedule.names) + 1) / columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(4 * columns, 3 * rows), layout="constrained")
+    steps = [row.step for row in schedule.rows]
+    warmup = max(row.step for row in schedule.rows if row.epoch < stn.phases.warmup_epochs)
+    for name, axes in zip(schedule.names, grid.flat, strict=False):
+        specification = hyperparameters.specifications[name]
+        values = torch.tensor([row.values[name] for row in schedule.rows], dtype=torch.float64)
+        scales = torch.tensor([row.scales[name] for row in schedule.rows], dtype=torch.float64)
+        axes.plot(steps, values, label="value")
+        if isinstance(specification, Float):  # a whole number is too coarse for a band
+            centre = specification.transform.inv(values)  # the band is symmetric in unconstrained units
+            low, high = specification.constrain(centre - scales), specification.constrain(centre + scales)
+            axes.fill_between(steps, low, high, alpha=0.3, label="value ± one sigma")
+        axes.axvspan(0, warmup, color="0.8", zorder=0, label="warm-up")
+        axes.set(title=name, xlabel="training batches", ylabel=units.get(name, "rate"), ylim=(0, None))
+    rest = list(grid.flat)[len(schedule.names) :]
+    for axes in rest:
+        axes.axis("off")
+    rest[0].legend(*grid.flat[0].get_legend_handles_labels(), loc="center")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

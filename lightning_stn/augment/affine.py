@@ -1,0 +1,142 @@
+"""Rotation, translation, scaling and shear, drawn for each example from ranges of its own."""
+
+import math
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_stn import functional
+from lightning_stn.augment.base import Augmentation, draw_factor, draw_shift, in_float
+
+SMALLEST_FACTOR = 1e-3
+"""No image is scaled below this factor, since 0 has no inverse."""
+
+
+class Motion(NamedTuple):
+    """What happens to each example: rotated, scaled and sheared about its centre, then moved.
+
+    Args:
+        angle: clockwise, degrees, `[n]`.
+        translation: to the right and down, pixels, `[n, 2]`.
+        factor: of the size, positive, `[n]`.
+        shear: along the rows, degrees, `[n]`.
+    """
+
+    angle: Tensor
+    translation: Tensor
+    factor: Tensor
+    shear: Tensor
+
+    def moves(self) -> Tensor:
+        """Whether an example changes at all, `[n]`."""
+        return (self.angle != 0) | (self.translation != 0).any(1) | (self.factor != 1) | (self.shear != 0)
+
+    def inverse(self, dtype: torch.dtype) -> Tensor:
+        """Where the pixels come from: `[n, 2, 3]`, pixels, from and to coordinates about the centre.
+
+        With `M = R(angle) Shear factor`, a pixel at `p` comes from `M^-1 (p - translation)`, and `M / factor` has the
+        determinant 1.
+        """
+        angle, shear = torch.deg2rad(self.angle.to(dtype)), torch.deg2rad(self.shear.to(dtype))
+        a, c = angle.cos(), angle.sin()
+        b, d = -a * shear.tan() - c, a - c * shear.tan()
+        linear = torch.stack([d, -b, -c, a], dim=1).reshape(-1, 2, 2) / self.factor.to(dtype)[:, None, None]
+        return torch.cat([linear, -linear @ self.translation.to(dtype).unsqueeze(2)], dim=2)
+
+
+def affine(
+    images: Tensor, motion: Motion, interpolation: Literal["bilinear", "nearest"] = "bilinear", fill: float = 0.0
+) -> Tensor:
+    """Move, rotate, scale and shear, each example by amounts of its own.
+
+    It equals `torchvision.transforms.v2.functional.affine`, save for a bilinear border that meets a `fill` other than
+    0: torchvision mixes the two with the weight squared.
+
+    Args:
+        images: `[n, c, height, width]`, floating point or uint8.
+        motion: what happens to each example; one that does not move stays as it is, bit by bit.
+        interpolation: between pixels.
+        fill: the value beyond the border, in the units of the images.
+
+    Returns:
+        The shape and dtype of the images.
+    """
+    height, width = images.shape[-2:]
+    moves = functional.align(motion.moves(), images)
+
+    def compute(wide: Tensor) -> Tensor:
+        # To coordinates that run from -1 to 1 over the image.
+        half = torch.tensor([width / 2, height / 2], dtype=wide.dtype, device=wide.device)
+        theta = motion.inverse(wide.dtype) * torch.cat([half, half.new_ones(1)]) / half.unsqueeze(1)
+        grid = F.affine_grid(theta, list(wide.shape), align_corners=False)
+        shifted = wide - fill if fill else wide  # so that zeros beyond the border stand for the fill
+        moved = F.grid_sample(shifted, grid, interpolation, "zeros", align_corners=False)
+        return torch.where(moves, moved + fill if fill else moved, wide)
+
+    with torch.autocast(images.device.type, enabled=False):
+        return in_float(images, compute) if images.numel() else images
+
+
+class RandomAffine(Augmentation):
+    """Rotates, translates, scales and shears, with the ranges of torchvision's `RandomAffine`.
+
+    Other than there, translations are not rounded to whole pixels, the same fraction bounds both directions, and the
+    scale is given as a distance from 1. Every example has its own draws.
+
+    Args:
+        degrees: `r`, at least 0; the angle is uniform in `[-r, r]` degrees.
+        translate: `t` in [0, 1]; the shifts are uniform in `[-t * width, t * width]` and `[-t * height, t * height]`.
+        scale: `s` in [0, 1]; the factor is uniform in `[1 - s, 1 + s]`, and at least 0.001.
+        shear: `z` in [0, 90]; the shear along the rows is uniform in `[-z, z]` degrees.
+        interpolation: between pixels.
+        fill: the value beyond the border, in the units of the images.
+
+    The first four are names of hyperparameters or constants; 0 leaves the operation out.
+
+    Shape:
+        images `[n, c, height, width]`, floating point or uint8, to the same.
+
+    Raises:
+        ValueError: a constant out of range, an unknown interpolation, or an input that is no such batch of images.
+    """
+
+    ranges: ClassVar = {"degrees": (0, math.inf), "translate": (0, 1), "scale": (0, 1), "shear": (0, 90)}
+
+    def __init__(
+        self,
+        degrees: str | float = 0.0,
+        translate: str | float = 0.0,
+        scale: str | float = 0.0,
+        shear: str | float = 0.0,
+        interpolation: Literal["bilinear", "nearest"] = "bilinear",
+        fill: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if interpolation not in ("bilinear", "nearest"):
+            raise ValueError(f"RandomAffine: expected interpolation 'bilinear' or 'nearest', got {interpolation!r}.")
+        self.degrees = self.checked("degrees", degrees)
+        self.translate = self.checked("translate", translate)
+        self.scale = self.checked("scale", scale)
+        self.shear = self.checked("shear", shear)
+        self.interpolation = interpolation
+        self.fill = fill
+
+    def draw(self, input: Tensor) -> Motion:
+        """What happens to each example."""
+        still = torch.zeros(input.shape[:1], dtype=torch.float32, device=input.device)
+        degrees, across, down, shear = (
+            still if self.is_off(name) else draw_shift(self.rows(name, input))
+            for name in ("degrees", "translate", "translate", "shear")
+        )
+        factor = still + 1 if self.is_off("scale") else draw_factor(self.rows("scale", input), SMALLEST_FACTOR)
+        height, width = input.shape[-2:]
+        return Motion(degrees, torch.stack([across * width, down * height], dim=1), factor, shear)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Move, in the weight phase; otherwise return the input."""
+        self.check_images(input)
+        if not self.active or self.all_off:
+            return input
+        return affine(input, self.draw(input), self.interpolation, self.fill)

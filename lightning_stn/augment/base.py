@@ -1,0 +1,173 @@
+"""What augmentations share: their base, the precision that they compute in, draws, and boxes."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_stn import functional
+from lightning_stn.binding import Regularizer
+from lightning_stn.hyperparameters import HyperparameterSet
+
+
+class Augmentation(Regularizer):
+    """Something done to the examples of a batch on their device, to each as strongly as its own sampled value says.
+
+    Everything random comes from torch's global generator on that device, so results do not depend on the workers of a
+    loader. A strength that is the constant 0 costs nothing.
+
+    A subclass gives its `ranges`, passes what it is given through `checked`, and reads it as `rows`.
+    """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    """For each strength the smallest and the largest value that makes sense, natural units."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+    def __init_subclass__(cls) -> None:
+        cls.strengths = tuple(cls.ranges)
+
+    def checked(self, name: str, value: str | float) -> str | float:
+        """The strength `name` as it was given.
+
+        Raises:
+            ValueError: neither a hyperparameter's name nor a number in range.
+        """
+        low, high = self.ranges[name]
+        if not isinstance(value, str) and not (isinstance(value, int | float) and low <= value <= high):
+            raise ValueError(
+                f"{type(self).__name__}: expected {name} to be a hyperparameter's name or a number "
+                f"{_interval(low, high)}, got {value!r}."
+            )
+        return value
+
+    def attach(self, hyperparameters: HyperparameterSet, name: str = "") -> None:
+        """Read from this set from now on.
+
+        Raises:
+            KeyError: this module reads a hyperparameter that the set does not have.
+            ValueError: a hyperparameter ranges beyond what a strength may be, or the module reads another set.
+        """
+        for strength, (low, high) in self.ranges.items():
+            specification = hyperparameters.specifications.get(getattr(self, strength))
+            # Bounds that a kind of hyperparameter does not have need no check.
+            below = getattr(specification, "low", low)
+            above = getattr(specification, "high", high)
+            if (-math.inf if below is None else below) < low or (math.inf if above is None else above) > high:
+                raise ValueError(
+                    f"{type(self).__name__} {name!r}: expected {strength} {_interval(low, high)}, but the "
+                    f"hyperparameter {getattr(self, strength)!r} is {specification!r}; narrow its range."
+                )
+        super().attach(hyperparameters, name)
+
+    def is_off(self, name: str) -> bool:
+        """Whether a strength is the constant 0."""
+        return bool(getattr(self, name) == 0)
+
+    @property
+    def all_off(self) -> bool:
+        """Whether every strength is the constant 0."""
+        return all(map(self.is_off, self.strengths))
+
+    def rows(self, name: str, input: Tensor) -> Tensor:
+        """The strength for each example of the input: `[n]`, float32, natural units.
+
+        Raises:
+            ValueError: the bound sample has neither one row nor a row per example.
+        """
+        value = self.strength(name)
+        if isinstance(value, Tensor):
+            value = value.to(input.device, torch.float32)
+            return functional.align(value, input).flatten().expand(input.shape[0])
+        return torch.full(input.shape[:1], value, dtype=torch.float32, device=input.device)
+
+    def check_images(self, input: Tensor, channels: tuple[int, ...] | None = None) -> None:
+        """Refuse what is no batch of images.
+
+        Raises:
+            ValueError: the input has not four dimensions, or another number of channels.
+        """
+        if input.dim() != 4:
+            raise ValueError(
+                f"{type(self).__name__}: expected images [n, c, height, width], got shape {list(input.shape)}; "
+                "add the dimension that is missing."
+            )
+        if channels is not None and input.shape[1] not in channels:
+            raise ValueError(
+                f"{type(self).__name__}: expected {' or '.join(map(str, channels))} channels in dimension 1, got shape "
+                f"{list(input.shape)}; permute the dimensions, or pass the colour channels alone."
+            )
+
+
+def _interval(low: float, high: float) -> str:
+    return f"of at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
+
+
+def draw_shift(most: Tensor) -> Tensor:
+    """A uniform draw from `[-most, most]` for each entry."""
+    return most * (2 * torch.rand_like(most) - 1)
+
+
+def draw_factor(strength: Tensor, least: float = 0.0) -> Tensor:
+    """A uniform draw from `[max(least, 1 - s), 1 + s]` for each strength `s`, exactly 1 for 0."""
+    low = (1 - strength).clamp_min(least)
+    return torch.addcmul(low, torch.rand_like(strength), 1 + strength - low)
+
+
+def in_float(input: Tensor, compute: Callable[[Tensor], Tensor], *, unit: bool = False) -> Tensor:
+    """Apply a function in float32 at least, and return to the dtype of the input.
+
+    Args:
+        input: floating point, or uint8.
+        compute: what to apply.
+        unit: show bytes to the function as [0, 1] instead of 0..255.
+
+    Returns:
+        The result in the dtype of the input; bytes are clamped to 0..255 and rounded.
+
+    Raises:
+        ValueError: the input has another dtype.
+    """
+    if input.is_floating_point():
+        return compute(input.to(torch.promote_types(input.dtype, torch.float32))).to(input.dtype)
+    if input.dtype != torch.uint8:
+        raise ValueError(
+            f"Expected a floating point dtype or uint8, got {input.dtype}; convert the input before augmentation."
+        )
+    result = compute(input / 255) * 255 if unit else compute(input.float())
+    return result.clamp(0, 255).round().to(torch.uint8)
+
+
+def fill_boxes(images: Tensor, mask: Tensor, value: float) -> Tensor:
+    """Write a value where the mask is set.
+
+    Raises:
+        ValueError: the images are bytes, and the value is none.
+    """
+    if images.dtype == torch.uint8 and not (0 <= value <= 255 and float(value).is_integer()):
+        raise ValueError(f"Expected a fill value among the whole numbers 0..255 for uint8 images, got {value!r}.")
+    return images.masked_fill(mask, value)
+
+
+def box_mask(start: Tensor, end: Tensor, height: int, width: int) -> Tensor:
+    """Which pixels lie in at least one of an example's boxes; boxes are clipped at the border.
+
+    Args:
+        start: row and column of the first pixel inside, `[n, k, 2]`.
+        end: row and column of the first pixel behind, `[n, k, 2]`.
+        height: rows.
+        width: columns.
+
+    Returns:
+        `[n, 1, height, width]`, bool.
+    """
+
+    def inside(axis: int, size: int) -> Tensor:
+        position = torch.arange(size, device=start.device)
+        return ((position >= start[..., axis, None]) & (position < end[..., axis, None])).float()
+
+    boxes_at_pixel = inside(0, height).transpose(1, 2) @ inside(1, width)
+    return (boxes_at_pixel > 0).unsqueeze(1)

@@ -1,0 +1,77 @@
+"""Random erasing with a probability of its own for each example."""
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_stn.augment.base import Augmentation, box_mask, fill_boxes
+
+ATTEMPTS = 10
+"""How many rectangles are drawn, until one fits; torchvision's number."""
+
+
+class RandomErasing(Augmentation):
+    """Blanks a rectangle with a tuned probability, Zhong et al. (2020), arXiv:1708.04896, as torchvision draws it.
+
+    Every example has its own draws. It stays as it is where none of ten rectangles fits into it.
+
+    Args:
+        p: probability of erasing, in [0, 1]: the name of a hyperparameter, or a constant.
+        scale: smallest and largest area, as fractions of the image's.
+        ratio: smallest and largest height over width; its logarithm is uniform.
+        value: what is written, in the units of the images.
+
+    Shape:
+        images `[n, c, height, width]` to the same shape.
+
+    Raises:
+        ValueError: an argument is out of range, or the input has not four dimensions.
+    """
+
+    ranges: ClassVar = {"p": (0, 1)}
+
+    def __init__(
+        self,
+        p: str | float,
+        scale: tuple[float, float] = (0.02, 0.33),
+        ratio: tuple[float, float] = (0.3, 3.3),
+        value: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= scale[0] <= scale[1] <= 1:
+            raise ValueError(f"RandomErasing: expected scale to be (low, high) within [0, 1], got {scale!r}.")
+        if not 0 < ratio[0] <= ratio[1]:
+            raise ValueError(f"RandomErasing: expected ratio to be (low, high) with 0 < low <= high, got {ratio!r}.")
+        self.p = self.checked("p", p)
+        self.scale = scale
+        self.ratio = ratio
+        self.value = value
+
+    def draw(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        """Row and column of the first pixel and of the first behind, both `[n, 2]`; equal where nothing is erased."""
+        n, _, height, width = input.shape
+        size = torch.tensor([height, width], dtype=torch.float32, device=input.device)
+
+        def uniform(low: float, high: float) -> Tensor:
+            return torch.rand(n, ATTEMPTS, device=input.device) * (high - low) + low
+
+        area = uniform(*self.scale) * height * width
+        ratio = uniform(math.log(self.ratio[0]), math.log(self.ratio[1])).exp()
+        sides = torch.stack([area * ratio, area / ratio], dim=2).sqrt().round()
+        fits = (sides < size).all(2)
+        first = fits.int().argmax(1)  # the first of those that fit, or 0
+        side = sides[torch.arange(n, device=input.device), first]
+        erased = fits.any(1) & (torch.rand(n, device=input.device) < self.rows("p", input))
+        side = side * erased.unsqueeze(1)
+        start = (torch.rand(n, 2, device=input.device) * (size - side + 1)).floor().minimum(size - side)
+        return start, start + side
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Erase, in the weight phase; otherwise return the input."""
+        self.check_images(input)
+        if not self.active or self.all_off:
+            return input
+        start, end = self.draw(input)
+        return fill_boxes(input, box_mask(start.unsqueeze(1), end.unsqueeze(1), *input.shape[-2:]), self.value)

@@ -1,0 +1,65 @@
+"""Hyperparameters to begin with: what MacKay et al. (2019), arXiv:1903.03088, section 5, tune, and from where."""
+
+from typing import Literal
+
+from torch import nn
+
+from lightning_stn.augment import ColorJitter, Cutout, InputScale
+from lightning_stn.specifications import Float, Hyperparameter, Integer
+
+_START = 0.05
+
+
+def recommended_hyperparameters(task: Literal["image", "language"]) -> dict[str, Hyperparameter]:
+    """Ranges and starting values for a kind of network, by name.
+
+    "image": `input_dropout` (a dropout on the pixels), and what `recommended_augmentation` reads: `input_scale`, `hue`,
+    `contrast`, `saturation`, `brightness`, `cutout_length` (pixels) and `cutout_holes`. The dropouts inside the network
+    come from `convert(dropout="per-layer")`, each from its own rate.
+
+    "language": for recurrent networks, `output_dropout`, `input_dropout`, `hidden_dropout` and `embedding_dropout`
+    (`LockedDropout` and `EmbeddingDropout`), `weight_dropout` (`WeightDrop`, hence shared by the batch), and the
+    weights `ar` and `tar` of `ActivationPenalty` and `TemporalActivationPenalty`.
+
+    Args:
+        task: the kind of network.
+
+    Returns:
+        A new dictionary, for `STNModule(hyperparameters=...)`; take out what nothing reads.
+
+    Raises:
+        ValueError: `task` is neither of the two.
+    """
+    if task == "image":
+        return {
+            "input_dropout": Float(0.0, 1.0, init=_START),
+            "input_scale": Float(0.0, 0.3, init=_START),
+            "hue": Float(0.0, 0.5, init=_START),
+            "contrast": Float(0.0, 1.0, init=_START),
+            "saturation": Float(0.0, 1.0, init=_START),
+            "brightness": Float(0.0, 1.0, init=_START),
+            "cutout_length": Integer(0, 24, init=4),
+            "cutout_holes": Integer(0, 4, init=1),
+        }
+    if task == "language":
+        rates = ("output_dropout", "input_dropout", "hidden_dropout", "embedding_dropout")
+        return {
+            **{name: Float(0.0, 0.9, init=_START) for name in rates},
+            "weight_dropout": Float(0.0, 0.9, init=_START, per="batch"),
+            "ar": Float(0.0, None, init=_START),
+            "tar": Float(0.0, None, init=_START),
+        }
+    raise ValueError(f"recommended_hyperparameters: expected task='image' or task='language', got {task!r}.")
+
+
+def recommended_augmentation() -> nn.Sequential:
+    """Colour jitter, input scale and cutout that read the names of `recommended_hyperparameters("image")`.
+
+    Shape:
+        images `[n, 1 or 3, height, width]`, floats in [0, 1] or uint8, to the same shape and type.
+    """
+    return nn.Sequential(
+        ColorJitter(brightness="brightness", contrast="contrast", saturation="saturation", hue="hue"),
+        InputScale("input_scale"),
+        Cutout(length="cutout_length", holes="cutout_holes"),
+    )

@@ -1,0 +1,31 @@
+"""Binds exact values to what an augmentation reads."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_stn import Float, HyperparameterSet
+from lightning_stn.augment import Augmentation
+from lightning_stn.binding import attach, bind_weight_phase
+
+Meet = Callable[..., HyperparameterSet]
+
+
+@pytest.fixture
+def meet() -> Meet:
+    """Attach a module whose strengths go by their own names, and bind values: a number, or one for each example."""
+
+    def meet(module: Augmentation, **values: Any) -> HyperparameterSet:
+        ranges = {name: (low, None if high == math.inf else high) for name, (low, high) in module.ranges.items()}
+        hyperparameters = HyperparameterSet({name: Float(*bounds, init=0.1) for name, bounds in ranges.items()})
+        attach(module, hyperparameters)
+        bind_weight_phase(hyperparameters, hyperparameters.current())
+        assert hyperparameters.bound.values is not None
+        assert values.keys() <= hyperparameters.bound.values.keys()
+        hyperparameters.bound.values |= {name: torch.as_tensor(value) for name, value in values.items()}
+        return hyperparameters
+
+    return meet
