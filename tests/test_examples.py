@@ -1,0 +1,137 @@
+"""The examples' own promises: streams of text that never meet, and recipes whose names fit together."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from support import trainer
+from torch import Tensor, nn
+
+from lightning_stn import STNCallback, STNModule, recommended_augmentation, recommended_hyperparameters
+from lightning_stn.binding import Regularizer, attach
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def example(name: str) -> ModuleType:
+    """An example as a module, with its neighbours importable."""
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    return module
+
+
+@pytest.fixture(scope="module")
+def lm() -> ModuleType:
+    return example("lstm_language_model")
+
+
+WORDS = 30
+
+
+def text(lm: ModuleType, tokens: int, texts: int, seed: int) -> Any:
+    drawn = torch.randint(0, WORDS, (tokens,), generator=torch.Generator().manual_seed(seed))
+    return torch.utils.data.DataLoader(lm.Stretches(drawn, texts, 5), batch_size=None)
+
+
+def test_stretches_continue_each_other(lm: ModuleType) -> None:
+    stretches = lm.Stretches(torch.arange(101), 4, 5)
+    assert len(stretches) == 5
+    whole = torch.cat([batch.tokens for batch in stretches], dim=1)
+    assert torch.equal(whole, torch.arange(100).view(4, 25))
+    assert all(torch.equal(batch.targets, batch.tokens + 1) for batch in stretches)
+    assert [batch.first for batch in stretches] == [True, False, False, False, False]
+
+
+@pytest.mark.parametrize("perturb", ["batch", "example"])
+def test_training_never_reaches_the_hidden_state_of_the_validation_stream(lm: ModuleType, perturb: Any) -> None:
+    """With weights that stand still, the validation stream's states are those of reading the validation text alone."""
+    L.seed_everything(0, verbose=False)
+    module = lm.SelfTunedLanguageModel(WORDS, 8, 12, lr=1e-30)
+    seen: list[Tensor] = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            seen.extend([module.states["tune"][1][1].clone()])
+
+    callback = STNCallback(
+        train_steps=1, warmup_steps=0, tune_scales=False, lr=1e-30, perturb=perturb, gradient_clip_val=0.25
+    )
+    valid = text(lm, 121, 4, seed=1)
+    trainer(callback, Watch(), max_epochs=1).fit(module, text(lm, 200, 6, seed=0), valid)
+    assert len(seen) == 6
+    state, alone = None, []
+    module.eval()
+    for batch in valid:
+        state = [(h.detach(), c.detach()) for h, c in module.net(batch.tokens, state)[3]]
+        alone.append(state[1][1])
+    expected = [alone[step % len(alone)] for step in range(len(seen))]
+    torch.testing.assert_close(seen, expected)
+    assert {"train", "tune", "val"} == set(module.states)
+
+
+def test_every_knob_of_the_language_model_is_read_and_moves(lm: ModuleType) -> None:
+    L.seed_everything(0, verbose=False)
+    module = lm.SelfTunedLanguageModel(WORDS, 8, 12, lr=1.0)
+    start = module.hyperparameters.unconstrained.clone()
+    callback = STNCallback(train_steps=1, warmup_steps=0, perturb="batch")
+    trainer(callback, max_epochs=2).fit(module, text(lm, 200, 6, seed=0), text(lm, 121, 4, seed=1))
+    assert module.hyperparameters.unread() == []
+    assert (module.hyperparameters.unconstrained != start).all()
+
+
+class Recommended(STNModule):
+    def __init__(self) -> None:
+        super().__init__(hyperparameters=recommended_hyperparameters("image"))
+        self.augment = recommended_augmentation()
+        self.net = self.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)))
+
+
+def test_recommended_names_fit_together() -> None:
+    module = Recommended()
+    attach(module, module.hyperparameters)
+    read = {name for part in module.modules() if isinstance(part, Regularizer) for name in part.reads()}
+    assert read | {"input_dropout"} == set(module.hyperparameters.names)
+
+
+def test_the_paper_s_ranges() -> None:
+    image, language = recommended_hyperparameters("image"), recommended_hyperparameters("language")
+    assert {name: (s.low, s.high, s.init) for name, s in image.items()} == {  # type: ignore[union-attr]
+        "input_dropout": (0.0, 1.0, 0.05),
+        "input_scale": (0.0, 0.3, 0.05),
+        "hue": (0.0, 0.5, 0.05),
+        "contrast": (0.0, 1.0, 0.05),
+        "saturation": (0.0, 1.0, 0.05),
+        "brightness": (0.0, 1.0, 0.05),
+        "cutout_length": (0, 24, 4),
+        "cutout_holes": (0, 4, 1),
+    }
+    assert list(language) == [
+        *("output_dropout", "input_dropout", "hidden_dropout", "embedding_dropout", "weight_dropout", "ar", "tar")
+    ]
+    assert language["weight_dropout"].per == "batch"
+    with pytest.raises(ValueError, match="expected task='image' or task='language', got 'audio'"):
+        recommended_hyperparameters("audio")  # type: ignore[arg-type]
+
+
+def test_alexnet_of_the_example_has_the_fifteen_hyperparameters() -> None:
+    module = example("cifar10_alexnet").SelfTunedAlexNet(0.125, 0.01)
+    assert len(module.hyperparameters.names) == 15
+    assert sum(name.startswith("dropout_after") for name in module.hyperparameters.names) == 7
+    x, y = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8), torch.arange(4)
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4)
+    callback = STNCallback(train_steps=1, warmup_steps=0)
+    trainer(callback, max_epochs=2).fit(module, data, data)
+    assert module.hyperparameters.unread() == []
