@@ -13,7 +13,7 @@ read once for each network, when its training is over.
 
     python examples/cifar10_alexnet.py                                    # 5,000 images, thin layers: for a CPU
     python examples/cifar10_alexnet.py --data-dir DIR --seeds 0 1 2       # {train,test}/<class>/*, no download
-    python examples/cifar10_alexnet.py --subset 0 --width 1 --epochs 200 --hyperparameter-lr 3e-3    # for a GPU
+    python examples/cifar10_alexnet.py --subset 0 --width 1 --lr 0.01 --hyperparameter-lr 3e-3    # for a GPU
     tensorboard --logdir runs/cifar10                                     # every knob over time
 """
 
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--subset", type=int, default=5000, help="images, a fifth of them for the knobs; 0 for all")
     parser.add_argument("--width", type=float, default=0.25, help="of the layers; 1 for AlexNet's")
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--lr", type=float, default=0.01, help="of SGD with momentum")
+    parser.add_argument("--lr", type=float, default=0.03, help="of SGD with momentum; 0.01 in the paper")
     parser.add_argument("--hyperparameter-lr", type=float, help="of Adam; by default from the length of the run")
     parser.add_argument("--perturb", choices=("example", "batch"), default="example")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))

@@ -13,7 +13,7 @@ once for each network, when its training is over.
 
     python examples/lstm_language_model.py                                   # Shakespeare by character, downloaded
     python examples/lstm_language_model.py --level word --data-dir DIR       # {train,valid,test}.txt, as of PTB
-    python examples/lstm_language_model.py --level word --data-dir DIR --units 650 --epochs 200 --train-tokens 0
+    python examples/lstm_language_model.py --level word --data-dir DIR --width 650 --units 650 --lr 30 --train-tokens 0
     tensorboard --logdir runs/language                                       # every knob over time
 """
 
@@ -364,12 +364,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, help="folder of train.txt, valid.txt and test.txt")
     parser.add_argument("--level", choices=("word", "char"), default="char", help="what a token is")
-    parser.add_argument("--train-tokens", type=int, default=200_000, help="training text that is used; 0 for all")
+    parser.add_argument("--train-tokens", type=int, default=50_000, help="training text that is used; 0 for all")
     parser.add_argument("--width", type=int, default=128, help="of the embedding; 650 in the paper")
     parser.add_argument("--units", type=int, default=256, help="of the first LSTM layer; 650 in the paper")
     parser.add_argument("--texts", type=int, default=20, help="parallel texts, the batch size")
     parser.add_argument("--length", type=int, default=35, help="tokens in a stretch, where backpropagation ends")
-    parser.add_argument("--lr", type=float, default=30.0, help="of plain SGD")
+    parser.add_argument("--lr", type=float, default=10.0, help="of plain SGD; 30 in the paper")
     parser.add_argument("--clip", type=float, default=0.25, help="largest norm of the gradient")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--warmup", type=int, default=3, help="epochs before the knobs move")
