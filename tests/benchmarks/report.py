@@ -23,8 +23,9 @@ TIMES = {
 }
 BYTES = {
     "parameters": "parameters",
-    "saved_batch": "saved, batch",
-    "saved_example": "saved, example",
+    "activations_batch": "activations, batch",
+    "activations_example": "activations, example",
+    "merged": "merged weights, batch, per parameter",
     "total_batch": "all, batch",
     "total_example": "all, example",
 }
@@ -70,7 +71,7 @@ def tables(results: Sequence[Result], device: torch.device) -> str:
     blocks = [
         f"Times, plain = 1 (`batch`, `example`: the perturbation; first column: the plain step in {unit})\n",
         markdown(["network", "plain step", *TIMES.values()], times),
-        "\nBytes of the weight step, plain = 1 (saved: kept for backward; all: with parameters, gradients, momentum)\n",
+        "\nBytes of the weight step, plain = 1 (all: parameters, gradients, momentum, what is kept for backward)\n",
         markdown(["network", *BYTES.values()], sizes),
     ]
     return "\n".join([*blocks, *(["\nNot measured:\n", *notes] if notes else [])])

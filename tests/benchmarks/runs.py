@@ -11,6 +11,7 @@ from networks import Batch, Batches, Case, loss
 from torch import Tensor, nn
 
 from lightning_stn import Float, STNCallback, STNModule
+from lightning_stn.layers import ResponseLayer
 
 HYPERPARAMETERS = 7
 WARM = 1
@@ -140,12 +141,18 @@ class After(L.Callback):
 
 
 class SavedBytes(L.Callback):
-    """Counts what a training batch keeps for backward, every storage once, without parameters, buffers and inputs."""
+    """Counts what a training batch keeps for backward, every storage once, without parameters, buffers and inputs.
+
+    Attributes:
+        activations: bytes that grow with the batch.
+        merged: bytes of effective weights.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[int, int] = {}
+        self._effective: list[Tensor] = []
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
-        self.total = 0
+        self.activations = self.merged = 0
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -156,13 +163,26 @@ class SavedBytes(L.Callback):
         """Start to count."""
         self._kept.clear()
         self._known = [*pl_module.parameters(), *pl_module.buffers(), *batch]
+        self._original = ResponseLayer.effective
+
+        def effective(layer: ResponseLayer, sample: Tensor) -> dict[str, Tensor]:
+            merged = self._original(layer, sample)
+            self._effective.extend(merged.values())
+            return merged
+
+        ResponseLayer.effective = effective  # type: ignore[method-assign]
         self._hooks.__enter__()
 
     def on_before_backward(self, *args: Any) -> None:
         """The forward pass is over."""
         self._hooks.__exit__(None, None, None)
-        known = {tensor.untyped_storage().data_ptr() for tensor in self._known}
-        self.total = sum(size for place, size in self._kept.items() if place not in known)
+        ResponseLayer.effective = self._original  # type: ignore[method-assign]
+        known, merged = (
+            {tensor.untyped_storage().data_ptr() for tensor in tensors} for tensors in (self._known, self._effective)
+        )
+        self.merged = sum(size for place, size in self._kept.items() if place in merged)
+        self.activations = sum(size for place, size in self._kept.items() if place not in known | merged)
+        self._effective.clear()
 
 
 @dataclass
@@ -206,11 +226,11 @@ class Runner:
         self.trainer(WARM + batches, *callbacks).validate(module, self.validation, verbose=False)
         return marks
 
-    def saved_bytes(self, module: L.LightningModule, **settings: Any) -> int:
+    def saved_bytes(self, module: L.LightningModule, **settings: Any) -> SavedBytes:
         """What one weight step keeps for backward."""
         saved = SavedBytes()
         self.trainer(1, saved, *self._tuning(module, settings)).fit(module, self.training)
-        return saved.total
+        return saved
 
     def _tuning(self, module: L.LightningModule, settings: dict[str, Any]) -> list[L.Callback]:
         """The STNCallback of a self-tuning module."""

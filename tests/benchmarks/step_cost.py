@@ -110,19 +110,22 @@ def measure(bench: Bench, rounds: int, result: Result) -> None:
 
 
 def weigh(bench: Bench, result: Result) -> None:
-    """Compare bytes: the trained state (parameters, gradients, momentum), and what is saved for backward."""
+    """Compare bytes: parameters, activations kept for backward, merged weights, and all with gradients and momentum."""
     parameters = {module: sum(p.nbytes for p in module.parameters()) for module in (bench.plain, bench.tuned)}
-    saved = bench.runner.saved_bytes(bench.plain)
-    total = 3 * parameters[bench.plain] + saved
+    plain = bench.runner.saved_bytes(bench.plain).activations
+    total = 3 * parameters[bench.plain] + plain
     result.ratios["parameters"] = [parameters[bench.tuned] / parameters[bench.plain]]
     for perturb in ("batch", "example"):
         try:
-            with_response = bench.runner.saved_bytes(bench.tuned, perturb=perturb)
+            saved = bench.runner.saved_bytes(bench.tuned, perturb=perturb)
         except Exception as error:
             result.notes.append(f"memory, {perturb}: {reason(error)}")
             continue
-        result.ratios[f"saved_{perturb}"] = [with_response / saved]
-        result.ratios[f"total_{perturb}"] = [(3 * parameters[bench.tuned] + with_response) / total]
+        result.ratios[f"activations_{perturb}"] = [saved.activations / plain]
+        if perturb == "batch":
+            result.ratios["merged"] = [saved.merged / parameters[bench.plain]]
+        everything = 3 * parameters[bench.tuned] + saved.activations + saved.merged
+        result.ratios[f"total_{perturb}"] = [everything / total]
 
 
 def reason(error: Exception) -> str:
