@@ -20,6 +20,7 @@ VALUE, SCALE, LOWER, UPPER = "stn/value", "stn/scale", "stn/lower", "stn/upper"
 PROBABILITY = "stn/probability"
 HYPERGRADIENT, ENTROPY = "stn/hypergrad", "stn/entropy"
 TRAIN_LOSS, VALID_LOSS = "stn/train_loss", "stn/valid_loss"
+SKIPPED = "stn/skipped_steps"
 
 
 class Mean:
@@ -54,6 +55,7 @@ class Recorder:
 
     Attributes:
         schedule: all that was recorded so far.
+        skipped: hyperparameter steps not taken so far, reported where there are any.
     """
 
     def __init__(self, hyperparameters: HyperparameterSet) -> None:
@@ -62,6 +64,7 @@ class Recorder:
         self.train_loss = Mean()
         self.valid_loss = Mean()
         self.hypergradient = Mean()
+        self.skipped = 0
         self._file: TextIO | None = None
 
     def open(self, trainer: Trainer) -> None:
@@ -134,6 +137,8 @@ class Recorder:
                 }
         metrics |= _tagged(SCALE, hyperparameters.labels, scale.tolist())
         metrics[ENTROPY] = hyperparameters.entropy().item()
+        if self.skipped:
+            metrics[SKIPPED] = self.skipped
         hypergradient = self.hypergradient.pop()
         if hypergradient is not None:
             metrics |= _tagged(HYPERGRADIENT, hyperparameters.labels, hypergradient[0].tolist())

@@ -19,6 +19,7 @@ from lightning_stn.callback.hyperparameter_step import (
 )
 from lightning_stn.callback.record import Recorder
 from lightning_stn.callback.stream import ValidationStream, derive_seed
+from lightning_stn.callback.watch import Watch
 from lightning_stn.module import STNModule, WeightStepSettings
 from lightning_stn.phases import Phase, PhaseClock, PhaseSchedule
 from lightning_stn.schedule import Schedule
@@ -102,6 +103,7 @@ class STNCallback(Callback):
         self._optimizer: HyperparameterOptimizer
         self._stream: ValidationStream
         self._recorder: Recorder
+        self._watch: Watch
 
     @property
     def phases(self) -> PhaseSchedule:
@@ -161,10 +163,12 @@ class STNCallback(Callback):
             world_size=trainer.world_size,
         )
         self._recorder = Recorder(hyperparameters)
+        self._watch = Watch(hyperparameters)
         if self._restored is not None:
             self._optimizer.optimizer.load_state_dict(self._restored["optimizer"])
             self._stream.load_state_dict(self._restored["stream"])
             self._recorder.load_state_dict(self._restored["schedule"])
+            self._watch.skipped = self._restored.get("skipped", 0)
             self._restored = None
         self._recorder.open(trainer)
         self._recorder.record(trainer, self._clock.batches)
@@ -196,12 +200,15 @@ class STNCallback(Callback):
         due = self._clock.finish_batch(trainer.current_epoch)
         for _ in range(due):
             self._hyperparameter_step(trainer, module)
+        if self._watch.gives_up:
+            trainer.should_stop = True
         if due or batch_idx == 0:
             values = module.hyperparameters.constrain(module.hyperparameters.unconstrained.detach())
             for name, value in values.items():
                 module.log(name, value.float(), prog_bar=True, logger=False, on_step=True, on_epoch=False)
         if self._clock.batches % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._recorder.record(trainer, self._clock.batches)
+            self._watch.look()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the final hyperparameters."""
@@ -226,6 +233,7 @@ class STNCallback(Callback):
             "optimizer": self._optimizer.optimizer.state_dict(),
             "stream": self._stream.state_dict(),
             "schedule": self._recorder.state_dict(),
+            "skipped": self._watch.skipped,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -248,9 +256,11 @@ class STNCallback(Callback):
                     loss = module.validation_loss(batch, self._clock.hyperparameter_steps)
                 hypergradient = self._optimizer.hypergradient(loss, leaves, self._entropy_weight)
         hypergradient = trainer.strategy.reduce(hypergradient, reduce_op="mean")
-        self._optimizer.step(hypergradient)
+        if self._watch.admits(hypergradient):
+            self._optimizer.step(hypergradient)
+            self._recorder.hypergradient.update(hypergradient)
         self._recorder.valid_loss.update(loss)
-        self._recorder.hypergradient.update(hypergradient)
+        self._recorder.skipped = self._watch.skipped
         self._clock.finish_hyperparameter_step()
 
     def _noise(self, trainer: Trainer, module: STNModule, batch: Any) -> Tensor | None:

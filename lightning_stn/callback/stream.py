@@ -1,6 +1,7 @@
 """The validation stream: batches for the hyperparameter phase, without end, in an order that a seed fixes."""
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -91,7 +92,14 @@ class ValidationStream:
         self._batches: Iterator[Any] | None = None
         self.consumed = 0
         if isinstance(loader, DataLoader) and _shuffles(loader):
-            self._sampler(loader)  # Refuses too small a dataset now rather than at the first hyperparameter step.
+            sampler = self._sampler(loader)  # Refuses too small a dataset now rather than at the first step.
+            if sampler.share < (loader.batch_size or 1):
+                warnings.warn(
+                    f"The validation stream has {sampler.share} examples on each rank, fewer than its batch size of "
+                    f"{loader.batch_size}, so every hyperparameter step sees the same ones; give more validation data, "
+                    "or a smaller batch size.",
+                    stacklevel=2,
+                )
 
     def __iter__(self) -> "ValidationStream":
         return self

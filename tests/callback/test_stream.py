@@ -28,6 +28,7 @@ def test_every_epoch_reads_every_complete_batch_in_a_new_order() -> None:
     assert first != second
 
 
+@pytest.mark.filterwarnings("ignore:The validation stream has 3 examples")
 def test_incomplete_batches_are_left_out_unless_there_is_no_other() -> None:
     assert {len(batch) for batch in read(ValidationStream(numbers(10), seed=0), 9)} == {4}
     assert {len(batch) for batch in read(ValidationStream(numbers(3), seed=0), 3)} == {3}
@@ -97,3 +98,11 @@ def test_derived_seeds_are_fixed_and_fit_a_generator() -> None:
     seeds = {derive_seed(1, rank, phase, step) for rank in range(4) for phase in "ab" for step in range(50)}
     assert len(seeds) == 400
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_stream_shorter_than_a_batch_is_reported() -> None:
+    with pytest.warns(
+        UserWarning, match=r"has 5 examples on each rank, fewer than its batch size of 8.*more validation"
+    ):
+        stream = ValidationStream(DataLoader(TensorDataset(torch.arange(5)), 8), seed=0)
+    assert sorted(next(stream)[0].tolist()) == [0, 1, 2, 3, 4]

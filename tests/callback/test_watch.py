@@ -1,0 +1,157 @@
+"""Safety nets in real runs: nothing non-finite reaches the hyperparameters, and what looks wrong is said once."""
+
+import warnings
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from support import LitSmall, fit, loader, trainer
+from torch import Tensor
+
+from lightning_stn import Categorical, Float, HyperparameterSet, Integer, STNCallback
+from lightning_stn.callback.watch import PATIENCE, Watch
+
+
+def callback(**settings: Any) -> STNCallback:
+    return STNCallback(**{"train_steps": 1, "warmup_epochs": 0, "lr": 0.05, "seed": 1, **settings})
+
+
+class Spoiled(LitSmall):
+    """Its validation loss is not finite in the given hyperparameter steps."""
+
+    def __init__(self, spoiled: range, factor: float = float("nan")) -> None:
+        super().__init__()
+        self.spoiled = spoiled
+        self.factor = factor
+
+    def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().validation_loss(batch, batch_idx)
+        return loss * self.factor if torch.is_grad_enabled() and batch_idx in self.spoiled else loss
+
+
+class Values(L.Callback):
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        self.seen.append(pl_module.hyperparameters.unconstrained.detach().clone())
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_a_step_without_a_finite_hypergradient_is_skipped_counted_and_reported_once(
+    tmp_path: Any, factor: float
+) -> None:
+    module, values, stn = Spoiled(range(2, 5), factor), Values(), callback()
+    run = trainer(stn, values, max_epochs=1, log_every_n_steps=1, logger=CSVLogger(tmp_path))
+    with pytest.warns(UserWarning, match="hypergradient is not finite") as caught:
+        run.fit(module, loader(64), loader(16))
+    assert sum("not finite" in str(warning.message) for warning in caught) == 1
+    seen = torch.stack(values.seen)
+    assert seen.isfinite().all()
+    moved = (seen[1:] != seen[:-1]).any(1).tolist()
+    assert moved == [True, False, False, False, True, True, True]
+    metrics = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
+    assert "stn/skipped_steps" in metrics[0]
+    state = stn._optimizer.optimizer.state_dict()["state"]
+    assert all(tensor.isfinite().all() for entry in state.values() for tensor in entry.values())
+
+
+def test_too_many_of_them_in_a_row_end_the_run_with_its_checkpoint_kept(tmp_path: Any) -> None:
+    module = Spoiled(range(3, 10_000))
+    keep = ModelCheckpoint(tmp_path, every_n_epochs=1, save_last=True)
+    run = trainer(callback(), keep, max_epochs=100, enable_checkpointing=True)
+    with pytest.warns(UserWarning, match="finite") as caught:
+        run.fit(module, loader(64), loader(16))
+    assert sum("in a row had no finite" in str(warning.message) for warning in caught) == 1
+    assert run.global_step == 3 + PATIENCE
+    assert (tmp_path / "last.ckpt").exists()
+    assert module.hyperparameters.unconstrained.isfinite().all()
+
+
+def test_weights_that_diverge_do_not_take_the_hyperparameters_with_them() -> None:
+    module, stn = LitSmall(), callback()
+
+    class Diverge(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.global_step == 2:
+                pl_module.net[0].weight.data.fill_(float("nan"))
+
+    with pytest.warns(UserWarning, match="the weights have diverged"):
+        trainer(stn, Diverge(), max_epochs=1).fit(module, loader(64), loader(16))
+    assert module.hyperparameters.unconstrained.isfinite().all()
+    assert module.hyperparameters.raw_scale.isfinite().all()
+
+
+def test_the_count_survives_a_checkpoint(tmp_path: Any) -> None:
+    module, stn = Spoiled(range(2, 4)), callback()
+    run = trainer(stn, max_epochs=1)
+    with pytest.warns(UserWarning, match="not finite"):
+        run.fit(module, loader(64), loader(16))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    resumed = callback()
+    fit_again = trainer(resumed, max_epochs=2)
+    fit_again.fit(LitSmall(), loader(64), loader(16), ckpt_path=tmp_path / "a.ckpt")
+    assert resumed.state_dict()["skipped"] == 2
+
+
+def look_twice(watch: Watch) -> None:
+    watch.look()
+    watch.look()
+
+
+def watched(**specifications: Any) -> tuple[HyperparameterSet, Watch]:
+    hyperparameters = HyperparameterSet(specifications)
+    return hyperparameters, Watch(hyperparameters)
+
+
+@pytest.mark.parametrize(
+    ("specification", "place", "bound"),
+    [
+        (Float(0.0, 0.9, init=0.05), -8.0, "0"),
+        (Float(0.0, 0.9, init=0.05), 8.0, "0.9"),
+        (Integer(0, 24, init=4), 7.5, "24"),
+        (Float(0.5, None, init=1.0), -7.5, "0.5"),
+        (Float(1e-6, 1e-1, init=1e-4, log=True), -7.5, "1e-06"),
+    ],
+)
+def test_a_bound_that_was_reached_is_reported_once(specification: Any, place: float, bound: str) -> None:
+    hyperparameters, watch = watched(knob=specification)
+    hyperparameters.unconstrained.data.fill_(place)
+    with pytest.warns(UserWarning, match=rf"'knob' has arrived at its bound {bound} and") as caught:
+        look_twice(watch)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(("scale", "said"), [(0.005, "hardly perturbed any more"), (6.0, "over its whole range")])
+def test_a_scale_that_collapsed_or_exploded_is_reported_once(scale: float, said: str) -> None:
+    hyperparameters, watch = watched(knob=Float(0.0, 0.9, init=0.05))
+    hyperparameters.raw_scale.data.fill_(torch.tensor(scale).expm1().log())
+    with pytest.warns(UserWarning, match=f"'knob' is .*{said}.*entropy_weight") as caught:
+        look_twice(watch)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    ("specification", "place"),
+    [
+        (Float(0.0, 0.9, init=0.05), -5.0),
+        (Float(None, None, init=0.0), 30.0),
+        (Float(0.0, None, init=1e-5), -12.0),  # it began there
+        (Float(0.0, None, init=1.0), 50.0),
+        (Float(0.0, None, init=1e-3, log=True), -18.0),
+        (Categorical(["a", "b"], init="a"), 20.0),
+    ],
+)
+def test_nothing_is_said_where_nothing_is_wrong(specification: Any, place: float) -> None:
+    hyperparameters, watch = watched(knob=specification)
+    hyperparameters.unconstrained.data.fill_(place)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        watch.look()
+
+
+def test_an_ordinary_run_says_nothing() -> None:
+    fit(LitSmall(), callback(), max_epochs=2, log_every_n_steps=1)
