@@ -7,6 +7,7 @@ from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.module import STNModule
 from lightning_stn.phases import Phase, PhaseSchedule
 from lightning_stn.recipes import recommended_augmentation, recommended_hyperparameters
+from lightning_stn.resumable import ResumableLoader
 from lightning_stn.schedule import Schedule
 from lightning_stn.specifications import Categorical, Float, Integer
 
@@ -20,6 +21,7 @@ __all__ = [
     "Integer",
     "Phase",
     "PhaseSchedule",
+    "ResumableLoader",
     "STNCallback",
     "STNModule",
     "Schedule",

@@ -18,11 +18,15 @@ from lightning_stn.callback.hyperparameter_step import (
     derived_rate,
 )
 from lightning_stn.callback.record import Recorder
-from lightning_stn.callback.stream import ValidationStream, derive_seed
+from lightning_stn.callback.stream import ValidationStream
 from lightning_stn.callback.watch import Watch
 from lightning_stn.module import STNModule, WeightStepSettings
 from lightning_stn.phases import Phase, PhaseClock, PhaseSchedule
+from lightning_stn.randomness import derive_seed, random_state, set_random_state
 from lightning_stn.schedule import Schedule
+
+_RANDOM_STATES = "lightning_stn_random_states"
+"""Where a checkpoint keeps them: a list with an entry for each rank."""
 
 
 class STNCallback(Callback):
@@ -100,6 +104,7 @@ class STNCallback(Callback):
         self._weight_step = WeightStepSettings(gradient_clip_val, accumulate_grad_batches)
         self._seed = seed
         self._restored: dict[str, Any] | None = None
+        self._random_states: list[dict[str, Any]] | None = None
         self._optimizer: HyperparameterOptimizer
         self._stream: ValidationStream
         self._recorder: Recorder
@@ -172,6 +177,9 @@ class STNCallback(Callback):
             self._restored = None
         self._recorder.open(trainer)
         self._recorder.record(trainer, self._clock.batches)
+        if self._random_states is not None and len(self._random_states) == trainer.world_size:
+            set_random_state(self._random_states[trainer.global_rank])
+        self._random_states = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Bind the sample of a weight step."""
@@ -243,6 +251,18 @@ class STNCallback(Callback):
         self._clock.load_state_dict(state_dict["clock"])
         self._seed = state_dict["seed"]
         self._restored = state_dict
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save the state of every rank's generators, which Lightning leaves out."""
+        states = [random_state()]
+        if trainer.world_size > 1:
+            states = [{} for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(states, random_state())
+        checkpoint[_RANDOM_STATES] = states
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take over the state of this rank's generators when training starts."""
+        self._random_states = checkpoint.get(_RANDOM_STATES)
 
     def _hyperparameter_step(self, trainer: Trainer, module: STNModule) -> None:
         """One step on the validation loss, differentiated through the response alone."""

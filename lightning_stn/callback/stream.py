@@ -1,6 +1,5 @@
 """The validation stream: batches for the hyperparameter phase, without end, in an order that a seed fixes."""
 
-import hashlib
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -16,11 +15,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-
-def derive_seed(*parts: int | str) -> int:
-    """A seed that depends on every part, the same on every machine and in every Python."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+from lightning_stn.randomness import derive_seed
 
 
 class EndlessBatches(Sampler[list[int]]):

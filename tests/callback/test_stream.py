@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
 
-from lightning_stn.callback.stream import EndlessBatches, ValidationStream, derive_seed
+from lightning_stn.callback.stream import EndlessBatches, ValidationStream
+from lightning_stn.randomness import derive_seed
 
 
 def numbers(n: int, batch_size: int = 4, **kwargs: Any) -> DataLoader[Any]:

@@ -1,0 +1,39 @@
+"""Randomness that can be continued: seeds derived from names, and the state of every global generator."""
+
+import hashlib
+import random
+from typing import Any
+
+import numpy
+import torch
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed that depends on every part, the same on every machine and in every Python."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def random_state() -> dict[str, Any]:
+    """The states of torch's, NumPy's and Python's global generators, as tensors, numbers and lists."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = numpy.random.get_state()
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": [version, list(internal), gauss],
+        "numpy": [name, torch.tensor(numpy.asarray(keys, dtype="int64")), int(position), int(has_gauss), float(cached)],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Continue from what `random_state` returned on this rank."""
+    torch.set_rng_state(state["torch"].cpu())
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    numpy.random.set_state((name, keys.cpu().numpy().astype("uint32"), *rest))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())

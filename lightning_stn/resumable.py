@@ -1,0 +1,144 @@
+"""A training loader whose position survives a checkpoint."""
+
+from collections.abc import Iterator, Sized
+from typing import Any
+
+import torch
+import torch.distributed
+from torch.utils.data import DataLoader
+
+from lightning_stn.randomness import derive_seed
+
+_STATE = ("epoch", "position", "seed")
+
+
+class ResumableLoader:
+    """Batches of a dataset in an order that (seed, epoch) fixes, resumed in the middle of an epoch by a checkpoint.
+
+    Lightning saves and restores its state with every checkpoint, so that a resumed run meets the batches that an
+    uninterrupted one would have met. Each rank reads its own share of an epoch; where the examples do not divide among
+    the ranks, some are left out, others in every epoch. Nothing is drawn from torch's global generator.
+
+    A run resumed in the middle of an epoch is exact for datasets whose examples do not depend on chance: the random
+    numbers of worker processes begin anew. Let augmentation act on the batch instead (`lightning_stn.augment`).
+
+    Args:
+        dataset: a map-style dataset.
+        batch_size: examples in a batch, on each rank.
+        shuffle: whether every epoch has an order of its own.
+        seed: fixes the orders.
+        num_workers: processes that load batches.
+        drop_last: whether an incomplete batch at the end of an epoch is left out.
+        **settings: further arguments of `torch.utils.data.DataLoader`, such as `collate_fn` or `pin_memory`.
+
+    Raises:
+        ValueError: the batch size is not positive, an argument is decided here, or an epoch would have no batch.
+
+    Example:
+        >>> loader = ResumableLoader(range(6), batch_size=2, shuffle=False)
+        >>> next(iter(loader))
+        tensor([0, 1])
+        >>> other = ResumableLoader(range(6), batch_size=2, shuffle=False)
+        >>> other.load_state_dict(loader.state_dict())
+        >>> list(other)
+        [tensor([2, 3]), tensor([4, 5])]
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        num_workers: int = 0,
+        drop_last: bool = False,
+        **settings: Any,
+    ) -> None:
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"ResumableLoader: expected batch_size to be a whole number above 0, got {batch_size!r}.")
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+            raise ValueError(
+                f"ResumableLoader: expected a dataset with a length and items, got {type(dataset).__name__}; an "
+                "iterable dataset has no position to come back to."
+            )
+        decided = {"sampler", "batch_sampler", "generator", "persistent_workers"} & settings.keys()
+        if decided:
+            raise ValueError(f"ResumableLoader decides {sorted(decided)} itself; leave them out.")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.num_workers = num_workers
+        self.drop_last = drop_last
+        self.settings = settings
+        self.epoch = 0
+        self.position = 0
+        if not len(self):
+            raise ValueError(
+                f"ResumableLoader: {self._share} examples on each rank give no batch of {batch_size}; lower batch_size "
+                "or pass drop_last=False."
+            )
+
+    def __len__(self) -> int:
+        """Batches in an epoch, on each rank."""
+        whole, rest = divmod(self._share, self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The batches that are left of this epoch; then the next epoch begins."""
+        batches = self._batches()[self.position :]
+        workers = torch.Generator().manual_seed(derive_seed(self.seed, "workers", self.epoch))
+        loader: DataLoader[Any] = DataLoader(
+            self.dataset,  # type: ignore[arg-type]
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            generator=workers,
+            **self.settings,
+        )
+        for batch in loader:
+            # Moved on before the batch is out: a checkpoint on the last batch of an epoch must not repeat the epoch.
+            self.position += 1
+            if self.position == len(self):
+                self.epoch, self.position = self.epoch + 1, 0
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, batches of it that were read, and seed."""
+        return {name: getattr(self, name) for name in _STATE}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue there.
+
+        Raises:
+            ValueError: the state is that of another loader.
+        """
+        if set(state) != set(_STATE) or not 0 <= state["position"] < len(self):
+            raise ValueError(
+                f"ResumableLoader: expected the state of a loader with {len(self)} batches, got {state}; resume with "
+                "the dataset, the batch size and the number of ranks that the run was started with."
+            )
+        for name in _STATE:
+            setattr(self, name, state[name])
+
+    @property
+    def _ranks(self) -> tuple[int, int]:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return 0, 1
+
+    @property
+    def _share(self) -> int:
+        """Examples on each rank."""
+        return len(self.dataset) // self._ranks[1]
+
+    def _batches(self) -> list[list[int]]:
+        """This rank's indices of the whole epoch, batch by batch."""
+        rank, world_size = self._ranks
+        size = len(self.dataset)
+        order = torch.arange(size)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
+            order = torch.randperm(size, generator=generator)
+        own = order[rank::world_size][: self._share].tolist()
+        return [own[start : start + self.batch_size] for start in range(0, len(own), self.batch_size)][: len(self)]
