@@ -154,13 +154,13 @@ def compare(seed: int, args: argparse.Namespace) -> dict[str, Scores]:
     for name in args.networks:
         callbacks = [stn] if name == "self-tuned" else []
         modules[name], scores[name] = run(name, seed, args, callbacks)
+    print_scores(scores, COLUMNS)
     if "self-tuned" in modules:
         print_knobs(stn.schedule)
         picture = args.out / f"seed{seed}" / "schedules.png"
         title = f"Regularisation schedules that one self-tuned run of AlexNet found, seed {seed}"
         plot_schedules(stn, modules["self-tuned"].hyperparameters, picture, title, UNITS)
         print(f"\nSchedules: {picture}")
-    print_scores(scores, COLUMNS)
     return scores
 
 

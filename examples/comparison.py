@@ -58,7 +58,7 @@ def plot_schedules(
     rows = math.ceil((len(schedule.names) + 1) / columns)
     figure, grid = plt.subplots(rows, columns, figsize=(4 * columns, 3 * rows), layout="constrained")
     steps = [row.step for row in schedule.rows]
-    warmup = max(row.step for row in schedule.rows if row.epoch < stn.phases.warmup_epochs)
+    warmup = max((row.step for row in schedule.rows if row.epoch < stn.phases.warmup_epochs), default=0)
     for name, axes in zip(schedule.names, grid.flat, strict=False):
         specification = hyperparameters.specifications[name]
         values = torch.tensor([row.values[name] for row in schedule.rows], dtype=torch.float64)

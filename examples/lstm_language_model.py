@@ -184,8 +184,8 @@ class LanguageModel(nn.Module):
 
     def __init__(self, words: int, width: int, units: int, knobs: Mapping[str, str | float]) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(words, width)
-        self.drop_words = EmbeddingDropout(knobs["embedding_dropout"])
+        embedding = nn.Embedding(words, width)
+        self.embedding = EmbeddingDropout(embedding, knobs["embedding_dropout"])
         self.drop_input = LockedDropout(knobs["input_dropout"])
         self.lstms = nn.ModuleList(
             WeightDrop(nn.LSTM(before, after, batch_first=True), ["weight_hh_l0"], knobs["weight_dropout"])
@@ -194,13 +194,13 @@ class LanguageModel(nn.Module):
         self.drop_hidden = LockedDropout(knobs["hidden_dropout"])
         self.drop_output = LockedDropout(knobs["output_dropout"])
         self.decoder = nn.Linear(width, words)
-        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        nn.init.uniform_(embedding.weight, -0.1, 0.1)
         nn.init.zeros_(self.decoder.bias)
-        self.decoder.weight = self.embedding.weight
+        self.decoder.weight = embedding.weight
 
     def forward(self, tokens: Tensor, state: State | None) -> tuple[Tensor, Tensor, Tensor, State]:
         """Tokens `[n, t]` to logits `[n, t, words]`, the output before and after its dropout, and the new state."""
-        output = self.drop_input(self.drop_words(self.embedding(tokens), tokens))
+        output = self.drop_input(self.embedding(tokens))
         new_state = []
         for number, lstm in enumerate(self.lstms):
             output, layer_state = lstm(self.drop_hidden(output) if number else output, state and state[number])
@@ -323,6 +323,7 @@ def run(name: str, seed: int, args: argparse.Namespace, callbacks: list[L.Callba
         callbacks=[*callbacks, NonMonotoneDecay()],
         logger=TensorBoardLogger(args.out / f"seed{seed}", name=name),
         accelerator=args.accelerator,
+        devices=1,  # the streams of text are read in their order, by one process
         precision=args.precision,
         log_every_n_steps=10,
         num_sanity_val_steps=0,
@@ -349,13 +350,13 @@ def compare(seed: int, args: argparse.Namespace) -> dict[str, Scores]:
     for name in args.networks:
         callbacks = [stn] if name == "self-tuned" else []
         modules[name], scores[name] = run(name, seed, args, callbacks)
+    print_scores(scores, COLUMNS)
     if "self-tuned" in modules:
         print_knobs(stn.schedule)
         picture = args.out / f"seed{seed}" / "schedules.png"
         title = f"Regularisation schedules that one self-tuned run of a language model found, seed {seed}"
         plot_schedules(stn, modules["self-tuned"].hyperparameters, picture, title, UNITS)
         print(f"\nSchedules: {picture}")
-    print_scores(scores, COLUMNS)
     return scores
 
 

@@ -1,11 +1,14 @@
 """The base of every module that reads the hyperparameters, and what binds a sample for the duration of a step."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from lightning_stn.hyperparameters import Bound, HyperparameterSet
+from lightning_stn.specifications import Float, Integer
 
 
 class BoundModule(nn.Module):
@@ -57,23 +60,55 @@ class BoundModule(nn.Module):
 class Regularizer(BoundModule):
     """Something that acts in the weight phase only, as strongly as hyperparameters or constants say.
 
-    A subclass names its strengths in `strengths`; each is an attribute that holds a hyperparameter's name or a number.
+    A subclass gives its strengths in `ranges`; each is an attribute that holds a hyperparameter's name or a number.
     Attached to a set it acts in the weight phase and lets its input pass otherwise. Never attached, and with constants
     only, it acts in training mode, as torch's own layers do.
     """
 
-    strengths: tuple[str, ...] = ()
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    """For each strength the smallest and the largest value that makes sense, natural units."""
 
     def attach(self, hyperparameters: HyperparameterSet, name: str = "") -> None:
         """Read from this set from now on; see `BoundModule.attach`.
 
         Raises:
-            ValueError: a strength names a `Categorical`.
+            KeyError: a strength names a hyperparameter that the set does not have.
+            ValueError: a strength names a `Categorical`, or a hyperparameter that ranges beyond what makes sense.
         """
+        for strength, (low, high) in self.ranges.items():
+            value = getattr(self, strength)
+            if not isinstance(value, str):
+                continue
+            hyperparameters.require_number(value, self._label(name))
+            specification = hyperparameters.specifications[value]
+            assert isinstance(specification, Float | Integer)
+            least = -math.inf if specification.low is None else specification.low
+            most = math.inf if specification.high is None else specification.high
+            if least < low or most > high:
+                raise ValueError(
+                    f"{self._label(name)}: expected {strength} {_interval(low, high)}, but the hyperparameter "
+                    f"{value!r} is {specification!r}; narrow its range."
+                )
         super().attach(hyperparameters, name)
-        for value in (getattr(self, strength) for strength in self.strengths):
-            if isinstance(value, str):
-                hyperparameters.require_number(value, self._label(name))
+
+    def checked(self, name: str, value: str | float) -> str | float:
+        """The strength `name` as it was given.
+
+        Raises:
+            ValueError: neither a hyperparameter's name nor a number in range.
+        """
+        low, high = self.ranges[name]
+        if not isinstance(value, str) and not (isinstance(value, int | float) and low <= value <= high):
+            raise ValueError(
+                f"{type(self).__name__}: expected {name} to be a hyperparameter's name or a number "
+                f"{_interval(low, high)}, got {value!r}."
+            )
+        return value
+
+    @property
+    def strengths(self) -> tuple[str, ...]:
+        """Names of the attributes that hold a hyperparameter's name or a number."""
+        return tuple(self.ranges)
 
     def reads(self) -> list[str]:
         """Names of the hyperparameters that this module reads."""
@@ -119,16 +154,6 @@ class Regularizer(BoundModule):
             )
         return strength
 
-    def checked_rate(self, rate: str | float) -> str | float:
-        """A hyperparameter's name, or a constant rate.
-
-        Raises:
-            ValueError: the constant lies outside [0, 1].
-        """
-        if not isinstance(rate, str) and not 0 <= rate <= 1:
-            raise ValueError(f"{type(self).__name__}: expected p to be a name or a rate in [0, 1], got {rate!r}.")
-        return rate
-
     def make_plain(self) -> nn.Module:
         """What stands in for this module in a network that is taken away: nothing, since it acts in training only."""
         return nn.Identity()
@@ -148,21 +173,27 @@ class Regularizer(BoundModule):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.strengths)
 
 
+def _interval(low: float, high: float) -> str:
+    return f"of at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
+
+
 def attach(root: nn.Module, hyperparameters: HyperparameterSet) -> None:
     """Attach every module below `root` that is not attached yet.
 
     Raises:
         KeyError: some read hyperparameters that the set does not have; the message names each of them.
+        ValueError: some cannot use what they read, or read another set; likewise.
     """
-    problems = []
+    problems: list[Exception] = []
     for name, module in root.named_modules():
         if isinstance(module, BoundModule):
             try:
                 module.attach(hyperparameters, name)
-            except KeyError as error:
-                problems.append(str(error.args[0]))
+            except (KeyError, ValueError) as error:
+                problems.append(error)
     if problems:
-        raise KeyError(" ".join(problems))
+        kind = KeyError if any(isinstance(problem, KeyError) for problem in problems) else ValueError
+        raise kind(" ".join(str(problem.args[0]) for problem in problems))
 
 
 def bind_weight_phase(hyperparameters: HyperparameterSet, sample: Tensor) -> None:

@@ -14,7 +14,8 @@ def export(net: nn.Module) -> nn.Module:
 
     Response layers become the layers that they stood in for, with the effective weights as their own; tuned dropouts
     become torch's, at the current rate; other regularisers and augmentations, which act in training only, become
-    `nn.Identity`. Types, names and state-dict keys are those before the conversion. A parameter that two modules shared
+    `nn.Identity`; what wraps a module, as `WeightDrop` does, gives way to it. For the rest types, names and state-dict
+    keys are those before the conversion. A parameter that two modules shared
     is shared no longer where they responded to it, since their effective weights differ.
 
     Args:
@@ -24,7 +25,7 @@ def export(net: nn.Module) -> nn.Module:
         The plain network, in the mode of `net`.
 
     Raises:
-        ValueError: the network holds nothing that was converted.
+        ValueError: the network holds nothing that was converted, or a regulariser that has no plain counterpart.
     """
     if not any(isinstance(module, BoundModule) for module in net.modules()):
         raise ValueError(
@@ -41,6 +42,7 @@ def export(net: nn.Module) -> nn.Module:
 
 def _without_regularizers(module: nn.Module) -> nn.Module:
     """Replace every regulariser by its plain counterpart, the module itself included."""
-    for name, child in module.named_children():
-        module._modules[name] = _without_regularizers(child)
+    for name, child in module._modules.items():
+        if child is not None:
+            module._modules[name] = _without_regularizers(child)
     return module.make_plain() if isinstance(module, Regularizer) else module

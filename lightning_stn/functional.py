@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def perturb(unconstrained: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
@@ -165,6 +164,10 @@ def carry_gradient(
     return carried
 
 
+class FrozenWeightsError(RuntimeError):
+    """A gradient is asked for that leads through weights held fixed."""
+
+
 class _CarryGradient(torch.autograd.Function):
     """The identity on `output`, in place, so that the layers behind may work in place as well."""
 
@@ -188,8 +191,12 @@ class _CarryGradient(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # under create_graph=True
+            raise FrozenWeightsError(
+                "This loss differentiates the network, so that its own gradient leads through the weights, but they "
+                "are held fixed here; bind the sample with frozen=False."
+            )
         for_gate = for_bias = None
         if ctx.needs_input_grad[1]:
             with ctx.autocast:

@@ -92,6 +92,13 @@ def test_every_knob_of_the_language_model_is_read_and_moves(lm: ModuleType) -> N
     assert (module.hyperparameters.unconstrained != start).all()
 
 
+def test_the_language_model_is_taken_away(lm: ModuleType) -> None:
+    module = lm.SelfTunedLanguageModel(WORDS, 8, 12, lr=1.0).eval()
+    taken, tokens = module.export(), torch.randint(0, WORDS, (3, 5))
+    assert not [name for name, part in taken.named_modules() if type(part).__module__.startswith("lightning_stn")]
+    torch.testing.assert_close(taken(tokens, None)[0], module.net(tokens, None)[0])
+
+
 class Recommended(STNModule):
     def __init__(self) -> None:
         super().__init__(hyperparameters=recommended_hyperparameters("image"))

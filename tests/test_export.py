@@ -13,7 +13,7 @@ from torch import nn
 
 from lightning_stn import Float, HyperparameterSet, Integer, convert, export
 from lightning_stn.augment import Cutout, GaussianNoise
-from lightning_stn.regularizers import Dropout
+from lightning_stn.regularizers import Dropout, LockedDropout
 
 
 def tuned(net: nn.Module, dropout: str | None = None) -> nn.Module:
@@ -106,3 +106,11 @@ def test_it_loads_where_this_package_is_not_installed(tmp_path: Path) -> None:
         "torch.testing.assert_close(program(saved['x']), saved['y'])\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=tmp_path)
+
+
+def test_a_regulariser_that_stands_in_two_places_is_gone_from_both() -> None:
+    drop = LockedDropout(0.1)
+    taken = export(
+        convert(nn.Sequential(nn.Linear(2, 2), drop, drop), HyperparameterSet({"a": Float(0.0, 1.0, init=0.5)}))
+    )
+    assert [type(module) for module in taken] == [nn.Linear, nn.Identity, nn.Identity]  # type: ignore[attr-defined]

@@ -1,67 +1,25 @@
 """What augmentations share: their base, the precision that they compute in, draws, and boxes."""
 
-import math
-from collections.abc import Callable, Mapping
-from typing import ClassVar
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from lightning_stn import functional
 from lightning_stn.binding import Regularizer
-from lightning_stn.hyperparameters import HyperparameterSet
 
 
 class Augmentation(Regularizer):
     """Something done to the examples of a batch on their device, to each as strongly as its own sampled value says.
 
-    Everything random comes from torch's global generator on that device, so results do not depend on the workers of a
-    loader. A strength that is the constant 0 costs nothing.
+    Everything random comes from torch's global generators, so results do not depend on the workers of a loader. A
+    strength that is the constant 0 costs nothing.
 
     A subclass gives its `ranges`, passes what it is given through `checked`, and reads it as `rows`.
     """
 
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
-    """For each strength the smallest and the largest value that makes sense, natural units."""
-
     def __init__(self) -> None:
         nn.Module.__init__(self)
-
-    def __init_subclass__(cls) -> None:
-        cls.strengths = tuple(cls.ranges)
-
-    def checked(self, name: str, value: str | float) -> str | float:
-        """The strength `name` as it was given.
-
-        Raises:
-            ValueError: neither a hyperparameter's name nor a number in range.
-        """
-        low, high = self.ranges[name]
-        if not isinstance(value, str) and not (isinstance(value, int | float) and low <= value <= high):
-            raise ValueError(
-                f"{type(self).__name__}: expected {name} to be a hyperparameter's name or a number "
-                f"{_interval(low, high)}, got {value!r}."
-            )
-        return value
-
-    def attach(self, hyperparameters: HyperparameterSet, name: str = "") -> None:
-        """Read from this set from now on.
-
-        Raises:
-            KeyError: this module reads a hyperparameter that the set does not have.
-            ValueError: a hyperparameter ranges beyond what a strength may be, or the module reads another set.
-        """
-        for strength, (low, high) in self.ranges.items():
-            specification = hyperparameters.specifications.get(getattr(self, strength))
-            # Bounds that a kind of hyperparameter does not have need no check.
-            below = getattr(specification, "low", low)
-            above = getattr(specification, "high", high)
-            if (-math.inf if below is None else below) < low or (math.inf if above is None else above) > high:
-                raise ValueError(
-                    f"{type(self).__name__} {name!r}: expected {strength} {_interval(low, high)}, but the "
-                    f"hyperparameter {getattr(self, strength)!r} is {specification!r}; narrow its range."
-                )
-        super().attach(hyperparameters, name)
 
     def is_off(self, name: str) -> bool:
         """Whether a strength is the constant 0."""
@@ -102,10 +60,6 @@ class Augmentation(Regularizer):
             )
 
 
-def _interval(low: float, high: float) -> str:
-    return f"of at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
-
-
 def draw_shift(most: Tensor) -> Tensor:
     """A uniform draw from `[-most, most]` for each entry."""
     return most * (2 * torch.rand_like(most) - 1)
@@ -137,7 +91,7 @@ def in_float(input: Tensor, compute: Callable[[Tensor], Tensor], *, unit: bool =
         raise ValueError(
             f"Expected a floating point dtype or uint8, got {input.dtype}; convert the input before augmentation."
         )
-    result = compute(input / 255) * 255 if unit else compute(input.float())
+    result = compute(input.float() / 255) * 255 if unit else compute(input.float())
     return result.clamp(0, 255).round().to(torch.uint8)
 
 

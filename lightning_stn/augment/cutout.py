@@ -87,6 +87,6 @@ class Cutout(Augmentation):
         n, _, height, width = input.shape
         length, holes = self.rows("length", input), self.rows("holes", input)
         size = torch.tensor([height, width], device=input.device)
-        centre = (torch.rand(n, self.max_holes, 2, device=input.device) * size).long()
+        centre = (torch.rand(n, self.max_holes, 2, device=input.device, dtype=torch.float32) * size).long()
         cut = torch.arange(self.max_holes, device=input.device) < holes.unsqueeze(1)
         return fill_boxes(input, cutout_mask(length.unsqueeze(1) * cut, centre, height, width), self.fill)

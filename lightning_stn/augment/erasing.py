@@ -55,7 +55,7 @@ class RandomErasing(Augmentation):
         size = torch.tensor([height, width], dtype=torch.float32, device=input.device)
 
         def uniform(low: float, high: float) -> Tensor:
-            return torch.rand(n, ATTEMPTS, device=input.device) * (high - low) + low
+            return torch.rand(n, ATTEMPTS, device=input.device, dtype=torch.float32) * (high - low) + low
 
         area = uniform(*self.scale) * height * width
         ratio = uniform(math.log(self.ratio[0]), math.log(self.ratio[1])).exp()
@@ -63,9 +63,13 @@ class RandomErasing(Augmentation):
         fits = (sides < size).all(2)
         first = fits.int().argmax(1)  # the first of those that fit, or 0
         side = sides[torch.arange(n, device=input.device), first]
-        erased = fits.any(1) & (torch.rand(n, device=input.device) < self.rows("p", input))
+        erased = fits.any(1) & (torch.rand(n, device=input.device, dtype=torch.float32) < self.rows("p", input))
         side = side * erased.unsqueeze(1)
-        start = (torch.rand(n, 2, device=input.device) * (size - side + 1)).floor().minimum(size - side)
+        start = (
+            (torch.rand(n, 2, device=input.device, dtype=torch.float32) * (size - side + 1))
+            .floor()
+            .minimum(size - side)
+        )
         return start, start + side
 
     def forward(self, input: Tensor) -> Tensor:

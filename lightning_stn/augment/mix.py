@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Gamma
 
 from lightning_stn import functional
@@ -87,6 +87,17 @@ class _Mix(Augmentation):
             f"with n = {n}, got shape {list(labels.shape)} of {labels.dtype}; flatten or convert them."
         )
 
+    def make_plain(self) -> nn.Module:
+        """Nothing can stand in.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"{type(self).__name__} takes images and labels, and has no plain counterpart inside a network that is "
+            "taken away; call it in training_loss."
+        )
+
     def extra_repr(self) -> str:
         """The strength and the number of classes."""
         return f"{super().extra_repr()}, num_classes={self.num_classes}"
@@ -129,7 +140,7 @@ def draw_boxes(share: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         Row and column of the first pixel inside and of the first behind, both `[n, 2]`.
     """
     size = torch.tensor([height, width], device=share.device)
-    centre = (torch.rand(len(share), 2, device=share.device) * size).floor()
+    centre = (torch.rand(len(share), 2, device=share.device, dtype=torch.float32) * size).floor()
     half = (0.5 * (1 - share).sqrt().unsqueeze(1) * size).floor()
     return (centre - half).clamp_min(0), (centre + half).minimum(size)
 

@@ -14,12 +14,14 @@ from lightning_stn.binding import attach, bind, bind_weight_phase, keep_merged, 
 from lightning_stn.callback.checks import check_optimizers, require_stn_module, tuning_loader
 from lightning_stn.callback.hyperparameter_step import (
     HyperparameterOptimizer,
+    Leaves,
     OptimizerFactory,
     derived_rate,
 )
 from lightning_stn.callback.record import Recorder
 from lightning_stn.callback.stream import ValidationStream
 from lightning_stn.callback.watch import Watch
+from lightning_stn.functional import FrozenWeightsError
 from lightning_stn.module import STNModule, WeightStepSettings
 from lightning_stn.phases import Phase, PhaseClock, PhaseSchedule
 from lightning_stn.randomness import derive_seed, random_state, set_random_state
@@ -103,6 +105,7 @@ class STNCallback(Callback):
         self._dataloader = dataloader
         self._weight_step = WeightStepSettings(gradient_clip_val, accumulate_grad_batches)
         self._seed = seed
+        self._freeze = True
         self._restored: dict[str, Any] | None = None
         self._random_states: list[dict[str, Any]] | None = None
         self._optimizer: HyperparameterOptimizer
@@ -271,10 +274,11 @@ class STNCallback(Callback):
             batch = trainer.precision_plugin.convert_input(next(self._stream))
             batch = trainer.strategy.batch_to_device(batch)
             sample = leaves.sample(self._noise(trainer, module, batch))
-            with bind(module.hyperparameters, sample, frozen=True):
-                with trainer.precision_plugin.forward_context():
-                    loss = module.validation_loss(batch, self._clock.hyperparameter_steps)
-                hypergradient = self._optimizer.hypergradient(loss, leaves, self._entropy_weight)
+            try:
+                loss, hypergradient = self._differentiate(trainer, module, batch, leaves, sample)
+            except FrozenWeightsError:  # a loss with a gradient of the network in it: from now on the longer way
+                self._freeze = False
+                loss, hypergradient = self._differentiate(trainer, module, batch, leaves, sample)
         hypergradient = trainer.strategy.reduce(hypergradient, reduce_op="mean")
         if self._watch.admits(hypergradient):
             self._optimizer.step(hypergradient)
@@ -282,6 +286,15 @@ class STNCallback(Callback):
         self._recorder.valid_loss.update(loss)
         self._recorder.skipped = self._watch.skipped
         self._clock.finish_hyperparameter_step()
+
+    def _differentiate(
+        self, trainer: Trainer, module: STNModule, batch: Any, leaves: Leaves, sample: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Validation loss and hypergradient at a sample."""
+        with bind(module.hyperparameters, sample, frozen=self._freeze):
+            with trainer.precision_plugin.forward_context():
+                loss = module.validation_loss(batch, self._clock.hyperparameter_steps)
+            return loss, self._optimizer.hypergradient(loss, leaves, self._entropy_weight)
 
     def _noise(self, trainer: Trainer, module: STNModule, batch: Any) -> Tensor | None:
         """`eps` of a hyperparameter step; None for a step without perturbation."""

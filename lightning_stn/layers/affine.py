@@ -49,7 +49,8 @@ class AffineResponse(ResponseLayer):
     def forward_merged(self, effective: dict[str, Tensor], input: Tensor, *args: Any) -> Tensor:
         """One plain product with the effective weight and bias."""
         weight, bias = effective.get("weight", self.weight), effective.get("bias", self.bias)
-        if not self._frozen or torch.compiler.is_compiling():
+        # Inside the transforms of torch.func, and for the compiler, the plain way is the one that works.
+        if not self._frozen or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return self.affine(input, weight, bias, *args)
         assert self._hyperparameters is not None
         return functional.carry_gradient(

@@ -23,7 +23,7 @@ class TunedDropout(Regularizer):
         ValueError: a constant rate outside [0, 1], or an input without a row for each example.
     """
 
-    strengths = ("p",)
+    ranges: ClassVar = {"p": (0.0, 1.0)}
     plain: ClassVar[type[nn.Module]]
     """The layer of torch or torchvision that this one is in place of."""
     shared: ClassVar[tuple[int, ...]] = ()
@@ -33,7 +33,7 @@ class TunedDropout(Regularizer):
 
     def __init__(self, p: str | float) -> None:
         nn.Module.__init__(self)
-        self.p = self.checked_rate(p)
+        self.p = self.checked("p", p)
         self.inplace = False
 
     def forward(self, input: Tensor) -> Tensor:

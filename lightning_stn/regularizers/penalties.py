@@ -1,7 +1,9 @@
 """Penalties: scalars for the training loss, as heavy as hyperparameters say, and zero outside the weight phase."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +23,11 @@ class Penalty(Regularizer):
         ValueError: a negative constant.
     """
 
-    strengths = ("weight",)
+    ranges: ClassVar = {"weight": (0.0, math.inf)}
 
     def __init__(self, weight: str | float) -> None:
         super().__init__()
-        if not isinstance(weight, str) and not weight >= 0:
-            raise ValueError(f"{type(self).__name__}: expected weight to be a name or at least 0, got {weight!r}.")
-        self.weight = weight
+        self.weight = self.checked("weight", weight)
 
     def weighted(self, costs: Tensor) -> Tensor:
         """The term, a scalar.
@@ -46,21 +46,33 @@ class Penalty(Regularizer):
             )
         return (weight * costs).mean()
 
+    def make_plain(self) -> nn.Module:
+        """Nothing can stand in.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"{type(self).__name__} is a term of the training loss, and has no plain counterpart inside a network that "
+            "is taken away; hold it in the STNModule and call it in training_loss."
+        )
+
 
 class L2Penalty(Penalty):
     """Weight decay in the training loss, where it can be tuned: half the squared norm of a network's parameters.
 
     `penalty(net)` is added to the training loss. Its gradient in a weight `w` is `weight * w`, so that `weight` is on
     the scale of the `weight_decay` of `torch.optim.SGD`, which must be 0 then. In a converted network it is the
-    effective weights that decay, each example's own `W + diag(V h_n) R`.
+    effective weights that decay, each example's own `W + diag(V h_n) R`. A parameter that several modules share decays
+    once, as the first of them sees it, and one without a gradient not at all.
 
     Args:
         weight: a hyperparameter's name, as of `Float(1e-6, 1e-1, init=1e-4, log=True)`, or a constant of at least 0.
         names: shell patterns of the qualified names of the parameters that decay; by default all but the biases and
-            parameters of normalisation layers, that is, all with more than one dimension.
+            parameters of normalisation layers.
 
     Raises:
-        ValueError: a negative constant, or no parameter of the network is called so.
+        ValueError: a negative constant, or a pattern that no parameter of the network fits.
     """
 
     def __init__(self, weight: str | float, names: Sequence[str] = ()) -> None:
@@ -73,26 +85,34 @@ class L2Penalty(Penalty):
         """The term, a scalar; zero outside the weight phase."""
         if not self.active:
             return next(net.parameters()).new_zeros(())
+        found = dict(_decaying(net))
+        unknown = [pattern for pattern in self.names if not any(fnmatchcase(name, pattern) for name in found)]
         norms = [
-            module.squared_norm(name) if isinstance(module, ResponseLayer) else parameter.square().sum().reshape(1)
-            for place, module in net.named_modules()
-            for name, parameter in _own_parameters(module)
-            if self._decays(f"{place}.{name}".lstrip("."), parameter)
+            module.squared_norm(own) if isinstance(module, ResponseLayer) else module.get_parameter(own).square().sum()
+            for name, (module, own) in found.items()
+            if self._decays(name, module, own)
         ]
-        if not norms:
-            raise ValueError(f"L2Penalty: no parameter of the network fits {list(self.names) or 'more than one axis'}.")
-        return self.weighted(sum(norms[1:], start=norms[0]) / 2)
+        if unknown or not norms:
+            raise ValueError(
+                f"L2Penalty: no trainable parameter fits {unknown or 'the default, more than one axis'}; there are "
+                f"{list(found)}."
+            )
+        return self.weighted((sum(norms[1:], start=norms[0]) / 2).reshape(-1))
 
-    def _decays(self, name: str, parameter: Tensor) -> bool:
-        if not self.names:
-            return parameter.dim() > 1
-        return any(fnmatchcase(name, pattern) for pattern in self.names)
+    def _decays(self, name: str, module: nn.Module, own: str) -> bool:
+        if self.names:
+            return any(fnmatchcase(name, pattern) for pattern in self.names)
+        return "Norm" not in type(module).__name__ and module.get_parameter(own).dim() > 1
 
 
-def _own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """A module's parameters by name, without response weights and gates."""
-    added = {id(p) for p in module.response_parameters()} if isinstance(module, ResponseLayer) else set()
-    return [(name, p) for name, p in module.named_parameters(recurse=False) if id(p) not in added]
+def _decaying(net: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
+    """Trainable parameters by qualified name, once each, without response weights and gates."""
+    seen = {id(p) for layer in net.modules() if isinstance(layer, ResponseLayer) for p in layer.response_parameters()}
+    for place, module in net.named_modules():
+        for own, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"{place}.{own}".lstrip("."), (module, own)
 
 
 class ActivationPenalty(Penalty):
@@ -160,15 +180,23 @@ class LabelSmoothing(Penalty):
 
     Args:
         weight: a hyperparameter's name, as of `Float(0.0, 0.5, init=0.05)`, or a constant of at least 0.
+        ignore_index: a label that does not count, as of `cross_entropy`.
 
     Raises:
         ValueError: a negative constant, or weights and examples that do not match.
     """
 
+    def __init__(self, weight: str | float, *, ignore_index: int = -100) -> None:
+        super().__init__(weight)
+        self.ignore_index = ignore_index
+
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The term, a scalar; zero outside the weight phase."""
         if not self.active:
             return logits.new_zeros(())
-        spread = -F.log_softmax(logits, 1).mean(1)
-        excess = spread - F.cross_entropy(logits, labels, reduction="none")
-        return self.weighted(excess.flatten(1).mean(1) if excess.dim() > 1 else excess)
+        counts = labels != self.ignore_index
+        likelihoods = F.log_softmax(logits, 1)
+        entropy = F.nll_loss(likelihoods, labels, reduction="none", ignore_index=self.ignore_index)
+        excess = (-likelihoods.mean(1) - entropy) * counts
+        # Summed by example; the mean over the examples becomes one over the labels that count.
+        return self.weighted(excess.reshape(len(excess), -1).sum(1) * (len(excess) / counts.sum()))

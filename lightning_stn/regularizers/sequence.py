@@ -1,7 +1,9 @@
 """Dropouts for sequences, with a rate of their own for each example."""
 
+from typing import ClassVar
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_stn import functional
 from lightning_stn.binding import Regularizer
@@ -21,11 +23,11 @@ class LockedDropout(Regularizer):
         ValueError: a constant rate outside [0, 1], or an input with fewer than two dimensions.
     """
 
-    strengths = ("p",)
+    ranges: ClassVar = {"p": (0.0, 1.0)}
 
     def __init__(self, p: str | float, *, batch_first: bool = True) -> None:
         super().__init__()
-        self.p = self.checked_rate(p)
+        self.p = self.checked("p", p)
         self.batch_first = batch_first
 
     def forward(self, input: Tensor) -> Tensor:
@@ -42,35 +44,37 @@ class LockedDropout(Regularizer):
 
 
 class EmbeddingDropout(Regularizer):
-    """Drops whole words: in an example, all occurrences of a word or none, Gal and Ghahramani (2016), section 4.2.
+    """An embedding that drops whole words: in an example, all occurrences of a word or none.
 
-    Called with the embedded words and the words, `drop(embedding(words), words)`.
+    Gal and Ghahramani (2016), section 4.2.
 
     Args:
+        embedding: what is called through this module, `nn.Embedding` for instance.
         p: a hyperparameter's name, or a constant rate in [0, 1].
         batch_first: whether the words are `[n, t]`; otherwise they are `[t, n]`.
 
     Shape:
-        embedded `[n, t, d]` and words `[n, t]`, or `[t, n, d]` and `[t, n]`, to the shape of the former.
+        words `[n, t]` or `[t, n]` to what the embedding makes of them, `[n, t, d]` or `[t, n, d]`.
 
     Raises:
-        ValueError: a constant rate outside [0, 1], or shapes that do not belong together.
+        ValueError: a constant rate outside [0, 1], or words of another shape.
     """
 
-    strengths = ("p",)
+    ranges: ClassVar = {"p": (0.0, 1.0)}
 
-    def __init__(self, p: str | float, *, batch_first: bool = True) -> None:
+    def __init__(self, embedding: nn.Module, p: str | float, *, batch_first: bool = True) -> None:
         super().__init__()
-        self.p = self.checked_rate(p)
+        self.embedding = embedding
+        self.p = self.checked("p", p)
         self.batch_first = batch_first
 
-    def forward(self, embedded: Tensor, words: Tensor) -> Tensor:
-        """Drop, in the weight phase; otherwise return what was embedded."""
-        if words.dim() != 2 or embedded.shape[:-1] != words.shape:
+    def forward(self, words: Tensor) -> Tensor:
+        """Embed, in the weight phase with words left out."""
+        if words.dim() != 2:
             raise ValueError(
-                f"EmbeddingDropout: expected embedded [n, t, d] and words [n, t], got shapes {list(embedded.shape)} "
-                f"and {list(words.shape)}."
+                f"EmbeddingDropout: expected words [n, t], got shape {list(words.shape)}; keep the batch and the time."
             )
+        embedded: Tensor = self.embedding(words)
         if not self.active:
             return embedded
         present, position = words.unique(return_inverse=True)  # type: ignore[no-untyped-call]
@@ -81,3 +85,7 @@ class EmbeddingDropout(Regularizer):
         if not self.batch_first:
             mask = mask.t()
         return embedded * mask.unsqueeze(-1).to(embedded.dtype)
+
+    def make_plain(self) -> nn.Module:
+        """The embedding itself."""
+        return self.embedding

@@ -1,7 +1,7 @@
 """DropConnect: dropout of weights."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -27,11 +27,11 @@ class WeightDrop(Regularizer):
         ValueError: a constant rate outside [0, 1], there are no such parameters, or there is a rate for each example.
     """
 
-    strengths = ("p",)
+    ranges: ClassVar = {"p": (0.0, 1.0)}
 
     def __init__(self, module: nn.Module, names: Sequence[str], p: str | float) -> None:
         super().__init__()
-        self.p = self.checked_rate(p)
+        self.p = self.checked("p", p)
         known = dict(module.named_parameters())
         if isinstance(names, str) or not names or not set(names) <= set(known):
             raise ValueError(f"WeightDrop: expected names to be a list from {list(known)}, got {names!r}.")

@@ -104,6 +104,24 @@ def test_examples_that_share_a_value_have_draws_of_their_own(meet: Any, case: st
 
 
 @every_case
+def test_half_precision_as_default_dtype_changes_no_draw(meet: Any, case: str) -> None:
+    """As in Lightning's `bf16-true`; the constants that images are computed with may round otherwise."""
+    build, values = CASES[case]
+    outputs = []
+    for dtype in (torch.float32, torch.bfloat16):
+        module = build()
+        meet(module, **values)
+        torch.manual_seed(0)
+        torch.set_default_dtype(dtype)
+        try:
+            outputs.append(call(module, images(4, 3, 40, 300)))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert outputs[0].dtype == outputs[1].dtype
+    torch.testing.assert_close(*outputs, rtol=0.01, atol=0.01)
+
+
+@every_case
 def test_inert_outside_the_weight_phase(meet: Any, case: str) -> None:
     build, values = CASES[case]
     module = build()

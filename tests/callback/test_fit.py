@@ -14,6 +14,8 @@ from support import LitSmall, fit, loader, random_gates, response_layers, small_
 from torch import Tensor, nn
 
 from lightning_stn import Float, PhaseSchedule, STNCallback, STNModule
+from lightning_stn.binding import bind
+from lightning_stn.callback.stream import ValidationStream
 from lightning_stn.layers import ResponseLayer
 
 
@@ -399,8 +401,12 @@ def test_the_learning_rate_follows_the_length_of_the_run() -> None:
 
 
 def test_a_run_of_unknown_length_has_a_rate_too() -> None:
+    class Stop(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            trainer.should_stop = True
+
     cb = callback(lr=None)
-    run = trainer(cb, max_epochs=-1, max_time={"seconds": 1})
+    run = trainer(cb, Stop(), max_epochs=-1)
     run.fit(LitSmall(), loader(24), loader(16, seed=1))
     assert cb.state_dict()["optimizer"]["param_groups"][0]["lr"] == 1e-2
 
@@ -459,3 +465,29 @@ def test_weights_changed_between_loops_are_seen() -> None:
         parameter.data.zero_()
     (second,) = trainer().validate(module, loader(16), verbose=False)
     assert second["val_loss"] == pytest.approx(math.log(3)) != first["val_loss"]
+
+
+def test_a_validation_loss_with_a_gradient_of_the_network_in_it() -> None:
+    """The first step equals that along the hypergradient of the loss differentiated without any short cut."""
+
+    class Penalised(LitSmall):
+        def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
+            if not torch.is_grad_enabled():
+                return super().validation_loss(batch, batch_idx)
+            x = batch[0].detach().requires_grad_()
+            loss = F.cross_entropy(self.net(x), batch[1])
+            (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+            return loss + slope.square().sum()
+
+    module = Penalised()
+    random_gates(module, 0.1)
+    start = module.hyperparameters.unconstrained.detach().clone()
+    stn = callback(tune_scales=False, train_steps=1, optimizer=torch.optim.SGD)
+    fit(module, stn, n=8, max_epochs=1, limit_val_batches=1)
+    stepped = module.hyperparameters.unconstrained.detach().clone()
+    batch = next(ValidationStream(loader(16, seed=1), seed=1))
+    sample = start.unsqueeze(0).requires_grad_()
+    module.eval()
+    with bind(module.hyperparameters, sample):
+        (gradient,) = torch.autograd.grad(module.validation_loss(batch, 0), sample)
+    torch.testing.assert_close(stepped, start - 0.05 * gradient[0])

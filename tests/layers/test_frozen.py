@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_stn import convert
 from lightning_stn.binding import bind
+from lightning_stn.functional import FrozenWeightsError
 from lightning_stn.layers import ResponseLayer
 
 
@@ -107,7 +108,6 @@ def test_no_convolution_computes_a_weight_gradient(rows: int) -> None:
         gradients(net, torch.randn(rows, H), torch.randn(4, 2, 6, 6), frozen=True)
     assert calls.weight_gradients
     assert not any(calls.weight_gradients)
-    assert all(parameter.grad is None for parameter in net.parameters())
 
 
 def test_the_same_step_outside_it_does() -> None:
@@ -133,3 +133,23 @@ def test_a_network_used_twice_and_nested_views() -> None:
     sample, input = torch.randn(1, H, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
     assert_same(net, sample, input, rtol=1e-10, atol=1e-10)
     assert_same(copy.deepcopy(net), sample, input, rtol=1e-10, atol=1e-10)
+
+
+def test_a_loss_that_differentiates_the_network_is_refused_here() -> None:
+    held = hyperparameters()
+    net = random_gates(convert(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)).double(), held))
+    sample, x = torch.randn(1, H).double().requires_grad_(), torch.randn(5, 3).double().requires_grad_()
+    with bind(held, sample, frozen=True), pytest.raises(FrozenWeightsError, match="frozen=False"):
+        torch.autograd.grad(net(x).sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_transforms_of_torch_func_work(frozen: bool) -> None:
+    held = hyperparameters()
+    net = random_gates(convert(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double(), held))
+    x, sample = torch.randn(5, 3).double(), torch.randn(1, H).double()
+    with bind(held, sample, frozen=frozen):
+        jacobians = torch.func.vmap(torch.func.jacrev(net))(x)
+    with bind(held, sample):
+        expected = torch.stack([torch.autograd.functional.jacobian(net, row) for row in x])
+    torch.testing.assert_close(jacobians, expected)

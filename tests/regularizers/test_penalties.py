@@ -9,7 +9,7 @@ from layers.cases import Case, every_case, respond
 from support import random_gates, small_net
 from torch import Tensor, nn
 
-from lightning_stn import Float, HyperparameterSet, convert
+from lightning_stn import Float, HyperparameterSet, convert, export
 from lightning_stn.binding import attach, bind, bind_weight_phase, unbind
 from lightning_stn.regularizers import (
     ActivationPenalty,
@@ -114,12 +114,43 @@ def test_its_gradient_is_that_of_an_optimiser_s_weight_decay() -> None:
         torch.testing.assert_close(parameter, wanted)
 
 
+def test_tied_parameters_decay_once_and_frozen_ones_not_at_all() -> None:
+    net = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5), nn.Linear(5, 2))
+    net[1].weight = net[0].weight
+    net[2].weight.requires_grad_(False)
+    L2Penalty(0.3)(net).backward()
+    torch.testing.assert_close(net[0].weight.grad, 0.3 * net[0].weight)
+
+
+def test_labels_that_do_not_count() -> None:
+    logits, labels = torch.randn(4, 6, 7, dtype=torch.float64), torch.randint(0, 6, (4, 7))
+    labels[0, :3] = labels[2, 5] = -100
+    together = F.cross_entropy(logits, labels) + LabelSmoothing(0.2)(logits, labels)
+    torch.testing.assert_close(together, F.cross_entropy(logits, labels, label_smoothing=0.2))
+    labels[labels == -100] = 0
+    together = F.cross_entropy(logits, labels, ignore_index=0) + LabelSmoothing(0.2, ignore_index=0)(logits, labels)
+    torch.testing.assert_close(together, F.cross_entropy(logits, labels, ignore_index=0, label_smoothing=0.2))
+
+
+def test_a_penalty_inside_a_network_cannot_be_taken_away() -> None:
+    net = convert(
+        nn.Sequential(nn.Linear(3, 2), ActivationPenalty(0.1)), HyperparameterSet({"a": Float(0.0, 1.0, init=0.5)})
+    )
+    with pytest.raises(ValueError, match=r"ActivationPenalty is a term of the training loss.*call it in training_loss"):
+        export(net)
+
+
 def test_biases_and_norms_stay_unless_they_are_named() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     torch.testing.assert_close(L2Penalty(1.0)(net), net[0].weight.square().sum() / 2)
     torch.testing.assert_close(L2Penalty(1.0, ["0.*"])(net), sum(p.square().sum() for p in net[0].parameters()) / 2)
-    with pytest.raises(ValueError, match=r"no parameter of the network fits \['head.*'\]"):
-        L2Penalty(1.0, ["head.*"])(net)
+    with pytest.raises(ValueError, match=r"no trainable parameter fits \['head.*'\]; there are \['0.weight', "):
+        L2Penalty(1.0, ["0.*", "head.*"])(net)
+    with pytest.raises(ValueError, match="no trainable parameter fits the default, more than one axis"):
+        L2Penalty(1.0)(net[1])
+    assert L2Penalty(1.0, ["*"])(nn.LayerNorm((2, 3))) == 3.0
+    with pytest.raises(ValueError, match="fits the default"):
+        L2Penalty(1.0)(nn.LayerNorm((2, 3)))
     with pytest.raises(ValueError, match="list of patterns, got the string"):
         L2Penalty(1.0, "0.weight")
 
@@ -170,7 +201,7 @@ def test_nothing_outside_the_weight_phase(kind: type[Penalty]) -> None:
 
 @pytest.mark.parametrize("kind", [ActivationPenalty, TemporalActivationPenalty, LabelSmoothing, L2Penalty])
 def test_bad_weights(kind: type[Penalty]) -> None:
-    with pytest.raises(ValueError, match=rf"{kind.__name__}: expected weight to be a name or at least 0, got -1"):
+    with pytest.raises(ValueError, match=rf"{kind.__name__}: expected weight to be .* of at least 0, got -1"):
         kind(-1.0)
     with pytest.raises(ValueError, match="got nan"):
         kind(float("nan"))

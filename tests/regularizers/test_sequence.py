@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_stn import Float, HyperparameterSet
+from lightning_stn import Float, HyperparameterSet, convert, export
 from lightning_stn.binding import Regularizer, attach, bind_weight_phase, unbind
 from lightning_stn.regularizers import EmbeddingDropout, LockedDropout
 
@@ -50,12 +50,19 @@ def test_locked_dropout_with_time_first_is_the_same_transposed() -> None:
     assert torch.equal(outputs[0], outputs[1].transpose(0, 1))
 
 
+class Ones(nn.Module):
+    """An embedding of ones, two wide."""
+
+    def forward(self, words: Tensor) -> Tensor:
+        return torch.ones(*words.shape, 2)
+
+
 def test_embedding_dropout_drops_a_word_everywhere_in_an_example_or_nowhere() -> None:
     torch.manual_seed(0)
-    module = EmbeddingDropout("rate")
+    module = EmbeddingDropout(Ones(), "rate")
     bound(module)
     words = torch.randint(0, 3000, (4, 20_000)) * 7  # words that do not occur take no draw
-    output = module(torch.ones(4, 20_000, 2), words)
+    output = module(words)
     assert torch.equal(output[..., 0], output[..., 1])
     for n, rate in enumerate(RATES):
         seen = torch.full((21_000,), -1.0)
@@ -68,49 +75,75 @@ def test_embedding_dropout_drops_a_word_everywhere_in_an_example_or_nowhere() ->
 
 def test_examples_drop_different_words() -> None:
     torch.manual_seed(0)
-    output = EmbeddingDropout(0.5)(torch.ones(2, 1000, 1), torch.arange(1000).repeat(2, 1))
-    assert 400 < (output[0] != output[1]).sum() < 600
+    output = EmbeddingDropout(Ones(), 0.5)(torch.arange(1000).repeat(2, 1))
+    assert 400 < (output[0] != output[1]).any(1).sum() < 600
 
 
 def test_embedding_dropout_with_time_first_is_the_same_transposed() -> None:
-    words, embedded, outputs = torch.randint(0, 9, (4, 30)), torch.randn(4, 30, 2), []
-    for module, order in ((EmbeddingDropout("rate"), (0, 1)), (EmbeddingDropout("rate", batch_first=False), (1, 0))):
+    words, embedding, outputs = torch.randint(0, 9, (4, 30)), nn.Embedding(9, 2), []
+    for batch_first, order in ((True, (0, 1)), (False, (1, 0))):
+        module = EmbeddingDropout(embedding, "rate", batch_first=batch_first)
         bound(module)
         torch.manual_seed(0)
-        outputs.append(module(embedded.permute(*order, 2), words.permute(*order)))
+        outputs.append(module(words.permute(*order)))
     assert torch.equal(outputs[0], outputs[1].transpose(0, 1))
 
 
-@pytest.mark.parametrize("module", [LockedDropout("rate"), EmbeddingDropout("rate")], ids=str)
-def test_inert_outside_the_weight_phase(module: Regularizer) -> None:
+def test_embedding_dropout_outside_the_weight_phase_is_the_embedding() -> None:
+    module, words = EmbeddingDropout(nn.Embedding(9, 2), "rate"), torch.randint(0, 9, (4, 30))
     hyperparameters = bound(module)
-    input, words = torch.randn(4, 3, 5), torch.randint(0, 9, (4, 3))
-    more = (words,) if isinstance(module, EmbeddingDropout) else ()
-    assert not torch.equal(module(input, *more), input)
-    assert module.eval()(input, *more) is input
+    assert not torch.equal(module(words), module.embedding(words))
+    assert torch.equal(module.eval()(words), module.embedding(words))
     module.train()
     unbind(hyperparameters)
-    assert module(input, *more) is input
+    assert torch.equal(module(words), module.embedding(words))
 
 
-@pytest.mark.parametrize("kind", [LockedDropout, EmbeddingDropout])
-def test_bad_input(kind: type[LockedDropout] | type[EmbeddingDropout]) -> None:
-    with pytest.raises(ValueError, match=rf"{kind.__name__}: expected p to be a name or a rate in \[0, 1\], got 1.5"):
-        kind(1.5)
-    module = kind("rate")
-    bound(module)
-    with pytest.raises(ValueError, match=r"one row per example, got 4 rows"):
-        module(*[torch.ones(3, 2, 2), torch.ones(3, 2, dtype=torch.long)][: 1 + (kind is EmbeddingDropout)])
+def test_the_bare_embedding_is_taken_away() -> None:
+    net = nn.Sequential(EmbeddingDropout(nn.Embedding(9, 2), 0.1), LockedDropout(0.1))
+    taken = export(convert(net, HyperparameterSet({"rate": Float(0.0, 1.0, init=0.5)})))
+    assert [type(module) for module in taken] == [nn.Embedding, nn.Identity]  # type: ignore[attr-defined]
 
 
-def test_shapes_that_do_not_belong_together() -> None:
+def test_locked_dropout_is_inert_outside_the_weight_phase() -> None:
+    module, input = LockedDropout("rate"), torch.randn(4, 3, 5)
+    hyperparameters = bound(module)
+    assert not torch.equal(module(input), input)
+    assert module.eval()(input) is input
+    module.train()
+    unbind(hyperparameters)
+    assert module(input) is input
+
+
+def test_bad_input() -> None:
+    message = r"expected p to be a hyperparameter's name or a number in \[0, 1\], got 1.5"
+    with pytest.raises(ValueError, match=f"LockedDropout: {message}"):
+        LockedDropout(1.5)
+    with pytest.raises(ValueError, match=f"EmbeddingDropout: {message}"):
+        EmbeddingDropout(nn.Embedding(9, 2), 1.5)
+    locked, embedding = LockedDropout("rate"), EmbeddingDropout(nn.Embedding(9, 2), "rate")
+    bound(locked)
+    bound(embedding)
+    with pytest.raises(ValueError, match="one row per example, got 4 rows"):
+        locked(torch.ones(3, 2, 2))
+    with pytest.raises(ValueError, match="one row per example, got 4 rows"):
+        embedding(torch.ones(3, 2, dtype=torch.long))
     with pytest.raises(ValueError, match=r"expected a batch of sequences \[n, t, ...\], got shape \[3\]"):
-        LockedDropout(0.1)(torch.ones(3))
-    with pytest.raises(ValueError, match=r"got shapes \[3, 2, 5\] and \[2, 3\]"):
-        EmbeddingDropout(0.1)(torch.ones(3, 2, 5), torch.ones(2, 3, dtype=torch.long))
+        locked(torch.ones(3))
+    with pytest.raises(ValueError, match=r"expected words \[n, t\], got shape \[3\]"):
+        embedding(torch.ones(3, dtype=torch.long))
+
+
+def test_a_hyperparameter_that_leaves_the_range_of_a_rate_is_refused_and_nothing_is_attached() -> None:
+    module = LockedDropout("rate")
+    with pytest.raises(ValueError, match=r"LockedDropout: expected p in \[0, 1\], but the hyperparameter 'rate' is"):
+        attach(module, HyperparameterSet({"rate": Float(0.0, None, init=0.5)}))
+    assert module.hyperparameters is None
+    bound(module)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_dtype_stays(dtype: torch.dtype) -> None:
     assert LockedDropout(0.5)(torch.ones(2, 3, 4, dtype=dtype)).dtype == dtype
-    assert EmbeddingDropout(0.5)(torch.ones(2, 3, 4, dtype=dtype), torch.zeros(2, 3, dtype=torch.long)).dtype == dtype
+    embedding = EmbeddingDropout(nn.Embedding(9, 2, dtype=dtype), 0.5)
+    assert embedding(torch.zeros(2, 3, dtype=torch.long)).dtype == dtype
