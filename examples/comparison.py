@@ -26,9 +26,9 @@ def print_knobs(schedule: Schedule) -> None:
 
 def print_scores(scores: Mapping[str, Scores], columns: Sequence[str]) -> None:
     """The networks side by side."""
-    print(f"\n{'network':<12}" + "".join(f"{column:>15}" for column in columns) + f"{'seconds':>10}")
+    print(f"\n{'network':<12}" + "".join(f"{column:>17}" for column in columns) + f"{'seconds':>10}")
     for name, row in scores.items():
-        print(f"{name:<12}" + "".join(f"{row[column]:>15.4f}" for column in columns) + f"{row['seconds']:>10.1f}")
+        print(f"{name:<12}" + "".join(f"{row[column]:>17.4f}" for column in columns) + f"{row['seconds']:>10.1f}")
 
 
 def print_summary(runs: Sequence[Mapping[str, Scores]], columns: Sequence[str]) -> None:
