@@ -91,7 +91,7 @@ def run(
         **{"max_epochs": EPOCHS, **settings["trainer"]},
     )
     train = ResumableLoader(images(8 * BATCHES), 8, num_workers=settings["workers"])
-    fit.fit(module, train, loader(16, seed=1), ckpt_path=checkpoint, weights_only=False)
+    fit.fit(module, train, loader(16, seed=1), ckpt_path=checkpoint)
     return module, stn
 
 
