@@ -29,7 +29,7 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from cifar10_data import Batch, CIFAR10Data, LitCIFAR10
-from comparison import Scores, plot_schedules, print_knobs, print_scores, print_summary
+from comparison import Scores, compare, print_summary
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
@@ -110,7 +110,7 @@ NETWORKS: dict[str, Callable[[float, float], LitCIFAR10]] = {
 }
 
 
-def run(name: str, seed: int, args: argparse.Namespace, callbacks: list[L.Callback]) -> tuple[LitCIFAR10, Scores]:
+def run(seed: int, args: argparse.Namespace, name: str, callbacks: list[L.Callback]) -> tuple[LitCIFAR10, Scores]:
     """Train one network from this seed; return it with its scores after the last epoch."""
     print(f"  training: {name}", flush=True)
     L.seed_everything(seed, verbose=False)
@@ -140,7 +140,7 @@ def run(name: str, seed: int, args: argparse.Namespace, callbacks: list[L.Callba
     return module, scores
 
 
-def compare(seed: int, args: argparse.Namespace) -> dict[str, Scores]:
+def compare_networks(seed: int, args: argparse.Namespace) -> dict[str, Scores]:
     """Train the networks from one seed; print and plot how they ended."""
     print(f"\nSeed {seed}, {args.epochs} epochs", flush=True)
     stn = STNCallback(
@@ -150,18 +150,9 @@ def compare(seed: int, args: argparse.Namespace) -> dict[str, Scores]:
         lr=args.hyperparameter_lr,
         perturb=args.perturb,
     )
-    modules, scores = {}, {}
-    for name in args.networks:
-        callbacks = [stn] if name == "self-tuned" else []
-        modules[name], scores[name] = run(name, seed, args, callbacks)
-    print_scores(scores, COLUMNS)
-    if "self-tuned" in modules:
-        print_knobs(stn.schedule)
-        picture = args.out / f"seed{seed}" / "schedules.png"
-        title = f"Regularisation schedules that one self-tuned run of AlexNet found, seed {seed}"
-        plot_schedules(stn, modules["self-tuned"].hyperparameters, picture, title, UNITS)
-        print(f"\nSchedules: {picture}")
-    return scores
+    title = f"Regularisation schedules that one self-tuned run of AlexNet found, seed {seed}"
+    picture = args.out / f"seed{seed}" / "schedules.png"
+    return compare(args.networks, lambda *what: run(seed, args, *what), stn, picture, title, COLUMNS, UNITS)
 
 
 def main() -> None:
@@ -188,7 +179,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\.")  # tips on data workers, deprecations inside Lightning
     torch.set_num_threads(args.threads)
-    runs = [compare(seed, args) for seed in args.seed]
+    runs = [compare_networks(seed, args) for seed in args.seed]
     if len(runs) > 1:
         print_summary(runs, ["val_loss", "test_loss", "test_accuracy"])
     print(f"\nAll knobs over time: tensorboard --logdir {args.out}")

@@ -2,11 +2,12 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 import torch
+from lightning import Callback, LightningModule
 
 from lightning_stn import Float, HyperparameterSet, Schedule, STNCallback
 
@@ -77,3 +78,34 @@ def plot_schedules(
     figure.suptitle(title)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def compare(
+    names: Sequence[str],
+    train: Callable[[str, list[Callback]], tuple[LightningModule, Scores]],
+    stn: STNCallback,
+    picture: Path,
+    title: str,
+    columns: Sequence[str],
+    units: Mapping[str, str],
+) -> dict[str, Scores]:
+    """Train networks one after the other; print and plot how they ended.
+
+    Args:
+        names: of the networks; "self-tuned" is trained with `stn`.
+        train: trains one of them with callbacks, and returns it with its scores.
+        stn: the callback of the self-tuned network.
+        picture: where its schedules are plotted.
+        title: of the picture.
+        columns: scores to print.
+        units: as for `plot_schedules`.
+    """
+    modules, scores = {}, {}
+    for name in names:
+        modules[name], scores[name] = train(name, [stn] if name == "self-tuned" else [])
+    print_scores(scores, columns)
+    if "self-tuned" in modules:
+        print_knobs(stn.schedule)
+        plot_schedules(stn, modules["self-tuned"].hyperparameters, picture, title, units)
+        print(f"\nSchedules: {picture}")
+    return scores
