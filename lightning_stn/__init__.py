@@ -9,7 +9,7 @@ from lightning_stn.phases import Phase, PhaseSchedule
 from lightning_stn.recipes import recommended_augmentation, recommended_hyperparameters
 from lightning_stn.resumable import ResumableLoader
 from lightning_stn.schedule import Schedule
-from lightning_stn.specifications import Categorical, Float, Integer
+from lightning_stn.specifications import Categorical, Float, Hyperparameter, Integer
 
 __version__ = "0.1.0"
 
@@ -17,6 +17,7 @@ __all__ = [
     "Categorical",
     "ConversionError",
     "Float",
+    "Hyperparameter",
     "HyperparameterSet",
     "Integer",
     "Phase",

@@ -24,8 +24,11 @@ _LARGEST_INTEGER_RANGE = 2**20
 """Above this, float32 logits no longer reach every integer."""
 
 
-class _Specification(ABC):
-    """What every kind of hyperparameter shares: entries in unconstrained units, and how they are perturbed."""
+class Hyperparameter(ABC):
+    """What `Float`, `Integer` and `Categorical` share: entries in unconstrained units, and how they are perturbed.
+
+    The type to annotate with, and abstract on purpose: a configuration file has to say which kind it means.
+    """
 
     scale: float
     per: Per
@@ -58,7 +61,7 @@ class _Specification(ABC):
 
 
 @dataclass(frozen=True)
-class _Ranged(_Specification):
+class _Ranged(Hyperparameter):
     """What the hyperparameters with a range share."""
 
     low: float | None
@@ -183,7 +186,7 @@ class Integer(_Ranged):
 
 
 @dataclass(frozen=True)
-class Categorical(_Specification):
+class Categorical(Hyperparameter):
     """One of several named choices: the argmax of perturbed logits, one unconstrained entry for each choice.
 
     It is read as the index of the choice, int64; `choices[index]` is its name. Of equal logits the first counts. At the
@@ -264,6 +267,3 @@ class Categorical(_Specification):
     def to_python(self, value: Tensor) -> Value:
         """The choice with this index."""
         return self.choices[int(value)]
-
-
-Hyperparameter = Float | Integer | Categorical

@@ -39,7 +39,8 @@ class STNCallback(Callback):
         valid_steps: validation batches in the hyperparameter phase that follows.
         warmup_epochs: epochs at the start in which only the weights learn.
         warmup_steps: the same in training batches; where given, it takes the place of `warmup_epochs`.
-        optimizer: builds the hyperparameter optimiser from parameter groups that carry their learning rates.
+        optimizer: builds the hyperparameter optimiser from parameter groups that carry their learning rates; a rate of
+            its own is not used.
         lr: learning rate of the hyperparameters, unconstrained units per step. None derives it from the run's length,
             30 divided by the number of hyperparameter steps, kept between 3e-3 and 1e-1: how far the hyperparameters
             can travel decides, and a short run needs larger steps. The paper uses 3e-3 for its convolutional networks,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_stn.hyperparameters import HyperparameterSet
-from lightning_stn.specifications import Categorical, Float, Hyperparameter
+from lightning_stn.specifications import Float, Hyperparameter, Integer
 
 PATIENCE = 25
 """Hyperparameter steps in a row without a finite hypergradient after which a run is stopped."""
@@ -101,7 +101,7 @@ class Watch:
 
 def _bound_reached(specification: Hyperparameter, place: float, start: float) -> float | None:
     """The bound that a hyperparameter has gone to since its start, if any."""
-    if isinstance(specification, Categorical):
+    if not isinstance(specification, Float | Integer):
         return None
     if place > max(PINNED, start + 1):
         return specification.high
