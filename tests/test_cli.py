@@ -1,0 +1,279 @@
+"""Runs that a YAML file describes, by LightningCLI."""
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import yaml
+from support import LitSmall, loader, random_gates, trainer
+from torch.utils.data import DataLoader
+
+from lightning_stn import Categorical, Float, Hyperparameter, Integer, PhaseSchedule, Schedule, STNCallback
+
+pytest.importorskip("jsonargparse")
+os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # about Lightning's own calls, some of them at its import
+
+from lightning.pytorch.cli import LightningCLI
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+KNOBS = {
+    "dropout": {"class_path": "lightning_stn.Float", "init_args": {"low": 0.0, "high": 0.9, "init": 0.05}},
+    "noise": {"class_path": "lightning_stn.Float", "init_args": {"low": 0.0, "high": None, "init": 0.1}},
+    "length": {"class_path": "lightning_stn.Integer", "init_args": {"low": 0, "high": 4, "init": 2}},
+}
+CALLBACK = {"warmup_epochs": 0, "lr": 0.05, "seed": 1}
+SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.5}}
+
+
+class Configured(LitSmall):
+    """Leaves the optimiser to the configuration."""
+
+    configure_optimizers = L.LightningModule.configure_optimizers
+
+    def __init__(self, hyperparameters: dict[str, Hyperparameter], gates: float = 0.1) -> None:
+        super().__init__(dict(hyperparameters))
+        random_gates(self.net, gates)
+
+
+class Automatic(Configured):
+    def __init__(self, hyperparameters: dict[str, Hyperparameter]) -> None:
+        super().__init__(hyperparameters)
+        self.automatic_optimization = True
+
+
+class ByHand(LitSmall):
+    """What the configuration below says, in Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        random_gates(self.net, 0.1)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9, weight_decay=0.5)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)]
+
+
+class Data(L.LightningDataModule):
+    def train_dataloader(self) -> DataLoader[Any]:
+        return loader(24, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return loader(16, seed=1)
+
+
+class Rates(L.Callback):
+    """The weights' learning rate in each epoch."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+@pytest.fixture(autouse=True)
+def _no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["cli"])  # pytest's arguments are none of these runs'
+
+
+def config(
+    folder: Path,
+    *,
+    knobs: dict[str, Any] = KNOBS,
+    callback: dict[str, Any] = CALLBACK,
+    seed: int | bool = 3,
+    **others: Any,
+) -> str:
+    """A configuration file: the path to it."""
+    settings = {
+        "seed_everything": seed,
+        "model": {"hyperparameters": knobs},
+        "optimizer": SGD,
+        "trainer": {
+            "accelerator": "cpu",
+            "default_root_dir": str(folder),
+            "max_epochs": 3,
+            "log_every_n_steps": 1,
+            "num_sanity_val_steps": 0,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "callbacks": [{"class_path": "lightning_stn.STNCallback", "init_args": callback}],
+        },
+    }
+    path = folder / "given.yaml"
+    path.write_text(yaml.safe_dump({**settings, **others}, sort_keys=False))
+    return str(path)
+
+
+def cli(*args: str, module: type[L.LightningModule] = Configured, **kwargs: Any) -> LightningCLI:
+    return LightningCLI(module, Data, args=list(args), **kwargs)
+
+
+def fit(path: str, *args: str, **kwargs: Any) -> LightningCLI:
+    return cli("fit", "--config", path, *args, **kwargs)
+
+
+def callback_of(run: LightningCLI) -> STNCallback:
+    (callback,) = (callback for callback in run.trainer.callbacks if isinstance(callback, STNCallback))
+    return callback
+
+
+def test_every_kind_of_hyperparameter(tmp_path: Path) -> None:
+    knobs = {
+        **KNOBS,
+        "decay": {
+            "class_path": "lightning_stn.Float",
+            "init_args": {"low": 1e-6, "high": 0.1, "init": 1e-4, "log": True, "per": "batch", "scale": 0.3},
+        },
+        "op": {"class_path": "lightning_stn.Categorical", "init_args": {"choices": ["none", "mirror"], "init": "none"}},
+    }
+    run = cli("--config", config(tmp_path, knobs=knobs), run=False)
+    assert run.model.hyperparameters.specifications == {
+        "dropout": Float(0.0, 0.9, init=0.05),
+        "noise": Float(0.0, None, init=0.1),
+        "length": Integer(0, 4, init=2),
+        "decay": Float(1e-6, 0.1, init=1e-4, log=True, per="batch", scale=0.3),
+        "op": Categorical(["none", "mirror"], init="none"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("knob", "message"),
+    [
+        ({"low": 0, "high": 4, "init": 1}, "Hyperparameter"),  # an Integer or a Float? It must say which
+        ({"class_path": "lightning_stn.Float", "init_args": {"low": 0.0, "hi": 1.0}}, "hi"),
+        ({"class_path": "torch.nn.Linear"}, "torch.nn.Linear"),
+    ],
+)
+def test_a_knob_that_is_not_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], knob: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        cli("--config", config(tmp_path, knobs={"dropout": knob}), run=False)
+    error = capsys.readouterr().err
+    assert "model.hyperparameters" in error
+    assert message in error
+
+
+def test_a_start_out_of_range_says_so(tmp_path: Path) -> None:
+    knob = {"class_path": "lightning_stn.Float", "init_args": {"low": 0.0, "high": 1.0, "init": 1.5}}
+    with pytest.raises(ValueError, match="expected init strictly between low and high"):
+        cli("--config", config(tmp_path, knobs={"dropout": knob}), run=False)
+
+
+def test_every_argument_of_the_callback(tmp_path: Path) -> None:
+    arguments = {
+        "train_steps": 3,
+        "valid_steps": 2,
+        "warmup_epochs": 1,
+        "warmup_steps": 4,
+        "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}},
+        "lr": 0.1,
+        "scale_lr": 0.2,
+        "tune_scales": False,
+        "entropy_weight": 0.01,
+        "perturb": "batch",
+        "dataloader": None,
+        "gradient_clip_val": 1.0,
+        "accumulate_grad_batches": 2,
+        "seed": 5,
+    }
+    assert set(arguments) == set(inspect.signature(STNCallback).parameters)
+    run = fit(config(tmp_path, callback=arguments))
+    saved = yaml.safe_load((Path(run.trainer.log_dir) / "config.yaml").read_text())
+    ((_, written),) = (entry.values() for entry in saved["trainer"]["callbacks"])
+    assert written.pop("optimizer")["init_args"]["momentum"] == 0.9
+    assert written == {name: value for name, value in arguments.items() if name != "optimizer"}
+    callback = callback_of(run)
+    assert callback.phases == PhaseSchedule(3, 2, 1, 4)
+    assert callback.state_dict()["seed"] == 5
+    assert run.trainer.global_step == 6  # nine batches in three epochs, two to a step
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        ("torch.optim.SGD", {"lr": 0.05, "momentum": 0.0}),
+        ({"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}}, {"lr": 0.05, "momentum": 0.9}),
+        ({"class_path": "torch.optim.Adam", "init_args": {"betas": [0.5, 0.9]}}, {"lr": 0.05, "betas": (0.5, 0.9)}),
+        ({"class_path": "torch.optim.SGD", "init_args": {"lr": 7.0}}, {"lr": 0.05, "momentum": 0.0}),
+    ],
+)
+def test_the_optimiser_of_the_hyperparameters(tmp_path: Path, optimizer: Any, expected: dict[str, Any]) -> None:
+    run = fit(config(tmp_path, callback={**CALLBACK, "optimizer": optimizer}))
+    lambdas, scales = callback_of(run).state_dict()["optimizer"]["param_groups"]
+    for group in (lambdas, scales):
+        assert {name: group[name] for name in expected} == expected
+
+
+def test_a_configured_run_is_the_run_written_in_python(tmp_path: Path) -> None:
+    scheduler = {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 1, "gamma": 0.5}}
+    run = fit(config(tmp_path, lr_scheduler=scheduler))
+    L.seed_everything(3, workers=True)
+    module, callback = ByHand(), STNCallback(**CALLBACK)
+    trainer(callback, max_epochs=3).fit(module, datamodule=Data())
+    torch.testing.assert_close(run.model.state_dict(), module.state_dict(), rtol=0, atol=0)
+    assert callback_of(run).schedule == callback.schedule
+    assert callback.schedule.rows[-1].values != callback.schedule.rows[0].values
+
+
+def test_the_weight_optimiser_trains_responses_and_leaves_the_hyperparameters(tmp_path: Path) -> None:
+    """All in the warm-up, with a weight decay that would move whatever the optimiser steps."""
+    run = fit(config(tmp_path, callback={**CALLBACK, "warmup_epochs": 3}))
+    L.seed_everything(3, workers=True)
+    start = dict(Configured(run.model.hyperparameters.specifications).named_parameters())
+    moved = {name for name, p in run.model.named_parameters() if not torch.equal(p, start[name])}
+    assert moved == {name for name in start if not name.startswith("hyperparameters.")}
+    assert any("response" in name for name in moved)
+    optimized = [p for group in run.trainer.optimizers[0].param_groups for p in group["params"]]
+    assert any(p is run.model.hyperparameters.unconstrained for p in optimized)
+
+
+@pytest.mark.parametrize("module", [Configured, Automatic])
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 1, "gamma": 0.5}},
+        {"class_path": "torch.optim.lr_scheduler.ExponentialLR", "init_args": {"gamma": 0.5}},
+    ],
+)
+def test_the_scheduler_steps_once_an_epoch(
+    tmp_path: Path, module: type[L.LightningModule], scheduler: dict[str, Any]
+) -> None:
+    rates = Rates()
+    run = fit(config(tmp_path, lr_scheduler=scheduler), module=module, trainer_defaults={"callbacks": rates})
+    assert rates.rates == [0.05, 0.025, 0.0125]
+    assert run.trainer.optimizers[0].param_groups[0]["lr"] == 0.00625
+
+
+@pytest.mark.parametrize("seed", [3, True])
+def test_the_saved_configuration_repeats_the_run(tmp_path: Path, seed: int | bool) -> None:
+    """Also where the seed was left to Lightning, which saves the one that it drew."""
+    first = fit(config(tmp_path, seed=seed, callback={"warmup_epochs": 0, "optimizer": "torch.optim.SGD"}))
+    second = fit(str(Path(first.trainer.log_dir) / "config.yaml"))
+    folders = [Path(run.trainer.log_dir) for run in (first, second)]
+    assert folders[0] != folders[1]
+    torch.testing.assert_close(first.model.state_dict(), second.model.state_dict(), rtol=0, atol=0)
+    written = [(folder / "schedule.csv").read_text() for folder in folders]
+    assert written[0] == written[1]
+    assert len(written[0].splitlines()) == 11
+    assert (folders[0] / "config.yaml").read_text() == (folders[1] / "config.yaml").read_text()
+
+
+def test_the_example(tmp_path: Path) -> None:
+    """The README's command, for six epochs: one beyond the warm-up."""
+    command = [sys.executable, str(EXAMPLES / "digits_cli.py"), "fit", "--config", str(EXAMPLES / "digits.yaml")]
+    subprocess.run([*command, "--trainer.max_epochs=6"], cwd=tmp_path, check=True, capture_output=True)
+    (path,) = tmp_path.rglob("schedule.csv")
+    schedule = Schedule.load(path)
+    assert schedule.names == ("dropout", "noise", "cutout")
+    assert schedule.rows[-1].values["dropout"] != schedule.rows[0].values["dropout"]
+    assert (path.parent / "config.yaml").exists()
