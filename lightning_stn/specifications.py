@@ -30,6 +30,7 @@ class Hyperparameter(ABC):
     The type to annotate with, and abstract on purpose: a configuration file has to say which kind it means.
     """
 
+    init: Value
     scale: float
     per: Per
 

@@ -8,8 +8,10 @@ from typing import TextIO
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from lightning_stn.functional import choice_probabilities
 from lightning_stn.hyperparameters import HyperparameterSet
@@ -17,7 +19,7 @@ from lightning_stn.schedule import Row, Schedule, Value
 from lightning_stn.specifications import Categorical
 
 VALUE, SCALE, LOWER, UPPER = "stn/value", "stn/scale", "stn/lower", "stn/upper"
-PROBABILITY = "stn/probability"
+INIT, PROBABILITY = "stn/init", "stn/probability"
 HYPERGRADIENT, ENTROPY = "stn/hypergrad", "stn/entropy"
 TRAIN_LOSS, VALID_LOSS = "stn/train_loss", "stn/valid_loss"
 SKIPPED = "stn/skipped_steps"
@@ -66,17 +68,19 @@ class Recorder:
         self.hypergradient = Mean()
         self.skipped = 0
         self._file: TextIO | None = None
+        self._summarised = False
 
     def open(self, trainer: Trainer) -> None:
-        """Write the layout, and open `schedule.csv` in the first logger's folder, if there is a logger with one."""
-        folder = trainer.log_dir if trainer.loggers else None
+        """Write the layout, and open `schedule.csv` in the folder of the first logger that has one."""
         if not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_custom_scalars(layout(self.schedule))
-        if folder is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            path = Path(folder) / "schedule.csv"
+        folders = [] if trainer.fast_dev_run else map(_folder, trainer.loggers)  # type: ignore[attr-defined]
+        folder = next((folder for folder in folders if folder is not None), None)
+        if folder is not None:
+            path = folder / "schedule.csv"
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(path, "w", newline="")  # noqa: SIM115
             self.schedule.write(self._file)
@@ -100,6 +104,12 @@ class Recorder:
             return
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)
+        if TRAIN_LOSS in metrics and not self._summarised:
+            # Not at the start: of several such summaries the first counts, and a user's own is to go before.
+            self._summarised = True
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    summarise(self._hyperparameters, logger.experiment)
         if self._file is not None:
             csv.writer(self._file, lineterminator="\n").writerow(self.schedule.cells(row))
             self._file.flush()
@@ -146,6 +156,29 @@ class Recorder:
             if loss is not None:
                 metrics[tag] = loss.item()
         return metrics
+
+
+def _folder(logger: Logger) -> Path | None:
+    """Where a logger keeps the files of this run, or None: beside the checkpoints."""
+    if isinstance(logger, TensorBoardLogger | CSVLogger):
+        return Path(logger.log_dir)
+    if logger.save_dir is None:
+        return None
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return Path(logger.save_dir, str(logger.name), version)
+
+
+def summarise(hyperparameters: HyperparameterSet, writer: SummaryWriter) -> None:
+    """Let the tab HPARAMS show where the hyperparameters start, and as metrics the last points of their curves.
+
+    Lightning's `log_hyperparams` would draw a point on each of these curves, also on that of `val_loss`. Hence this way
+    to the event file, which is private in torch, up to 2.15, and used by Lightning likewise.
+    """
+    starts = {f"{INIT}/{name}": specification.init for name, specification in hyperparameters.specifications.items()}
+    curves = [*(f"{VALUE}/{name}" for name in hyperparameters.names), TRAIN_LOSS, VALID_LOSS, "val_loss"]
+    experiment, session, _ = hparams(starts, dict.fromkeys(curves, 0.0))  # type: ignore[no-untyped-call]
+    for summary in (experiment, session):
+        writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
 
 
 def layout(schedule: Schedule) -> dict[str, dict[str, list[object]]]:
