@@ -122,7 +122,7 @@ class Recorder:
 
     def _metrics(self) -> dict[str, float]:
         hyperparameters = self._hyperparameters
-        centre, scale = hyperparameters.unconstrained.detach().cpu().double(), hyperparameters.scale.cpu().double()
+        centre, scale = hyperparameters.unconstrained.cpu().double(), hyperparameters.scale.cpu().double()
         bands = hyperparameters.constrain(torch.stack([centre, centre - scale, centre + scale]))
         metrics = {}
         for name, specification in hyperparameters.specifications.items():

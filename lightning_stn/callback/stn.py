@@ -152,8 +152,8 @@ class STNCallback(Callback):
         check_optimizers(trainer, module)
         seed = torch.initial_seed() if self._seed is None else self._seed
         self._seed = int(trainer.strategy.broadcast(seed))
-        for parameter in (hyperparameters.unconstrained, hyperparameters.raw_scale):
-            parameter.data.copy_(trainer.strategy.broadcast(parameter.data))
+        for entries in (hyperparameters.unconstrained, hyperparameters.raw_scale):
+            entries.copy_(trainer.strategy.broadcast(entries))
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._clock.schedule = self._clock.schedule.immediate()
         lr = derived_rate(self._expected_steps(trainer)) if self._lr is None else self._lr
@@ -214,7 +214,7 @@ class STNCallback(Callback):
         if self._watch.gives_up:
             trainer.should_stop = True
         if due or batch_idx == 0:
-            values = module.hyperparameters.constrain(module.hyperparameters.unconstrained.detach())
+            values = module.hyperparameters.constrain(module.hyperparameters.unconstrained)
             for name, value in values.items():
                 module.log(name, value.float(), prog_bar=True, logger=False, on_step=True, on_epoch=False)
         if self._clock.batches % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]

@@ -66,7 +66,7 @@ class Watch:
     def look(self) -> None:
         """Warn, once each, of hyperparameters at a bound and of scales that collapsed or exploded."""
         hyperparameters = self._hyperparameters
-        places, scales = hyperparameters.unconstrained.detach().tolist(), hyperparameters.scale.tolist()
+        places, scales = hyperparameters.unconstrained.tolist(), hyperparameters.scale.tolist()
         for name, specification in hyperparameters.specifications.items():
             entries, starts = hyperparameters.entries[name], specification.unconstrained_init()
             for place, scale, start in zip(places[entries], scales[entries], starts, strict=True):
