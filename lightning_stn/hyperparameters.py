@@ -140,6 +140,11 @@ class HyperparameterSet(nn.Module):
         return self._specifications
 
     @property
+    def meanings(self) -> dict[str, str]:
+        """How the unconstrained entries are read, by name; two sets that agree in it can exchange their state."""
+        return {name: specification.meaning for name, specification in self.specifications.items()}
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names, in the order of the entries of `unconstrained`."""
         return tuple(self._specifications)
