@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from lightning_stn import functional
 from lightning_stn.schedule import Schedule, Value
 from lightning_stn.specifications import Categorical, Hyperparameter
 from lightning_stn.transforms import positive, positive_inverse
+
+_STATE = ("unconstrained", "raw_scale")
+"""What a state dict holds of a set."""
 
 
 @dataclass
@@ -36,7 +40,9 @@ class HyperparameterSet(nn.Module):
     """The hyperparameters of one network: where they are, how far they are perturbed, and what is bound now.
 
     `unconstrained` and `raw_scale` are float32 whatever the precision of the network (small steps vanish in half
-    precision) and never require a gradient: the hyperparameter phase differentiates detached copies of them.
+    precision) and never require a gradient: the hyperparameter phase differentiates detached copies of them. They are
+    in the state dict, but they are no parameters, so that what works on all parameters (weight optimisers, weight
+    averaging, sharding) leaves them alone.
 
     Args:
         specifications: name to `Float`, `Integer` or `Categorical`. A name is letters, digits and underscores.
@@ -61,8 +67,8 @@ class HyperparameterSet(nn.Module):
         torch.Size([8, 2])
     """
 
-    unconstrained: nn.Parameter
-    raw_scale: nn.Parameter
+    unconstrained: Tensor
+    raw_scale: Tensor
 
     def __init__(self, specifications: Mapping[str, Hyperparameter]) -> None:
         super().__init__()
@@ -79,9 +85,8 @@ class HyperparameterSet(nn.Module):
         for name, specification in specifications.items():
             self.entries[name] = slice(len(self), len(self) + specification.entries)
             self._specifications[name] = specification
-        for name in ("unconstrained", "raw_scale"):
-            entries = torch.empty(len(self), dtype=torch.float32)
-            setattr(self, name, nn.Parameter(entries, requires_grad=False))
+        for name in _STATE:
+            setattr(self, name, torch.empty(len(self), dtype=torch.float32))
         self.reset_parameters()
 
     def _check(self, specifications: Mapping[str, Hyperparameter]) -> None:
@@ -126,13 +131,18 @@ class HyperparameterSet(nn.Module):
         scales = torch.tensor(
             [s.scale for s in specifications for _ in range(s.entries)], dtype=torch.float64, device="cpu"
         )
-        self.unconstrained.data.copy_(values)
-        self.raw_scale.data.copy_(positive_inverse(scales))
+        self.unconstrained.copy_(values)
+        self.raw_scale.copy_(positive_inverse(scales))
 
     @property
     def specifications(self) -> Mapping[str, Hyperparameter]:
         """Name to `Float`, `Integer` or `Categorical`."""
         return self._specifications
+
+    @property
+    def meanings(self) -> dict[str, str]:
+        """How the unconstrained entries are read, by name; two sets that agree in it can exchange their state."""
+        return {name: specification.meaning for name, specification in self.specifications.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -201,7 +211,7 @@ class HyperparameterSet(nn.Module):
     def values(self) -> dict[str, Value]:
         """The current hyperparameters in natural units, as Python numbers; of a `Categorical` the choice itself."""
         # In float64, so that a start value reads back as it was given, to the precision of a float32 logit.
-        values = self.constrain(self.unconstrained.detach().cpu().double())
+        values = self.constrain(self.unconstrained.cpu().double())
         return {name: self.specifications[name].to_python(value) for name, value in values.items()}
 
     def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -256,20 +266,47 @@ class HyperparameterSet(nn.Module):
             self.bound.read[name] = True
             return self.bound.values[name]
         self.require(name, "This code")
-        return self.specifications[name].read(self.unconstrained.detach()[self.entries[name]])
+        return self.specifications[name].read(self.unconstrained[self.entries[name]])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HyperparameterSet":
         """Follow the network to another device, but never to another precision."""
-
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
         was_meta = self.unconstrained.is_meta
-        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name in _STATE:
+            tensor = getattr(self, name)
+            moved = fn(tensor)
+            setattr(self, name, moved if moved.dtype == tensor.dtype else tensor.to(moved.device))
         if was_meta and not self.unconstrained.is_meta:
             self.reset_parameters()
         return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        for name in _STATE:
+            destination[prefix + name] = getattr(self, name)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        known = {prefix + name: name for name in _STATE}
+        if strict:
+            missing_keys += [key for key in known if key not in state_dict]
+            unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in known]
+        for key in known.keys() & state_dict.keys():
+            own, saved = getattr(self, known[key]), state_dict[key]
+            if saved.shape != own.shape:
+                error_msgs.append(
+                    f"{key} has {saved.numel()} entries, but the hyperparameters {list(self.names)} have "
+                    f"{own.numel()}; load it into a module with the hyperparameters that it was saved with."
+                )
+            else:
+                own.copy_(saved)
 
     def extra_repr(self) -> str:
         """One hyperparameter a line."""

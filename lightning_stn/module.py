@@ -1,33 +1,44 @@
 """`STNModule`: the two losses of a self-tuning network, and its weight step."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor, nn
 
-from lightning_stn.binding import keep_merged
+from lightning_stn.binding import bind_weight_phase, keep_merged, unbind
 from lightning_stn.convert import convert
 from lightning_stn.export import export
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers import ResponseLayer
 from lightning_stn.specifications import Hyperparameter
 
+Perturb = Literal["example", "batch"]
+ClipAlgorithm = Literal["norm", "value"]
+
 
 @dataclass(frozen=True)
 class WeightStepSettings:
-    """How the manual weight step runs; set by the callback.
+    """How the weight step runs; set by the callback.
 
     Args:
-        gradient_clip_val: largest norm of the weights' gradient; None for no clipping.
+        perturb: what has a perturbation of its own.
+        gradient_clip_val: largest norm, or largest entry, of the weights' gradient; None for no clipping.
+        gradient_clip_algorithm: which of the two.
         accumulate_grad_batches: training batches whose gradients one optimiser step averages.
     """
 
+    perturb: Perturb = "example"
     gradient_clip_val: float | None = None
+    gradient_clip_algorithm: ClipAlgorithm = "norm"
     accumulate_grad_batches: int = 1
 
 
@@ -73,7 +84,7 @@ class STNModule(L.LightningModule):
         super().__init__(*args, **kwargs)
         self.automatic_optimization = False
         self.hyperparameters = HyperparameterSet(hyperparameters)
-        self.weight_step_settings = WeightStepSettings()
+        self.weight_step_settings: WeightStepSettings | None = None
         self._muted = False
 
     def convert(
@@ -183,23 +194,30 @@ class STNModule(L.LightningModule):
                 f"override infer_batch_size(self, batch) in {type(self).__name__}."
             ) from error
 
+    def perturb(self, batch: Any, generator: torch.Generator | None = None) -> None:
+        """Bind a perturbed sample for a weight step on `batch`: a row for each example, or one."""
+        assert self.weight_step_settings is not None
+        rows = self.infer_batch_size(batch) if self.weight_step_settings.perturb == "example" else 1
+        bind_weight_phase(self.hyperparameters, self.hyperparameters.sample(rows, generator))
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One weight step on `training_loss`, at the sample that `STNCallback` has bound."""
-        if self.hyperparameters.bound.values is None:
+        if self.weight_step_settings is None:
             raise RuntimeError(
                 f"{type(self).__name__} trains without its callback; pass callbacks=[STNCallback(...)] to the Trainer."
             )
+        if self.hyperparameters.bound.values is None:  # Lightning's Tuner puts the callbacks aside.
+            self.perturb(batch)
         loss = self.training_loss(batch, batch_idx)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"Expected training_loss to return a scalar tensor, got {got}; return the mean loss.")
         if not self.automatic_optimization:
-            self._weight_step(loss, batch_idx)
+            self._weight_step(loss, batch_idx, self.weight_step_settings.accumulate_grad_batches)
         return loss
 
-    def _weight_step(self, loss: Tensor, batch_idx: int) -> None:
-        """Backward, and every `accumulate_grad_batches`-th time the optimisers and the schedulers."""
-        accumulate = self.weight_step_settings.accumulate_grad_batches
+    def _weight_step(self, loss: Tensor, batch_idx: int, accumulate: int) -> None:
+        """Backward, and every `accumulate`-th time the optimisers and the schedulers."""
         self.manual_backward(loss / accumulate)
         if (batch_idx + 1) % accumulate and not self.trainer.is_last_batch:
             return
@@ -208,15 +226,51 @@ class STNModule(L.LightningModule):
             optimizer.step()
             # Freed now, so that the hyperparameter phase has no gradient of the weights in memory.
             optimizer.zero_grad()
-        self._step_schedulers("step", batch_idx)
+        self.step_schedulers("step", batch_idx)
         if self.trainer.is_last_batch:
-            self._step_schedulers("epoch", self.current_epoch)
+            self.step_schedulers("epoch", self.current_epoch)
 
-    def _step_schedulers(self, interval: str, index: int) -> None:
-        """Step the learning-rate schedulers that are due, which Lightning leaves to manual optimisation."""
+    def step_schedulers(self, interval: str, index: int, *, on_metric: bool = False) -> None:
+        """Step the learning-rate schedulers that are due, which Lightning leaves to manual optimisation.
+
+        Args:
+            interval: "step" or "epoch".
+            index: number of the batch in its epoch, or of the epoch.
+            on_metric: whether those that follow a metric are stepped, or those that do not.
+
+        Raises:
+            RuntimeError: the metric of a scheduler was not logged (unless it is not `strict`).
+        """
         for config in self.trainer.lr_scheduler_configs:
-            if config.interval == interval and (index + 1) % config.frequency == 0:
-                self.lr_scheduler_step(config.scheduler, None)
+            due = config.interval == interval and (index + 1) % config.frequency == 0
+            if not due or config.reduce_on_plateau != on_metric:
+                continue
+            metric = self.trainer.callback_metrics.get(config.monitor) if on_metric else None  # type: ignore[arg-type]
+            if metric is None and on_metric:
+                message = (
+                    f"The learning-rate scheduler {type(config.scheduler).__name__} follows {config.monitor!r}, which "
+                    f"was not logged; there are {sorted(self.trainer.callback_metrics)}."
+                )
+                if config.strict:
+                    raise RuntimeError(f"{message} Log it, name another as 'monitor', or set 'strict' to False.")
+                warnings.warn(message, stacklevel=2)
+                continue
+            self.lr_scheduler_step(config.scheduler, metric)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Free the sample, and save checkpoints by time, which Lightning leaves out in manual optimisation."""
+        unbind(self.hyperparameters)
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback._train_time_interval is not None:
+                automatic: Any = SimpleNamespace(automatic_optimization=True)
+                callback.on_train_batch_end(self.trainer, automatic, outputs, batch, batch_idx)
+        super().on_train_batch_end(outputs, batch, batch_idx)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the current hyperparameters, also where a callback saves an averaged copy of this module instead."""
+        current = self.hyperparameters.state_dict(prefix="hyperparameters.")
+        checkpoint["state_dict"] |= {key: value for key, value in current.items() if key in checkpoint["state_dict"]}
+        super().on_save_checkpoint(checkpoint)
 
     def validation_step(self, batch: Any, batch_idx: int, *args: Any) -> Any:
         """Log `val_loss`, at the current hyperparameters; in front of an existing module, its own step."""
@@ -238,13 +292,32 @@ class STNModule(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Merge the weights once for the whole loop."""
         keep_merged(self.hyperparameters, True)
+        super().on_validation_epoch_start()
 
     def on_validation_epoch_end(self) -> None:
         """Weights may move again."""
         keep_merged(self.hyperparameters, False)
+        super().on_validation_epoch_end()
 
-    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
-    on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
+    def on_test_epoch_start(self) -> None:
+        """Merge the weights once for the whole loop."""
+        keep_merged(self.hyperparameters, True)
+        super().on_test_epoch_start()
+
+    def on_test_epoch_end(self) -> None:
+        """Weights may move again."""
+        keep_merged(self.hyperparameters, False)
+        super().on_test_epoch_end()
+
+    def on_predict_epoch_start(self) -> None:
+        """Merge the weights once for the whole loop."""
+        keep_merged(self.hyperparameters, True)
+        super().on_predict_epoch_start()
+
+    def on_predict_epoch_end(self) -> None:
+        """Weights may move again."""
+        keep_merged(self.hyperparameters, False)
+        super().on_predict_epoch_end()
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         """Log as every LightningModule does; nothing happens in the hyperparameter phase.

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from functools import cached_property
 from types import UnionType
 from typing import Any, Literal
@@ -47,6 +47,13 @@ class Hyperparameter(ABC):
     def entries(self) -> int:
         """How many unconstrained entries the hyperparameter has."""
         return 1
+
+    @property
+    def meaning(self) -> str:
+        """What decides how unconstrained entries are read: the specification without start and scale."""
+        own: Any = self
+        parts = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(own) if f.name not in ("init", "scale")]
+        return f"{type(self).__name__}({', '.join(parts)})"
 
     @abstractmethod
     def unconstrained_init(self) -> list[float]:

@@ -191,3 +191,30 @@ def test_reads_are_remembered_in_the_weight_phase() -> None:
 
 def test_repr_shows_the_ranges() -> None:
     assert "rate=Float(low=0.0, high=1.0, init=0.25" in repr(both())
+
+
+def test_state_lives_in_the_state_dict_and_not_among_the_parameters() -> None:
+    """So that weight optimisers, weight averaging and sharding leave it alone."""
+    ours, other = (HyperparameterSet({"a": Float(0.0, 1.0, init=init)}) for init in (0.2, 0.7))
+    assert not list(ours.parameters())
+    assert not list(ours.buffers())
+    assert list(ours.state_dict()) == ["unconstrained", "raw_scale"]
+    other.load_state_dict(ours.state_dict())
+    assert other.values() == ours.values()
+    copied = copy.deepcopy(ours)
+    copied.unconstrained += 1
+    assert copied.values() != ours.values()
+    moved = ours.to("meta")
+    assert moved.unconstrained.is_meta
+
+
+def test_loading_refuses_what_does_not_fit() -> None:
+    ours = HyperparameterSet({"a": Float(0.0, 1.0, init=0.2)})
+    before = copy.deepcopy(ours.state_dict())
+    with pytest.raises(RuntimeError, match="unconstrained has 2 entries, but the hyperparameters"):
+        ours.load_state_dict({name: torch.zeros(2) for name in before})
+    with pytest.raises(RuntimeError, match=r"Missing key.*raw_scale"):
+        ours.load_state_dict({"unconstrained": before["unconstrained"]})
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*sigma"):
+        ours.load_state_dict({**before, "sigma": torch.ones(1)})
+    assert all(torch.equal(ours.state_dict()[name], before[name]) for name in before)

@@ -1,12 +1,16 @@
 """What is checked before the first step, so that a mistake costs seconds and not a run."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
+from lightning_stn.callback.settings import Settings
+from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers import ResponseLayer
 from lightning_stn.module import STNModule
 
@@ -44,20 +48,59 @@ def require_stn_module(module: LightningModule, perturb: str) -> STNModule:
     return module
 
 
-def check_optimizers(trainer: Trainer, module: STNModule) -> None:
-    """Check that the weight optimisers train every response parameter, and that their schedulers can be stepped.
+def check_trainer(trainer: Trainer, module: STNModule, settings: Settings) -> None:
+    """Refuse what cannot work together.
 
     Raises:
-        ValueError: response parameters are in no optimiser (the message names them), or a scheduler follows a metric
-            in manual optimisation, where Lightning drops the name of that metric.
+        ValueError: clipping or accumulation with automatic optimisation, where they are the Trainer's.
+        NotImplementedError: a strategy or a callback that is not supported.
     """
-    if not module.automatic_optimization:
-        for config in trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-                raise ValueError(
-                    "ReduceLROnPlateau follows a metric, which Lightning does not hand to manual optimisation; set "
-                    "self.automatic_optimization = True after super().__init__, or use another scheduler."
-                )
+    plain = replace(settings, gradient_clip_val=None, accumulate_grad_batches=1)
+    if module.automatic_optimization and settings != plain:
+        raise ValueError(
+            "With automatic_optimization = True, clipping and accumulation are the Trainer's: pass "
+            "gradient_clip_val and accumulate_grad_batches to Trainer(...), not to STNCallback."
+        )
+    if isinstance(trainer.strategy, FSDPStrategy):
+        raise NotImplementedError(
+            "STNCallback does not support FSDPStrategy: it flattens the parameters that a layer's response needs one "
+            "by one. Use strategy=ModelParallelStrategy(...), which shards each parameter for itself (FSDP2), or 'ddp'."
+        )
+    if isinstance(trainer.strategy, DeepSpeedStrategy):
+        raise NotImplementedError(
+            "STNCallback does not support DeepSpeedStrategy: its engine owns backward and optimiser step, and the "
+            "hyperparameter phase needs a gradient beside them. Use strategy='ddp', or ModelParallelStrategy(...)."
+        )
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
+        raise NotImplementedError(
+            "STNCallback does not support StochasticWeightAveraging: it ends with an epoch in which Lightning leaves "
+            "out the backward pass, while the phases of this callback go on. Use Lightning's WeightAveraging or "
+            "EMAWeightAveraging, which average the weights and leave the hyperparameters alone."
+        )
+
+
+def check_hyperparameters(hyperparameters: HyperparameterSet, saved: Mapping[str, str]) -> None:
+    """Check that a checkpoint's hyperparameters mean what this module's mean.
+
+    Raises:
+        ValueError: they have other names, another order, other ranges or choices.
+    """
+    own = hyperparameters.meanings
+    if list(own.items()) != list(saved.items()):
+        raise ValueError(
+            f"The checkpoint was saved with the hyperparameters {dict(saved)}, but this module has {own}, so that what "
+            "was learnt would be read in a wrong way; resume with the hyperparameters of the checkpoint (init and "
+            "scale may differ), or begin a new run."
+        )
+
+
+def check_optimizers(trainer: Trainer, module: STNModule) -> None:
+    """Check that the weight optimisers train every response parameter.
+
+    Raises:
+        ValueError: response parameters are in no optimiser; the message names them.
+    """
     held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
     responses = {
         id(parameter)

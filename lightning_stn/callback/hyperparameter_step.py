@@ -36,6 +36,14 @@ def derived_rate(steps: int | None) -> float:
     return min(max(TRAVEL / max(steps, 1), SMALLEST_RATE), LARGEST_RATE)
 
 
+def own_scaler(precision: str | int, device: torch.device) -> torch.amp.GradScaler | None:
+    """What scales the loss of the hyperparameter phase where the network computes in float16."""
+    if precision not in ("16-mixed", "16-true"):
+        return None
+    # The default of 2^16 is itself beyond float16, and would cost the first step where the loss has that precision.
+    return torch.amp.GradScaler(device.type, init_scale=2.0**15)
+
+
 class Leaves(NamedTuple):
     """Detached copies to differentiate: `lambda` and `rho`, `[h]` each, unconstrained units."""
 
@@ -64,6 +72,8 @@ class HyperparameterOptimizer:
         lr: learning rate of `lambda`, unconstrained units.
         scale_lr: learning rate of `rho`.
         tune_scales: whether `rho` is stepped at all.
+        scaler: scales the loss, where gradients would vanish in half precision. It is not the weights' own: each
+            optimiser that steps updates its scaler, and the other would then unscale by the wrong factor.
     """
 
     def __init__(
@@ -74,6 +84,7 @@ class HyperparameterOptimizer:
         lr: float,
         scale_lr: float,
         tune_scales: bool,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         self._parameters = [hyperparameters.unconstrained]
         groups: list[dict[str, Any]] = [{"params": [hyperparameters.unconstrained], "lr": lr}]
@@ -82,6 +93,7 @@ class HyperparameterOptimizer:
             groups.append({"params": [hyperparameters.raw_scale], "lr": scale_lr})
         self._hyperparameters = hyperparameters
         self.optimizer = factory(groups)
+        self.scaler = scaler
 
     def leaves(self) -> Leaves:
         """Copies of the current state that require a gradient."""
@@ -94,7 +106,8 @@ class HyperparameterOptimizer:
     def hypergradient(self, loss: Tensor, leaves: Leaves, entropy_weight: float) -> Tensor:
         """Gradient of `L_V - tau * entropy`, `[2, h]`: a row for `lambda`, and one for `rho` (zero if it is fixed).
 
-        Only these leaves are differentiated, so that no gradient of a network weight is computed or stored.
+        It is scaled, if there is a scaler; `receive` undoes that, once the ranks have averaged their gradients. Only
+        these leaves are differentiated, so that no gradient of a network weight is computed or stored.
 
         Raises:
             ValueError: the loss is not a scalar with a gradient in the hyperparameters.
@@ -105,7 +118,8 @@ class HyperparameterOptimizer:
             objective = objective - entropy_weight * leaves.entropy()
         gradients: list[Tensor | None] = [None]
         if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
-            gradients = list(torch.autograd.grad(objective, tuned, allow_unused=True))
+            scaled = objective if self.scaler is None else self.scaler.scale(objective)
+            gradients = list(torch.autograd.grad(scaled, tuned, allow_unused=True))
         if gradients[0] is None:
             raise ValueError(
                 "The validation loss does not depend on the hyperparameters: no response layer led to it. Compute it "
@@ -116,11 +130,53 @@ class HyperparameterOptimizer:
             rows.append(torch.zeros_like(rows[0]))
         return torch.stack(rows)
 
-    def step(self, hypergradient: Tensor) -> None:
-        """Step along a hypergradient, `[2, h]`; the parameters keep no gradient afterwards."""
+    @property
+    def rescales(self) -> bool:
+        """Whether a gradient that is not finite may be one that was scaled too much."""
+        return self.scaler is not None and self.scaler.get_scale() > 1
+
+    def receive(self, hypergradient: Tensor) -> Tensor:
+        """Take a hypergradient, `[2, h]`, for the next step; returns it unscaled."""
+        for parameter, gradient in zip(self._parameters, hypergradient, strict=False):
+            parameter.grad = gradient.clone()
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        received = hypergradient.clone()
+        for row, parameter in zip(received, self._parameters, strict=False):
+            row.copy_(parameter.grad)
+        return received
+
+    def step(self, *, admitted: bool = True) -> None:
+        """Step along the hypergradient that was received, if it is admitted; the parameters keep no gradient."""
         try:
-            for parameter, gradient in zip(self._parameters, hypergradient, strict=False):
-                parameter.grad = gradient
-            self.optimizer.step()
+            if self.scaler is not None:
+                self.scaler.step(self.optimizer)  # It finds out for itself what is not finite.
+                self.scaler.update()
+            elif admitted:
+                self.optimizer.step()
         finally:
             self.optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser, by the name of its class, and the scaler."""
+        return {
+            "class": type(self.optimizer).__qualname__,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state.
+
+        Raises:
+            ValueError: it is that of another class of optimiser.
+        """
+        name = type(self.optimizer).__qualname__
+        if state["class"] != name:
+            raise ValueError(
+                f"The checkpoint holds the state of a hyperparameter optimiser of class {state['class']}, but this "
+                f"STNCallback has {name}; pass the same, or override=['optimizer'] to begin with a new state."
+            )
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler is not None and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])

@@ -1,6 +1,7 @@
 """What a run shows and leaves behind: TensorBoard tags and layout, `schedule.csv`, the progress bar."""
 
 import csv
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -82,9 +83,11 @@ class Recorder:
         if folder is not None:
             path = folder / "schedule.csv"
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "w", newline="")  # noqa: SIM115
-            self.schedule.write(self._file)
-            self._file.flush()
+            # A file of an earlier run is replaced in one go: killed at any moment, one of the two is whole.
+            with open(path.with_suffix(".csv.new"), "w", newline="") as file:
+                self.schedule.write(file)
+            os.replace(file.name, path)
+            self._file = open(path, "a", newline="")  # noqa: SIM115
 
     def record(self, trainer: Trainer, step: int) -> None:
         """Record the present, once a step."""
@@ -132,7 +135,7 @@ class Recorder:
 
     def _metrics(self) -> dict[str, float]:
         hyperparameters = self._hyperparameters
-        centre, scale = hyperparameters.unconstrained.detach().cpu().double(), hyperparameters.scale.cpu().double()
+        centre, scale = hyperparameters.unconstrained.cpu().double(), hyperparameters.scale.cpu().double()
         bands = hyperparameters.constrain(torch.stack([centre, centre - scale, centre + scale]))
         metrics = {}
         for name, specification in hyperparameters.specifications.items():

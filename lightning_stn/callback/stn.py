@@ -2,27 +2,39 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_stn.binding import attach, bind, bind_weight_phase, keep_merged, unbind
-from lightning_stn.callback.checks import check_optimizers, require_stn_module, tuning_loader
+from lightning_stn.binding import attach, bind, keep_merged, unbind
+from lightning_stn.callback.checks import (
+    check_hyperparameters,
+    check_optimizers,
+    check_trainer,
+    require_stn_module,
+    tuning_loader,
+)
 from lightning_stn.callback.hyperparameter_step import (
     HyperparameterOptimizer,
     Leaves,
     OptimizerFactory,
     derived_rate,
+    own_scaler,
 )
 from lightning_stn.callback.record import Recorder
+from lightning_stn.callback.schedulers import SchedulerSettings
+from lightning_stn.callback.settings import Settings, checked_override
 from lightning_stn.callback.stream import ValidationStream
 from lightning_stn.callback.watch import Watch
 from lightning_stn.functional import FrozenWeightsError
-from lightning_stn.module import STNModule, WeightStepSettings
+from lightning_stn.hyperparameters import HyperparameterSet
+from lightning_stn.module import ClipAlgorithm, Perturb, STNModule
 from lightning_stn.phases import Phase, PhaseClock, PhaseSchedule
 from lightning_stn.randomness import derive_seed, random_state, set_random_state
 from lightning_stn.schedule import Schedule
@@ -53,10 +65,14 @@ class STNCallback(Callback):
             little more than plain training.
         dataloader: validation batches for the hyperparameter phase; None for the hook `tuning_dataloader()` of the
             module or datamodule or, without one, the validation loader.
-        gradient_clip_val: largest norm of the weights' gradient, in manual optimisation, where the Trainer's own
-            argument is not available.
+        gradient_clip_val: largest norm (or entry) of the weights' gradient, in manual optimisation, where the Trainer's
+            own argument is not available.
+        gradient_clip_algorithm: "norm" or "value".
         accumulate_grad_batches: training batches whose gradients one weight step averages, in manual optimisation.
         seed: fixes perturbations and validation order; None for torch's initial seed.
+        override: names of arguments that count when a run is resumed; the others stay as they were in the checkpoint.
+            "optimizer" begins with a new state of the hyperparameter optimiser, "hyperparameters" returns them to their
+            initial values as well.
 
     Attributes:
         schedule: what the hyperparameters did, a row every `Trainer(log_every_n_steps)` training batches.
@@ -77,35 +93,34 @@ class STNCallback(Callback):
         scale_lr: float | None = None,
         tune_scales: bool = True,
         entropy_weight: float = 1e-3,
-        perturb: Literal["example", "batch"] = "example",
+        perturb: Perturb = "example",
         dataloader: Iterable[Any] | None = None,
         gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: ClipAlgorithm = "norm",
         accumulate_grad_batches: int = 1,
         seed: int | None = None,
+        override: Collection[str] = (),
     ) -> None:
-        if perturb not in ("example", "batch"):
-            raise ValueError(f"STNCallback: expected perturb='example' or perturb='batch', got {perturb!r}.")
-        rates = {"lr": lr, "scale_lr": scale_lr, "gradient_clip_val": gradient_clip_val}
-        for name, rate in rates.items():
-            if rate is not None and not (rate > 0 and math.isfinite(rate)):
-                raise ValueError(f"STNCallback: expected {name} to be positive, or None, got {rate!r}.")
-        if not (entropy_weight >= 0 and math.isfinite(entropy_weight)):
-            raise ValueError(f"STNCallback: expected entropy_weight to be at least 0, got {entropy_weight!r}.")
-        if not isinstance(accumulate_grad_batches, int) or accumulate_grad_batches < 1:
-            raise ValueError(
-                f"STNCallback: expected accumulate_grad_batches to be a whole number of at least 1, "
-                f"got {accumulate_grad_batches!r}."
-            )
-        self._clock = PhaseClock(PhaseSchedule(train_steps, valid_steps, warmup_epochs, warmup_steps))
+        self._arguments = self._settings = Settings(
+            train_steps=train_steps,
+            valid_steps=valid_steps,
+            warmup_epochs=warmup_epochs,
+            warmup_steps=warmup_steps,
+            lr=lr,
+            scale_lr=scale_lr,
+            tune_scales=tune_scales,
+            entropy_weight=entropy_weight,
+            perturb=perturb,
+            gradient_clip_val=gradient_clip_val,
+            gradient_clip_algorithm=gradient_clip_algorithm,
+            accumulate_grad_batches=accumulate_grad_batches,
+            seed=seed,
+        )
+        self._override = checked_override(override)
+        self._clock = PhaseClock(self._settings.phases)
         self._factory = optimizer
-        self._lr = lr
-        self._scale_lr = scale_lr
-        self._tune_scales = tune_scales
-        self._entropy_weight = entropy_weight
-        self._perturb = perturb
         self._dataloader = dataloader
-        self._weight_step = WeightStepSettings(gradient_clip_val, accumulate_grad_batches)
-        self._seed = seed
+        self._schedulers = SchedulerSettings()
         self._freeze = True
         self._restored: dict[str, Any] | None = None
         self._random_states: list[dict[str, Any]] | None = None
@@ -134,36 +149,36 @@ class STNCallback(Callback):
         """Check the module and let its regularisers and augmentations find their hyperparameters."""
         if stage != "fit":
             return
-        module = require_stn_module(pl_module, self._perturb)
+        self._settings = self._arguments
+        module = require_stn_module(pl_module, self._settings.perturb)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if sum(isinstance(callback, STNCallback) for callback in callbacks) > 1:
             raise ValueError("The Trainer has several STNCallbacks; give it one.")
-        if module.automatic_optimization and self._weight_step != WeightStepSettings():
-            raise ValueError(
-                "With automatic_optimization = True, clipping and accumulation are the Trainer's: pass "
-                "gradient_clip_val and accumulate_grad_batches to Trainer(...), not to STNCallback."
-            )
+        check_trainer(trainer, module, self._settings)
         attach(module, module.hyperparameters)
-        module.weight_step_settings = self._weight_step
+        module.weight_step_settings = self._settings.weight_step
+        if not module.automatic_optimization:
+            self._schedulers.watch(module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build what the hyperparameter phase needs, and continue where a checkpoint left off."""
         module = _stn(pl_module)
         hyperparameters = module.hyperparameters
+        if not module.automatic_optimization:
+            self._schedulers.restore(trainer)
         check_optimizers(trainer, module)
-        seed = torch.initial_seed() if self._seed is None else self._seed
-        self._seed = int(trainer.strategy.broadcast(seed))
-        for parameter in (hyperparameters.unconstrained, hyperparameters.raw_scale):
-            parameter.data.copy_(trainer.strategy.broadcast(parameter.data))
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._clock.schedule = self._clock.schedule.immediate()
-        lr = derived_rate(self._expected_steps(trainer)) if self._lr is None else self._lr
+        self._settle(trainer)
+        settings = self._settings
+        module.weight_step_settings = settings.weight_step
+        assert settings.lr is not None
+        assert settings.scale_lr is not None
         self._optimizer = HyperparameterOptimizer(
             hyperparameters,
             self._factory,
-            lr=lr,
-            scale_lr=lr if self._scale_lr is None else self._scale_lr,
-            tune_scales=self._tune_scales,
+            lr=settings.lr,
+            scale_lr=settings.scale_lr,
+            tune_scales=settings.tune_scales,
+            scaler=own_scaler(trainer.precision, trainer.strategy.root_device),
         )
         self._stream = ValidationStream(
             tuning_loader(trainer, module, self._dataloader),
@@ -171,34 +186,70 @@ class STNCallback(Callback):
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )
+        self._meanings = hyperparameters.meanings
         self._recorder = Recorder(hyperparameters)
         self._watch = Watch(hyperparameters)
         if self._restored is not None:
-            self._optimizer.optimizer.load_state_dict(self._restored["optimizer"])
-            self._stream.load_state_dict(self._restored["stream"])
-            self._recorder.load_state_dict(self._restored["schedule"])
-            self._watch.skipped = self._restored.get("skipped", 0)
+            self._resume(self._restored, hyperparameters)
             self._restored = None
+        for entries in (hyperparameters.unconstrained, hyperparameters.raw_scale):
+            entries.copy_(trainer.strategy.broadcast(entries))
         self._recorder.open(trainer)
         self._recorder.record(trainer, self._clock.batches)
         if self._random_states is not None and len(self._random_states) == trainer.world_size:
             set_random_state(self._random_states[trainer.global_rank])
         self._random_states = None
 
+    def _settle(self, trainer: Trainer) -> None:
+        """Decide what the arguments leave to the run, equally on all ranks."""
+        settings = self._settings
+        self._clock.schedule = settings.phases
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._clock.schedule = settings.phases.immediate()
+        steps = self._expected_steps(trainer)
+        lr = derived_rate(steps) if settings.lr is None else settings.lr
+        self._settings = replace(
+            settings,
+            lr=lr,
+            scale_lr=lr if settings.scale_lr is None else settings.scale_lr,
+            seed=int(trainer.strategy.broadcast(torch.initial_seed() if settings.seed is None else settings.seed)),
+        )
+
+    def _resume(self, restored: dict[str, Any], hyperparameters: HyperparameterSet) -> None:
+        """Continue from a checkpoint, but for what shall be overridden."""
+        check_hyperparameters(hyperparameters, restored["hyperparameters"])
+        if "hyperparameters" in self._override:
+            hyperparameters.reset_parameters()
+        if not self._override & {"hyperparameters", "optimizer", "tune_scales"}:
+            self._optimizer.load_state_dict(restored["optimizer"])
+            for group, name in zip(self._optimizer.optimizer.param_groups, ("lr", "scale_lr"), strict=False):
+                if name in self._override:
+                    group["lr"] = getattr(self._settings, name)
+        self._stream.load_state_dict(restored["stream"])
+        self._recorder.load_state_dict(restored["schedule"])
+        self._watch.skipped = restored["skipped"]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Follow the validation data where the Trainer reloads its loaders."""
+        every = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
+        if every and trainer.current_epoch and trainer.current_epoch % every == 0:
+            self._stream.read(tuning_loader(trainer, _stn(pl_module), self._dataloader))
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Bind the sample of a weight step."""
-        module = _stn(pl_module)
-        rows = module.infer_batch_size(batch) if self._perturb == "example" else 1
-        generator = self._generator(trainer, Phase.WEIGHT, self._clock.batches)
-        bind_weight_phase(module.hyperparameters, module.hyperparameters.sample(rows, generator))
+        _stn(pl_module).perturb(batch, self._generator(trainer, Phase.WEIGHT, self._clock.batches))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Clip the weights' gradient; here a gradient scaler has already been undone."""
-        limit = self._weight_step.gradient_clip_val
+        limit = self._settings.gradient_clip_val
         if limit is not None:
-            pl_module.clip_gradients(optimizer, gradient_clip_val=limit, gradient_clip_algorithm="norm")
+            pl_module.clip_gradients(
+                optimizer,
+                gradient_clip_val=limit,
+                gradient_clip_algorithm=self._settings.gradient_clip_algorithm,
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -212,15 +263,23 @@ class STNCallback(Callback):
         due = self._clock.finish_batch(trainer.current_epoch)
         for _ in range(due):
             self._hyperparameter_step(trainer, module)
+        if not module.automatic_optimization:
+            module.step_schedulers("step", batch_idx, on_metric=True)
         if self._watch.gives_up:
             trainer.should_stop = True
         if due or batch_idx == 0:
-            values = module.hyperparameters.constrain(module.hyperparameters.unconstrained.detach())
+            values = module.hyperparameters.constrain(module.hyperparameters.unconstrained)
             for name, value in values.items():
                 module.log(name, value.float(), prog_bar=True, logger=False, on_step=True, on_epoch=False)
         if self._clock.batches % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._recorder.record(trainer, self._clock.batches)
             self._watch.look()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Step the learning-rate schedulers that follow a metric of the epoch."""
+        module = _stn(pl_module)
+        if not module.automatic_optimization:
+            module.step_schedulers("epoch", trainer.current_epoch, on_metric=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the final hyperparameters."""
@@ -236,24 +295,27 @@ class STNCallback(Callback):
             self._recorder.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, seed, hyperparameter optimiser, position in the validation stream, schedule."""
+        """Settings, counters, hyperparameter optimiser, position in the validation stream, schedule."""
         if not hasattr(self, "_optimizer"):
             return self._restored or {}
         return {
+            "settings": self._settings.state_dict(),
+            "hyperparameters": self._meanings,
             "clock": self._clock.state_dict(),
-            "seed": self._seed,
-            "optimizer": self._optimizer.optimizer.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
             "stream": self._stream.state_dict(),
             "schedule": self._recorder.state_dict(),
             "skipped": self._watch.skipped,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the counters now, and the rest when training starts."""
+        """Take over settings and counters now, and the rest when training starts."""
         if not state_dict:
             return
+        self._settings, message = self._settings.resumed(state_dict["settings"], self._override)
+        if message:
+            rank_zero_warn(message)
         self._clock.load_state_dict(state_dict["clock"])
-        self._seed = state_dict["seed"]
         self._restored = state_dict
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -281,9 +343,11 @@ class STNCallback(Callback):
                 self._freeze = False
                 loss, hypergradient = self._differentiate(trainer, module, batch, leaves, sample)
         hypergradient = trainer.strategy.reduce(hypergradient, reduce_op="mean")
-        if self._watch.admits(hypergradient):
-            self._optimizer.step(hypergradient)
+        hypergradient = self._optimizer.receive(hypergradient)
+        admitted = self._watch.admits(hypergradient, rescales=self._optimizer.rescales)
+        if admitted:
             self._recorder.hypergradient.update(hypergradient)
+        self._optimizer.step(admitted=admitted)
         self._recorder.valid_loss.update(loss)
         self._recorder.skipped = self._watch.skipped
         self._clock.finish_hyperparameter_step()
@@ -295,19 +359,24 @@ class STNCallback(Callback):
         with bind(module.hyperparameters, sample, frozen=self._freeze):
             with trainer.precision_plugin.forward_context():
                 loss = module.validation_loss(batch, self._clock.hyperparameter_steps)
-            return loss, self._optimizer.hypergradient(loss, leaves, self._entropy_weight)
+            return loss, self._optimizer.hypergradient(loss, leaves, self._settings.entropy_weight)
 
     def _noise(self, trainer: Trainer, module: STNModule, batch: Any) -> Tensor | None:
         """`eps` of a hyperparameter step; None for a step without perturbation."""
-        if not self._tune_scales:
+        if not self._settings.tune_scales:
             return None
-        rows = module.infer_batch_size(batch) if self._perturb == "example" else 1
+        rows = module.infer_batch_size(batch) if self._settings.perturb == "example" else 1
         generator = self._generator(trainer, Phase.HYPERPARAMETER, self._clock.hyperparameter_steps)
         return module.hyperparameters.noise(rows, generator)
 
+    @property
+    def _seed(self) -> int:
+        """The seed in effect; known once training starts."""
+        assert self._settings.seed is not None
+        return self._settings.seed
+
     def _generator(self, trainer: Trainer, phase: Phase, step: int) -> torch.Generator:
         """Noise that depends on nothing but the seed, the rank, the phase and the step."""
-        assert self._seed is not None
         return torch.Generator().manual_seed(derive_seed(self._seed, trainer.global_rank, phase.value, step))
 
     def _expected_steps(self, trainer: Trainer) -> int | None:
@@ -317,7 +386,7 @@ class STNCallback(Callback):
         if trainer.max_epochs is not None and trainer.max_epochs >= 0:
             limits.append(trainer.max_epochs * per_epoch)
         if trainer.max_steps >= 0:
-            limits.append(trainer.max_steps * self._weight_step.accumulate_grad_batches)
+            limits.append(trainer.max_steps * self._settings.accumulate_grad_batches)
         batches = min(limits, default=math.inf)
         schedule = self._clock.schedule
         if math.isinf(batches) or (math.isinf(per_epoch) and schedule.warmup_steps is None):

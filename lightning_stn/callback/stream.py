@@ -80,12 +80,16 @@ class ValidationStream:
     """
 
     def __init__(self, loader: Iterable[Any], *, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        self._loader = loader
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
-        self._batches: Iterator[Any] | None = None
         self.consumed = 0
+        self.read(loader)
+
+    def read(self, loader: Iterable[Any]) -> None:
+        """Go on with batches of this loader."""
+        self._loader = loader
+        self._batches: Iterator[Any] | None = None
         if isinstance(loader, DataLoader) and _shuffles(loader):
             sampler = self._sampler(loader)  # Refuses too small a dataset now rather than at the first step.
             if sampler.share < (loader.batch_size or 1):

@@ -31,6 +31,7 @@ class Watch:
 
     def __init__(self, hyperparameters: HyperparameterSet) -> None:
         self._hyperparameters = hyperparameters
+        self._told_of_skipping = False
         self._told: set[tuple[str, str]] = set()
         self.skipped = 0
         self.in_a_row = 0
@@ -40,14 +41,20 @@ class Watch:
         """Whether too many steps in a row were skipped."""
         return self.in_a_row >= PATIENCE
 
-    def admits(self, hypergradient: Tensor) -> bool:
-        """Whether a step may be taken along this hypergradient, the same on all ranks."""
+    def admits(self, hypergradient: Tensor, *, rescales: bool = False) -> bool:
+        """Whether a step may be taken along this hypergradient, the same on all ranks.
+
+        Args:
+            hypergradient: any shape.
+            rescales: whether a scaler will answer one that is not finite with a smaller scale, which needs no words.
+        """
         if bool(torch.isfinite(hypergradient).all()):
             self.in_a_row = 0
             return True
         self.skipped += 1
         self.in_a_row += 1
-        if self.skipped == 1:
+        if not rescales and not self._told_of_skipping:
+            self._told_of_skipping = True
             warnings.warn(
                 "A hypergradient is not finite, so this hyperparameter step is skipped, as will be others like it "
                 f"(stn/skipped_steps counts them; {PATIENCE} in a row end the run). If the training loss is not finite "
@@ -66,7 +73,7 @@ class Watch:
     def look(self) -> None:
         """Warn, once each, of hyperparameters at a bound and of scales that collapsed or exploded."""
         hyperparameters = self._hyperparameters
-        places, scales = hyperparameters.unconstrained.detach().tolist(), hyperparameters.scale.tolist()
+        places, scales = hyperparameters.unconstrained.tolist(), hyperparameters.scale.tolist()
         for name, specification in hyperparameters.specifications.items():
             entries, starts = hyperparameters.entries[name], specification.unconstrained_init()
             for place, scale, start in zip(places[entries], scales[entries], starts, strict=True):

@@ -318,7 +318,8 @@ def test_resume_continues_phases_stream_optimizer_and_schedule(tmp_path: Path, p
     assert torch.load(tmp_path / "half.ckpt", weights_only=True)["callbacks"]
     resumed, resumed_callback = build(), callback(**{**options, "seed": 77})
     run = trainer(resumed_callback, max_epochs=4)
-    run.fit(resumed, loader(24), loader(16, seed=1), ckpt_path=tmp_path / "half.ckpt")
+    with pytest.warns(UserWarning, match=r"keeps the settings of its checkpoint.*: seed=77 \(it stays 1\)"):
+        run.fit(resumed, loader(24), loader(16, seed=1), ckpt_path=tmp_path / "half.ckpt")
     for key, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[key]), key
     assert resumed_callback.state_dict()["stream"] == whole_callback.state_dict()["stream"]
@@ -394,7 +395,7 @@ def test_the_learning_rate_follows_the_length_of_the_run() -> None:
 
         run = trainer(cb, Stop(), max_epochs=epochs, min_steps=1)
         run.fit(LitSmall(), loader(24), loader(16, seed=1))
-        groups = cb.state_dict()["optimizer"]["param_groups"]
+        groups = cb.state_dict()["optimizer"]["optimizer"]["param_groups"]
         rates[epochs] = [group["lr"] for group in groups]
     assert rates[40] == [pytest.approx(0.1)] * 2
     assert rates[400] == [pytest.approx(30 / 1200)] * 2
@@ -408,7 +409,7 @@ def test_a_run_of_unknown_length_has_a_rate_too() -> None:
     cb = callback(lr=None)
     run = trainer(cb, Stop(), max_epochs=-1)
     run.fit(LitSmall(), loader(24), loader(16, seed=1))
-    assert cb.state_dict()["optimizer"]["param_groups"][0]["lr"] == 1e-2
+    assert cb.state_dict()["optimizer"]["optimizer"]["param_groups"][0]["lr"] == 1e-2
 
 
 def test_the_same_seed_gives_the_same_schedule_whatever_the_workers() -> None:

@@ -16,6 +16,7 @@ from support import LitSmall, images, loader, trainer
 from lightning_stn import ResumableLoader, STNCallback
 
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:A resumed run keeps the settings of its checkpoint"),
     pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization"),
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),

@@ -45,7 +45,8 @@ def step_without_noise(entropy_weight: float) -> tuple[Tensor, Tensor, Hyperpara
     before = hyperparameters.unconstrained.detach().clone(), hyperparameters.raw_scale.detach().clone()
     optimizer = make_optimizer(hyperparameters)
     leaves = optimizer.leaves()
-    optimizer.step(optimizer.hypergradient(leaves.sample(None).square().sum(), leaves, entropy_weight))
+    optimizer.receive(optimizer.hypergradient(leaves.sample(None).square().sum(), leaves, entropy_weight))
+    optimizer.step()
     return *before, hyperparameters
 
 
@@ -74,7 +75,8 @@ def test_scales_settle_at_the_closed_form_optimum_of_a_quadratic_validation_loss
     for _ in range(1000):
         leaves = optimizer.leaves()
         loss = (curvature / 2 * (leaves.sample(noise) - goal).square()).mean(0).sum()
-        optimizer.step(optimizer.hypergradient(loss, leaves, weight))
+        optimizer.receive(optimizer.hypergradient(loss, leaves, weight))
+        optimizer.step()
     torch.testing.assert_close(hyperparameters.unconstrained.data, torch.full((3,), goal), rtol=1e-4, atol=0)
     expected = torch.full((3,), math.sqrt(weight / curvature))
     torch.testing.assert_close(hyperparameters.scale.data, expected, rtol=1e-4, atol=0)
