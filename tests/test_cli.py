@@ -183,8 +183,10 @@ def test_every_argument_of_the_callback(tmp_path: Path) -> None:
         "perturb": "batch",
         "dataloader": None,
         "gradient_clip_val": 1.0,
+        "gradient_clip_algorithm": "value",
         "accumulate_grad_batches": 2,
         "seed": 5,
+        "override": ["lr"],
     }
     assert set(arguments) == set(inspect.signature(STNCallback).parameters)
     run = fit(config(tmp_path, callback=arguments))
@@ -192,9 +194,9 @@ def test_every_argument_of_the_callback(tmp_path: Path) -> None:
     ((_, written),) = (entry.values() for entry in saved["trainer"]["callbacks"])
     assert written.pop("optimizer")["init_args"]["momentum"] == 0.9
     assert written == {name: value for name, value in arguments.items() if name != "optimizer"}
-    callback = callback_of(run)
-    assert callback.phases == PhaseSchedule(3, 2, 1, 4)
-    assert callback.state_dict()["seed"] == 5
+    assert callback_of(run).phases == PhaseSchedule(3, 2, 1, 4)
+    settings = callback_of(run).state_dict()["settings"]
+    assert settings.items() <= arguments.items()
     assert run.trainer.global_step == 6  # nine batches in three epochs, two to a step
 
 
@@ -209,7 +211,7 @@ def test_every_argument_of_the_callback(tmp_path: Path) -> None:
 )
 def test_the_optimiser_of_the_hyperparameters(tmp_path: Path, optimizer: Any, expected: dict[str, Any]) -> None:
     run = fit(config(tmp_path, callback={**CALLBACK, "optimizer": optimizer}))
-    lambdas, scales = callback_of(run).state_dict()["optimizer"]["param_groups"]
+    lambdas, scales = callback_of(run).state_dict()["optimizer"]["optimizer"]["param_groups"]
     for group in (lambdas, scales):
         assert {name: group[name] for name in expected} == expected
 
@@ -225,6 +227,7 @@ def test_a_configured_run_is_the_run_written_in_python(tmp_path: Path) -> None:
     assert callback.schedule.rows[-1].values != callback.schedule.rows[0].values
 
 
+@pytest.mark.filterwarnings("ignore:This run of .* training batches ends before its first hyperparameter step")
 def test_the_weight_optimiser_trains_responses_and_leaves_the_hyperparameters(tmp_path: Path) -> None:
     """All in the warm-up, with a weight decay that would move whatever the optimiser steps."""
     run = fit(config(tmp_path, callback={**CALLBACK, "warmup_epochs": 3}))

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -99,7 +99,7 @@ class STNCallback(Callback):
         gradient_clip_algorithm: ClipAlgorithm = "norm",
         accumulate_grad_batches: int = 1,
         seed: int | None = None,
-        override: Collection[str] = (),
+        override: Sequence[str] = (),
     ) -> None:
         self._arguments = self._settings = Settings(
             train_steps=train_steps,
