@@ -48,6 +48,10 @@ class Hyperparameter(ABC):
         """How many unconstrained entries the hyperparameter has."""
         return 1
 
+    def __getstate__(self) -> dict[str, Any]:
+        own: Any = self
+        return {f.name: getattr(self, f.name) for f in fields(own)}  # without what is cached
+
     @property
     def meaning(self) -> str:
         """What decides how unconstrained entries are read: the specification without start and scale."""
@@ -275,3 +279,7 @@ class Categorical(Hyperparameter):
     def to_python(self, value: Tensor) -> Value:
         """The choice with this index."""
         return self.choices[int(value)]
+
+
+# A module may save its arguments, and a checkpoint that holds specifications shall load with weights_only=True.
+torch.serialization.add_safe_globals([Float, Integer, Categorical])

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from support import LitSmall, images, loader, trainer
 
-from lightning_stn import ResumableLoader, STNCallback
+from lightning_stn import Categorical, Float, Hyperparameter, Integer, ResumableLoader, STNCallback
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:A resumed run keeps the settings of its checkpoint"),
@@ -185,3 +185,30 @@ def test_the_comparison_notices_a_difference(tmp_path: Path) -> None:
     runs = [run(tmp_path / str(seed), 1000, options={}, seed=seed) for seed in (0, 1)]
     with pytest.raises(AssertionError):
         assert_same(*runs[0], *runs[1])
+
+
+class Saving(LitSmall):
+    """Saves its arguments, specifications among them, as many modules do."""
+
+    def __init__(self, hyperparameters: dict[str, Hyperparameter], rate: float = 0.05) -> None:
+        self.save_hyperparameters()
+        super().__init__(hyperparameters)
+
+
+def test_saved_specifications_come_back(tmp_path: Path) -> None:
+    knobs: dict[str, Hyperparameter] = {
+        "dropout": Float(0.0, 0.9, init=0.05),
+        "noise": Float(0.0, None, init=0.1, log=False),
+        "length": Integer(0, 4, init=2),
+        "kind": Categorical(["a", "b"], init="b"),
+    }
+    module = Saving(knobs)
+    assert module.hyperparameters.values()["length"] == 2  # fills the caches
+    stn = STNCallback(warmup_epochs=0, seed=1)
+    fit = trainer(stn, max_epochs=1)
+    with pytest.warns(UserWarning, match="Nothing read"):
+        fit.fit(module, loader(16), loader(16, seed=1))
+    fit.save_checkpoint(tmp_path / "saved.ckpt")
+    loaded = Saving.load_from_checkpoint(tmp_path / "saved.ckpt")
+    assert loaded.hyperparameters.specifications == knobs
+    assert loaded.hyperparameters.values() == module.hyperparameters.values()
