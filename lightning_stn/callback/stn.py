@@ -21,6 +21,7 @@ from lightning_stn.callback.checks import (
     tuning_loader,
 )
 from lightning_stn.callback.hyperparameter_step import (
+    RATES,
     HyperparameterOptimizer,
     Leaves,
     OptimizerFactory,
@@ -191,7 +192,7 @@ class STNCallback(Callback):
             world_size=trainer.world_size,
         )
         self._meanings = hyperparameters.meanings
-        self._recorder = Recorder(hyperparameters)
+        self._recorder = Recorder(hyperparameters, self._optimizer)
         self._watch = Watch(hyperparameters)
         if self._restored is not None:
             self._resume(self._restored, hyperparameters)
@@ -229,7 +230,7 @@ class STNCallback(Callback):
             hyperparameters.reset_parameters()
         if not self._override & {"hyperparameters", "optimizer", "tune_scales"}:
             self._optimizer.load_state_dict(restored["optimizer"])
-            for group, name in zip(self._optimizer.optimizer.param_groups, ("lr", "scale_lr"), strict=False):
+            for group, name in zip(self._optimizer.optimizer.param_groups, RATES, strict=False):
                 if name in self._override:
                     group["lr"] = getattr(self._settings, name)
         self._stream.load_state_dict(restored["stream"])
@@ -272,7 +273,8 @@ class STNCallback(Callback):
         self._recorder.train_loss.update(outputs["loss"])
         due = self._clock.finish_batch(trainer.current_epoch)
         for _ in range(due):
-            self._hyperparameter_step(trainer, module)
+            with trainer.profiler.profile("[STNCallback]hyperparameter_step"):  # type: ignore[attr-defined]
+                self._hyperparameter_step(trainer, module)
         self._metric_steps.finish_batch(module, batch_idx)
         if self._watch.gives_up:
             trainer.should_stop = True
