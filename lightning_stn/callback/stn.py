@@ -191,6 +191,7 @@ class STNCallback(Callback):
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )
+        self._reloaded = trainer.current_epoch
         self._meanings = hyperparameters.meanings
         self._recorder = Recorder(hyperparameters, self._optimizer)
         self._watch = Watch(hyperparameters)
@@ -242,7 +243,8 @@ class STNCallback(Callback):
         """Step the schedulers that waited for the epoch's end, and follow validation data that the Trainer reloads."""
         self._metric_steps.settle(_stn(pl_module))
         every = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
-        if every and trainer.current_epoch and trainer.current_epoch % every == 0:
+        if every and trainer.current_epoch - self._reloaded >= every:
+            self._reloaded = trainer.current_epoch
             self._stream.read(tuning_loader(trainer, _stn(pl_module), self._dataloader))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -287,7 +289,8 @@ class STNCallback(Callback):
             self._watch.look()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Step the learning-rate schedulers that follow a metric of the epoch."""
+        """Step the learning-rate schedulers that follow a metric of the epoch; unbind where it was broken off."""
+        unbind(_stn(pl_module).hyperparameters)
         self._metric_steps.finish_epoch(_stn(pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
