@@ -222,7 +222,8 @@ def align(rows: Tensor, like: Tensor, channel_dim: int | None = None) -> Tensor:
         channel_dim: the dimension of `like` that `o` indexes.
 
     Returns:
-        `rows` as a view with as many dimensions as `like`, or unchanged where it is a scalar.
+        `rows` as a view with as many dimensions as `like`, with `channel_dim` in its precision; unchanged where it is a
+        scalar.
 
     Raises:
         ValueError: there is not exactly one row for each example of `like`.
@@ -237,6 +238,7 @@ def align(rows: Tensor, like: Tensor, channel_dim: int | None = None) -> Tensor:
     shape = [rows.shape[0]] + [1] * (like.dim() - 1)
     if channel_dim is not None:
         shape[channel_dim] = rows.shape[1]
+        rows = rows.to(like.dtype)  # Under autocast the output stays as short as the product that it belongs to.
     return rows.reshape(shape)
 
 

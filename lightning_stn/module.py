@@ -222,13 +222,28 @@ class STNModule(L.LightningModule):
         if (batch_idx + 1) % accumulate and not self.trainer.is_last_batch:
             return
         optimizers = self.optimizers()
-        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
-            optimizer.step()
-            # Freed now, so that the hyperparameter phase has no gradient of the weights in memory.
-            optimizer.zero_grad()
+        self._step_all(optimizers if isinstance(optimizers, list) else [optimizers])
         self.step_schedulers("step", batch_idx)
         if self.trainer.is_last_batch:
             self.step_schedulers("epoch", self.current_epoch)
+
+    def _step_all(self, optimizers: list[Any]) -> None:
+        """Step the optimisers, all at the scale with which their gradients were computed.
+
+        Lightning updates the scaler of float16 behind each of them; the next would then unscale by another factor.
+        """
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None) if len(optimizers) > 1 else None
+        before, after = scaler and scaler.state_dict(), []
+        for optimizer in optimizers:
+            if scaler is not None:
+                scaler.load_state_dict(before)
+            optimizer.step()
+            # Freed now, so that the hyperparameter phase has no gradient of the weights in memory.
+            optimizer.zero_grad()
+            if scaler is not None:
+                after.append(scaler.state_dict())
+        if scaler is not None:
+            scaler.load_state_dict(min(after, key=lambda state: float(state["scale"])))
 
     def step_schedulers(self, interval: str, index: int, *, on_metric: bool = False) -> None:
         """Step the learning-rate schedulers that are due, which Lightning leaves to manual optimisation.

@@ -1,6 +1,7 @@
 """A training loader whose position survives a checkpoint."""
 
 from collections.abc import Iterator, Sized
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -74,6 +75,7 @@ class ResumableLoader:
         self.settings = settings
         self.epoch = 0
         self.position = 0
+        self._loaded = False
         if not len(self):
             raise ValueError(
                 f"ResumableLoader: {self._share} examples on each rank give no batch of {batch_size}; lower batch_size "
@@ -120,6 +122,23 @@ class ResumableLoader:
             )
         for name in _STATE:
             setattr(self, name, state[name])
+        self._loaded = True
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin an epoch, unless a checkpoint was loaded that lies within it.
+
+        Lightning calls it at the start of every epoch: one that `limit_train_batches` broke off leaves nothing behind,
+        and a run that is resumed at the end of an epoch, where Lightning loads no state of a loader, goes on with the
+        order of the next.
+        """
+        if epoch > self.epoch or not self._loaded:
+            self.epoch, self.position = max(epoch, self.epoch), 0
+        self._loaded = False
+
+    @property
+    def batch_sampler(self) -> Any:
+        """Where Lightning looks for `set_epoch`; as a `sampler` of this loader it would try to replace it."""
+        return SimpleNamespace(sampler=self)
 
     @property
     def _ranks(self) -> tuple[int, int]:

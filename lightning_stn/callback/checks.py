@@ -133,8 +133,8 @@ def tuning_loader(trainer: Trainer, module: STNModule, dataloader: Iterable[Any]
         if hook is not None:
             loader: Iterable[Any] = hook()
             return loader
-    if trainer.val_dataloaders is None and trainer.enable_validation:
-        # Lightning loads them when it first validates, which check_val_every_n_epoch may put off.
+    if trainer.enable_validation:
+        # Lightning loads and reloads them when it validates, which is later, or not even in this epoch.
         trainer.fit_loop.epoch_loop.val_loop.setup_data()
     loaders = trainer.val_dataloaders
     if isinstance(loaders, CombinedLoader):

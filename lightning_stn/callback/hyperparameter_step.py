@@ -13,6 +13,9 @@ from lightning_stn.transforms import positive
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 """Builds an optimiser from parameter groups, each with its `params` and `lr`."""
 
+RATES = ("lr", "scale_lr")
+"""What the learning rates of the two parameter groups are called."""
+
 TRAVEL = 30.0
 """How far a hyperparameter may move over a run, in unconstrained units: rate times number of steps."""
 
@@ -129,6 +132,11 @@ class HyperparameterOptimizer:
         if len(rows) == 1:
             rows.append(torch.zeros_like(rows[0]))
         return torch.stack(rows)
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The learning rates: `lr` and, if scales are tuned, `scale_lr`."""
+        return {name: group["lr"] for name, group in zip(RATES, self.optimizer.param_groups, strict=False)}
 
     @property
     def rescales(self) -> bool:

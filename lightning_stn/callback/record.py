@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from lightning_stn.callback.hyperparameter_step import HyperparameterOptimizer
 from lightning_stn.functional import choice_probabilities
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.schedule import Row, Schedule, Value
@@ -55,14 +56,16 @@ class Recorder:
 
     Args:
         hyperparameters: what is recorded.
+        optimizer: what steps them; its rates are recorded too.
 
     Attributes:
         schedule: all that was recorded so far.
         skipped: hyperparameter steps not taken so far, reported where there are any.
     """
 
-    def __init__(self, hyperparameters: HyperparameterSet) -> None:
+    def __init__(self, hyperparameters: HyperparameterSet, optimizer: HyperparameterOptimizer) -> None:
         self._hyperparameters = hyperparameters
+        self._optimizer = optimizer
         self.schedule = hyperparameters.schedule()
         self.train_loss = Mean()
         self.valid_loss = Mean()
@@ -150,6 +153,7 @@ class Recorder:
                 }
         metrics |= _tagged(SCALE, hyperparameters.labels, scale.tolist())
         metrics[ENTROPY] = hyperparameters.entropy().item()
+        metrics |= {f"stn/{name}": rate for name, rate in self._optimizer.rates.items()}
         if self.skipped:
             metrics[SKIPPED] = self.skipped
         hypergradient = self.hypergradient.pop()

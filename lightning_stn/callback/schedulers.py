@@ -3,7 +3,8 @@
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_stn.module import STNModule
 
@@ -66,3 +67,56 @@ class SchedulerSettings:
         if "monitor" in configuration:
             scheduler = {"monitor": configuration["monitor"], **scheduler}
         return {**configuration, "lr_scheduler": self._without_dropped(scheduler)}
+
+
+class MetricSteps:
+    """When the schedulers that follow a metric step: as late as Lightning does it, behind validation and its logs.
+
+    What is due when a checkpoint is written is saved with it, so that a resumed run makes up for it. Lightning itself
+    forgets it there, and leaves those of an epoch out of the whole epoch in which a run was resumed; in automatic
+    optimisation, where they are Lightning's to step, the latter are made up for, too.
+    """
+
+    def __init__(self) -> None:
+        self._due: list[tuple[str, int]] = []
+        self._forgotten = False
+
+    def finish_batch(self, module: STNModule, batch_idx: int) -> None:
+        """Those of a batch are due, unless its gradients only accumulate."""
+        settings = module.weight_step_settings
+        assert settings is not None
+        whole = (batch_idx + 1) % settings.accumulate_grad_batches == 0 or module.trainer.is_last_batch
+        if whole and not module.automatic_optimization:
+            self._due.append(("step", batch_idx))
+
+    def finish_epoch(self, module: STNModule) -> None:
+        """Those of an epoch are due, unless it was broken off."""
+        self.settle(module)
+        trainer = module.trainer
+        if trainer.is_last_batch:
+            self._due.append(("epoch", trainer.current_epoch))
+        self._forgotten |= trainer.fit_loop.restarting
+        if not (module.automatic_optimization or _logs_later(module)):
+            self.settle(module)
+
+    def settle(self, module: STNModule) -> None:
+        """Step what is due, and Lightning does not."""
+        due, self._due = self._due, []
+        if self._forgotten or not module.automatic_optimization:
+            for interval, index in due:
+                module.step_schedulers(interval, index, on_metric=True)
+        self._forgotten = False
+
+    def state_dict(self) -> list[list[Any]]:
+        """Interval and index of what is due."""
+        return [list(one) for one in self._due]
+
+    def load_state_dict(self, state: list[list[Any]]) -> None:
+        """Make up for what was due."""
+        self._due = [(interval, index) for interval, index in state]
+        self._forgotten = bool(state)
+
+
+def _logs_later(module: LightningModule) -> bool:
+    """Whether the module may log a metric of the epoch when the callbacks are done with it."""
+    return is_overridden("on_train_epoch_end", module)

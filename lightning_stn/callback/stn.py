@@ -21,6 +21,7 @@ from lightning_stn.callback.checks import (
     tuning_loader,
 )
 from lightning_stn.callback.hyperparameter_step import (
+    RATES,
     HyperparameterOptimizer,
     Leaves,
     OptimizerFactory,
@@ -28,7 +29,7 @@ from lightning_stn.callback.hyperparameter_step import (
     own_scaler,
 )
 from lightning_stn.callback.record import Recorder
-from lightning_stn.callback.schedulers import SchedulerSettings
+from lightning_stn.callback.schedulers import MetricSteps, SchedulerSettings
 from lightning_stn.callback.settings import Settings, checked_override
 from lightning_stn.callback.stream import ValidationStream
 from lightning_stn.callback.watch import Watch
@@ -41,6 +42,9 @@ from lightning_stn.schedule import Schedule
 
 _RANDOM_STATES = "lightning_stn_random_states"
 """Where a checkpoint keeps them: a list with an entry for each rank."""
+
+_METRICS = "lightning_stn_metrics"
+"""Where a checkpoint keeps what was logged last, for whatever follows a metric."""
 
 
 class STNCallback(Callback):
@@ -121,9 +125,11 @@ class STNCallback(Callback):
         self._factory = optimizer
         self._dataloader = dataloader
         self._schedulers = SchedulerSettings()
+        self._metric_steps = MetricSteps()
         self._freeze = True
         self._restored: dict[str, Any] | None = None
         self._random_states: list[dict[str, Any]] | None = None
+        self._metrics: dict[str, Tensor] = {}
         self._optimizer: HyperparameterOptimizer
         self._stream: ValidationStream
         self._recorder: Recorder
@@ -186,14 +192,18 @@ class STNCallback(Callback):
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )
+        self._reloaded = trainer.current_epoch
         self._meanings = hyperparameters.meanings
-        self._recorder = Recorder(hyperparameters)
+        self._recorder = Recorder(hyperparameters, self._optimizer)
         self._watch = Watch(hyperparameters)
         if self._restored is not None:
             self._resume(self._restored, hyperparameters)
             self._restored = None
         for entries in (hyperparameters.unconstrained, hyperparameters.raw_scale):
             entries.copy_(trainer.strategy.broadcast(entries))
+        for name, metric in self._metrics.items():
+            trainer.callback_metrics.setdefault(name, metric.to(trainer.strategy.root_device))
+        self._metrics = {}
         self._recorder.open(trainer)
         self._recorder.record(trainer, self._clock.batches)
         if self._random_states is not None and len(self._random_states) == trainer.world_size:
@@ -222,21 +232,25 @@ class STNCallback(Callback):
             hyperparameters.reset_parameters()
         if not self._override & {"hyperparameters", "optimizer", "tune_scales"}:
             self._optimizer.load_state_dict(restored["optimizer"])
-            for group, name in zip(self._optimizer.optimizer.param_groups, ("lr", "scale_lr"), strict=False):
+            for group, name in zip(self._optimizer.optimizer.param_groups, RATES, strict=False):
                 if name in self._override:
                     group["lr"] = getattr(self._settings, name)
         self._stream.load_state_dict(restored["stream"])
         self._recorder.load_state_dict(restored["schedule"])
         self._watch.skipped = restored["skipped"]
+        self._metric_steps.load_state_dict(restored["metric_steps"])
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Follow the validation data where the Trainer reloads its loaders."""
+        """Step the schedulers that waited for the epoch's end, and follow validation data that the Trainer reloads."""
+        self._metric_steps.settle(_stn(pl_module))
         every = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
-        if every and trainer.current_epoch and trainer.current_epoch % every == 0:
+        if every and trainer.current_epoch - self._reloaded >= every:
+            self._reloaded = trainer.current_epoch
             self._stream.read(tuning_loader(trainer, _stn(pl_module), self._dataloader))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Bind the sample of a weight step."""
+        """Step the schedulers that waited for validation, and bind the sample of a weight step."""
+        self._metric_steps.settle(_stn(pl_module))
         _stn(pl_module).perturb(batch, self._generator(trainer, Phase.WEIGHT, self._clock.batches))
 
     def on_before_optimizer_step(
@@ -262,9 +276,9 @@ class STNCallback(Callback):
         self._recorder.train_loss.update(outputs["loss"])
         due = self._clock.finish_batch(trainer.current_epoch)
         for _ in range(due):
-            self._hyperparameter_step(trainer, module)
-        if not module.automatic_optimization:
-            module.step_schedulers("step", batch_idx, on_metric=True)
+            with trainer.profiler.profile("[STNCallback]hyperparameter_step"):  # type: ignore[attr-defined]
+                self._hyperparameter_step(trainer, module)
+        self._metric_steps.finish_batch(module, batch_idx)
         if self._watch.gives_up:
             trainer.should_stop = True
         if due or batch_idx == 0:
@@ -276,13 +290,13 @@ class STNCallback(Callback):
             self._watch.look()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Step the learning-rate schedulers that follow a metric of the epoch."""
-        module = _stn(pl_module)
-        if not module.automatic_optimization:
-            module.step_schedulers("epoch", trainer.current_epoch, on_metric=True)
+        """Step the learning-rate schedulers that follow a metric of the epoch; unbind where it was broken off."""
+        unbind(_stn(pl_module).hyperparameters)
+        self._metric_steps.finish_epoch(_stn(pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the final hyperparameters."""
+        self._metric_steps.settle(_stn(pl_module))
         self._recorder.record(trainer, self._clock.batches)
         self._recorder.close()
 
@@ -306,6 +320,7 @@ class STNCallback(Callback):
             "stream": self._stream.state_dict(),
             "schedule": self._recorder.state_dict(),
             "skipped": self._watch.skipped,
+            "metric_steps": self._metric_steps.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -319,16 +334,18 @@ class STNCallback(Callback):
         self._restored = state_dict
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save the state of every rank's generators, which Lightning leaves out."""
+        """Save what Lightning leaves out: the state of every rank's generators, and the metrics."""
         states = [random_state()]
         if trainer.world_size > 1:
             states = [{} for _ in range(trainer.world_size)]
             torch.distributed.all_gather_object(states, random_state())
         checkpoint[_RANDOM_STATES] = states
+        checkpoint[_METRICS] = {name: metric.cpu() for name, metric in trainer.callback_metrics.items()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take over the state of this rank's generators when training starts."""
+        """Take over the state of this rank's generators, and the metrics, when training starts."""
         self._random_states = checkpoint.get(_RANDOM_STATES)
+        self._metrics = checkpoint.get(_METRICS, {})
 
     def _hyperparameter_step(self, trainer: Trainer, module: STNModule) -> None:
         """One step on the validation loss, differentiated through the response alone."""

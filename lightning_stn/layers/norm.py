@@ -31,8 +31,8 @@ class NormResponse(ResponseLayer):
         return gated.view_as(getattr(self, name))
 
     def align(self, rows: Tensor, output: Tensor) -> Tensor:
-        """Scales or shifts of all examples, `[n, *parameter]`, as a view that broadcasts over the output."""
-        return rows.reshape(*rows.shape[:2], *[1] * (output.dim() - 2))
+        """Scales or shifts of all examples, `[n, *parameter]`, to broadcast over the output, in its precision."""
+        return rows.reshape(*rows.shape[:2], *[1] * (output.dim() - 2)).to(output.dtype)
 
     def forward_per_example(self, sample: Tensor, input: Tensor, *args: Any) -> Tensor:
         """Normalise plainly, then scale and shift each example by its own."""
@@ -61,7 +61,7 @@ class _LastDimensions(NormResponse):
     def align(self, rows: Tensor, output: Tensor) -> Tensor:
         """`[n, *parameter]` over `[n, *, *parameter]`."""
         between = output.dim() - rows.dim()
-        return rows.reshape(rows.shape[0], *[1] * between, *rows.shape[1:])
+        return rows.reshape(rows.shape[0], *[1] * between, *rows.shape[1:]).to(output.dtype)
 
 
 @register_response(nn.LayerNorm)

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 from support import LitSmall, images, loader, trainer
 
 from lightning_stn import Categorical, Float, Hyperparameter, Integer, ResumableLoader, STNCallback
@@ -19,6 +22,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:A resumed run keeps the settings of its checkpoint"),
     pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization"),
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+    pytest.mark.filterwarnings("ignore:The learning-rate scheduler ReduceLROnPlateau follows 'val_loss'"),
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
 ]
 BATCHES, EPOCHS = 6, 3
@@ -34,6 +39,26 @@ class Automatic(Adam):
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = True
+
+
+def following(interval: str, base: type[Adam] = Adam, **settings: Any) -> type[Adam]:
+    """A module with a scheduler that follows a metric, and steps most of the times."""
+
+    class Plateau(base):  # type: ignore[misc, valid-type]
+        def configure_optimizers(self) -> Any:
+            (optimizer,), _ = super().configure_optimizers()
+            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.7, patience=0, threshold=0.1)
+            settings_ = {"scheduler": scheduler, "monitor": "val_loss", "interval": interval, **settings}
+            return {"optimizer": optimizer, "lr_scheduler": settings_}
+
+    return Plateau
+
+
+class ByStep(Adam):
+    def configure_optimizers(self) -> Any:
+        (optimizer,), _ = super().configure_optimizers()
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, BATCHES * EPOCHS)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step", "frequency": 2}]
 
 
 class Double(Adam):
@@ -52,7 +77,7 @@ class Stop(L.Callback):
         self.kill = kill
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.current_epoch * BATCHES + batch_idx == self.batch:
+        if trainer.fit_loop.total_batch_idx == self.batch:
             if self.kill:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise KeyError("interrupted")
@@ -75,18 +100,23 @@ def run(
         "precision": "32-true",
         "stn": {},
         "trainer": {},
+        "keep": {},
+        "callbacks": list,
+        "plugins": list,
         **options,
     }
     module = settings["kind"]()
     stn = STNCallback(
         2, 1, warmup_epochs=0, lr=0.05, seed=seed, accumulate_grad_batches=settings["accumulate"], **settings["stn"]
     )
-    keep = ModelCheckpoint(folder, "{step}", every_n_train_steps=every, save_top_k=-1)
+    keep = ModelCheckpoint(folder, "{step}", save_top_k=-1, **(settings["keep"] or {"every_n_train_steps": every}))
     fit = trainer(
         stn,
+        *settings["callbacks"](),
         *callbacks,
         keep,
         enable_checkpointing=True,
+        plugins=settings["plugins"](),
         precision=settings["precision"],
         log_every_n_steps=1,
         **{"max_epochs": EPOCHS, **settings["trainer"]},
@@ -128,7 +158,24 @@ def assert_same(resumed: LitSmall, resumed_stn: STNCallback, whole: LitSmall, wh
         [optimizer.state_dict() for optimizer in resumed.trainer.optimizers],
         [optimizer.state_dict() for optimizer in whole.trainer.optimizers],
     )
-    assert [row.step for row in resumed_stn.schedule.rows] == list(range(BATCHES * EPOCHS + 1))
+    assert_equal_states(
+        [config.scheduler.state_dict() for config in resumed.trainer.lr_scheduler_configs],
+        [config.scheduler.state_dict() for config in whole.trainer.lr_scheduler_configs],
+    )
+    assert_equal_states(resumed.trainer.precision_plugin.state_dict(), whole.trainer.precision_plugin.state_dict())
+    batches = whole_stn.state_dict()["clock"]["batches"]
+    assert batches >= 16
+    assert [row.step for row in resumed_stn.schedule.rows] == list(range(batches + 1))
+
+
+AT_VALIDATION = {"save_on_train_epoch_end": False}
+AT_EPOCH_END = {"save_on_train_epoch_end": True}
+OFTEN = {"val_check_interval": 3}
+
+
+def half(**scaler: Any) -> Callable[[], list[Any]]:
+    """fp16 on a CPU; `precision="16-mixed"` would be bfloat16 there."""
+    return lambda: [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", **scaler))]
 
 
 CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
@@ -152,6 +199,42 @@ CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
     "validation within epochs": (8, 10, {"trainer": {"val_check_interval": 3}}),
     "max_steps": (8, 10, {"trainer": {"max_epochs": -1, "max_steps": BATCHES * EPOCHS}}),
     "clipping": (8, 10, {"stn": {"gradient_clip_val": 0.1}}),
+    "written behind validation": (6, 8, {"keep": AT_VALIDATION}),
+    "written behind validation within an epoch": (9, 11, {"keep": AT_VALIDATION, "trainer": OFTEN}),
+    "written at the end of an epoch": (12, 14, {"keep": AT_EPOCH_END}),
+    "fewer batches": (6, 8, {"trainer": {"limit_train_batches": 4, "max_epochs": 4}}),
+    "fewer batches, last of an epoch": (8, 10, {"trainer": {"limit_train_batches": 4, "max_epochs": 4}}),
+    "fewer batches, written at the end of an epoch": (
+        *(8, 10),
+        {"trainer": {"limit_train_batches": 4, "max_epochs": 4}, "keep": AT_EPOCH_END},
+    ),
+    "written by time": (8, 10, {"keep": {"train_time_interval": timedelta(0)}}),
+    "scheduler by step": (8, 10, {"kind": ByStep}),
+    "scheduler by step, accumulation": (4, 10, {"kind": ByStep, "accumulate": 2}),
+    "plateau": (8, 14, {"kind": following("epoch")}),
+    "plateau, written behind validation": (6, 8, {"kind": following("epoch"), "keep": AT_VALIDATION}),
+    "plateau, written at the end of an epoch": (6, 8, {"kind": following("epoch"), "keep": AT_EPOCH_END}),
+    "plateau by step": (8, 10, {"kind": following("step", strict=False), "trainer": OFTEN}),
+    "plateau by step, behind validation": (
+        *(9, 11),
+        {"kind": following("step", frequency=3), "trainer": OFTEN, "keep": AT_VALIDATION},
+    ),
+    "plateau by step, last batch of an epoch, behind validation": (
+        *(12, 14),
+        {"kind": following("step", frequency=3), "trainer": OFTEN, "keep": AT_VALIDATION},
+    ),
+    "automatic plateau": (8, 14, {"kind": following("epoch", Automatic)}),
+    "automatic plateau, written behind validation": (
+        *(6, 8),
+        {"kind": following("epoch", Automatic), "keep": AT_VALIDATION},
+    ),
+    "automatic plateau, written at the end of an epoch": (
+        *(6, 8),
+        {"kind": following("epoch", Automatic), "keep": AT_EPOCH_END},
+    ),
+    "fp16": (8, 10, {"plugins": half(), "precision": None}),
+    "fp16, scale growing": (8, 10, {"plugins": half(growth_interval=3), "precision": None}),
+    "fp16, scale too large": (2, 4, {"plugins": half(init_scale=2.0**20), "precision": None}),
 }
 
 

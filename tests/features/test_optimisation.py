@@ -1,0 +1,190 @@
+"""What Lightning does in automatic optimisation, done in manual optimisation: the same numbers, run against run."""
+
+import itertools
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from features.runs import MODES, Traced, assert_equal_weights, callback, flat, in_both_modes, train
+from support import LitSmall, random_gates
+from torch import Tensor
+from torch.optim import lr_scheduler
+
+CLIPPING: dict[str, dict[str, Any]] = {
+    "none": {},
+    "norm": {"gradient_clip_val": 0.3},
+    "value": {"gradient_clip_val": 0.02, "gradient_clip_algorithm": "value"},
+}
+
+
+@pytest.mark.parametrize(("clipping", "accumulate"), list(itertools.product(CLIPPING, [1, 2, 3])))
+def test_clipping_and_accumulation_are_the_trainer_s(clipping: str, accumulate: int) -> None:
+    """Five batches an epoch, so that two and three leave a rest, on which Lightning steps as well."""
+    manual, automatic = in_both_modes(accumulate_grad_batches=accumulate, **CLIPPING[clipping])
+    assert_equal_weights(manual, automatic, rtol=1e-5, atol=1e-6)
+    steps = manual.trainer.global_step
+    assert steps == automatic.trainer.global_step == len(manual.steps.norms) == 2 * -(-5 // accumulate)
+    unclipped = in_both_modes(accumulate_grad_batches=accumulate)[0]
+    sizes = manual.steps.largest if clipping == "value" else manual.steps.norms
+    if clipping == "none":
+        assert max(sizes) > 0.3
+        return
+    limit = CLIPPING[clipping]["gradient_clip_val"]
+    assert max(sizes) == pytest.approx(limit, rel=1e-3)
+    assert not torch.allclose(flat(manual), flat(unclipped), atol=1e-4)
+
+
+def test_a_run_shorter_than_its_loader_accumulates_to_its_own_end() -> None:
+    manual, automatic = in_both_modes(n=64, limit_train_batches=5, accumulate_grad_batches=2)
+    assert manual.trainer.global_step == automatic.trainer.global_step == 6
+    assert_equal_weights(manual, automatic, rtol=1e-5, atol=1e-6)
+
+
+class LogsLate(Traced):
+    """Logs a metric when the callbacks are done with the epoch, and one behind every batch."""
+
+    def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_loss(batch, batch_idx)
+        self.log("loss", loss, on_step=True, on_epoch=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.log("late", float(self.current_epoch % 3))
+
+
+def plateau(optimizer: Any, **settings: Any) -> dict[str, Any]:
+    """A scheduler that halves the rate most of the times that it is stepped."""
+    scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=0.9)
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss", **settings},
+    }
+
+
+def warm_and_cool(optimizer: Any) -> Any:
+    warm = lr_scheduler.LinearLR(optimizer, 0.1, total_iters=3)
+    return lr_scheduler.SequentialLR(optimizer, [warm, lr_scheduler.StepLR(optimizer, 2, 0.5)], milestones=[4])
+
+
+SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "by epoch": (lambda o: ([o], [lr_scheduler.StepLR(o, 1, 0.5)]), {}),
+    "every second epoch": (
+        lambda o: ([o], [{"scheduler": lr_scheduler.ExponentialLR(o, 0.5), "frequency": 2}]),
+        {},
+    ),
+    "by step": (lambda o: ([o], [{"scheduler": lr_scheduler.OneCycleLR(o, 0.1, 30), "interval": "step"}]), {}),
+    "by step, one behind the other": (lambda o: ([o], [{"scheduler": warm_and_cool(o), "interval": "step"}]), {}),
+    "every third step": (
+        lambda o: ([o], [{"scheduler": lr_scheduler.StepLR(o, 1, 0.5), "interval": "step", "frequency": 3}]),
+        {},
+    ),
+    "by step, accumulation": (
+        lambda o: ([o], [{"scheduler": lr_scheduler.StepLR(o, 1, 0.5), "interval": "step"}]),
+        {"accumulate_grad_batches": 2},
+    ),
+    "by epoch, fewer batches": (lambda o: ([o], [lr_scheduler.StepLR(o, 1, 0.5)]), {"limit_train_batches": 3}),
+    "plateau": (plateau, {}),
+    "plateau, every second epoch": (lambda o: plateau(o, frequency=2), {}),
+    "plateau, a metric of the training": (lambda o: plateau(o, monitor="loss_epoch"), {}),
+    "plateau, a metric logged last": (lambda o: plateau(o, monitor="late"), {}),
+    "plateau by step": (lambda o: plateau(o, interval="step"), {"val_check_interval": 1}),
+    "plateau by step, validation at times": (
+        lambda o: plateau(o, interval="step", frequency=2),
+        {"val_check_interval": 2},
+    ),
+    "plateau by step, accumulation": (
+        lambda o: plateau(o, interval="step", frequency=2),
+        {"val_check_interval": 2, "accumulate_grad_batches": 2},
+    ),
+    "plateau by step, a metric of the training": (lambda o: plateau(o, interval="step", monitor="loss_step"), {}),
+    "any scheduler may follow a metric": (
+        lambda o: plateau(o, scheduler=Following(o), reduce_on_plateau=True),
+        {},
+    ),
+}
+
+
+class Following(lr_scheduler.LRScheduler):
+    """A scheduler of the user's own whose steps take a metric."""
+
+    def step(self, metric: Any = None) -> None:
+        if metric is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = 0.1 * float(metric)
+
+    def get_lr(self) -> Any:
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+
+@pytest.mark.parametrize("case", SCHEDULERS)
+def test_schedulers_step_when_and_on_what_the_trainer_s_do(case: str) -> None:
+    configure, settings = SCHEDULERS[case]
+    manual, automatic = in_both_modes(configure, LogsLate, max_epochs=5, **settings)
+    assert manual.rates == automatic.rates
+    assert len(set(manual.rates)) > 1
+    assert manual.metrics == automatic.metrics
+    assert bool(manual.metrics) == (("plateau" in case) or ("metric" in case))
+    states = [[c.scheduler.state_dict() for c in module.trainer.lr_scheduler_configs] for module in (manual, automatic)]
+    assert states[0] == states[1]
+    assert_equal_weights(manual, automatic, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+@pytest.mark.parametrize("automatic", MODES)
+def test_a_metric_that_nobody_logs_ends_a_strict_scheduler_s_run(automatic: bool, interval: str) -> None:
+    module = Traced(automatic, lambda o: plateau(o, monitor="accuracy", interval=interval))
+    with pytest.raises(Exception, match=r"(?s)ReduceLROnPlateau.*accuracy.*not"):
+        train(module)
+    assert len(module.rates) == (1 if interval == "step" else 5)
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+@pytest.mark.parametrize("automatic", MODES)
+def test_a_scheduler_that_is_not_strict_waits_for_its_metric(automatic: bool, interval: str) -> None:
+    module = Traced(automatic, lambda o: plateau(o, monitor="accuracy", interval=interval, strict=False))
+    with pytest.warns(Warning, match=r"(?s)ReduceLROnPlateau.*accuracy.*not"):
+        train(module)
+    assert set(module.rates) == {0.05}
+    assert len(module.rates) == 10
+
+
+class Several(Traced):
+    """An optimiser for the convolution and one for the linear layers, each with a scheduler."""
+
+    def configure_optimizers(self) -> Any:
+        layers = self.net[0], torch.nn.ModuleList([self.net[5], self.net[8]])  # type: ignore[index]
+        optimizers = [torch.optim.SGD(layer.parameters(), lr=0.05, momentum=0.9) for layer in layers]
+        return optimizers, [
+            {"scheduler": lr_scheduler.StepLR(optimizers[0], 1, 0.5), "interval": "epoch"},
+            {"scheduler": lr_scheduler.StepLR(optimizers[1], 1, 0.5), "interval": "epoch"},
+        ]
+
+
+@pytest.mark.parametrize("clip", [None, 0.02])
+def test_several_optimizers_are_as_good_as_one(clip: float | None) -> None:
+    """Entries are clipped, since a norm is that of an optimiser's own parameters."""
+    settings = {"gradient_clip_val": clip, "gradient_clip_algorithm": "value", "accumulate_grad_batches": 2}
+    finals = []
+    for kind in (Traced, Several):
+        L.seed_everything(3, verbose=False)
+        module = kind(configure=lambda o: ([o], [lr_scheduler.StepLR(o, 1, 0.5)]))
+        random_gates(module, 0.1)
+        train(module, **settings)
+        finals.append(module)
+    assert_equal_weights(finals[1], finals[0], rtol=1e-5, atol=1e-6)
+    assert finals[1].rates == finals[0].rates
+
+
+def test_gradients_are_freed_before_the_hyperparameter_phase() -> None:
+    """And kept while they accumulate."""
+    seen = []
+
+    class Watch(LitSmall):
+        def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
+            if torch.is_grad_enabled():
+                seen.append(any(parameter.grad is not None for parameter in self.parameters()))
+            return super().validation_loss(batch, batch_idx)
+
+    train(Watch(), stn=callback(train_steps=1, accumulate_grad_batches=2), max_epochs=1, limit_val_batches=1)
+    assert seen == [True, False, True, False, False]

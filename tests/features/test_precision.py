@@ -1,0 +1,347 @@
+"""Every precision of the Trainer: the network computes in it, the hyperparameters in float32 all the time."""
+
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from features.runs import MODES, Traced, callback, flat, train
+from lightning.pytorch.plugins import MixedPrecision
+from support import random_gates, trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_stn import Float, Integer, STNCallback, STNModule
+from lightning_stn.augment import (
+    ColorJitter,
+    CutMix,
+    Cutout,
+    GaussianNoise,
+    InputScale,
+    MixUp,
+    RandomAffine,
+    RandomErasing,
+    RandomHorizontalFlip,
+)
+from lightning_stn.regularizers import (
+    ActivationPenalty,
+    Dropout,
+    EmbeddingDropout,
+    L2Penalty,
+    LabelSmoothing,
+    LockedDropout,
+    TemporalActivationPenalty,
+    WeightDrop,
+)
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
+WEIGHTS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+ACTIVATIONS = {**WEIGHTS, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+LEAST = {"32-true": 0.0, "64-true": 1e-5, "16-mixed": 0.02, "16-true": 0.02}
+"""How far a hypergradient may be from that in float32, as a share of it; 8% in bfloat16."""
+
+
+def half_on_cpu(**scaler: Any) -> dict[str, Any]:
+    """fp16 with a scaler; the argument `precision="16-mixed"` means bfloat16 on a CPU, without a word."""
+    return {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", **scaler))]}
+
+
+def settings_of(precision: str) -> dict[str, Any]:
+    return half_on_cpu() if precision == "16-mixed" else {"precision": precision}
+
+
+class Watched(Traced):
+    """Keeps what the losses meet: types, and where the hyperparameters are behind every batch."""
+
+    def __init__(self, automatic: bool = False, **kwargs: Any) -> None:
+        super().__init__(automatic, **kwargs)
+        random_gates(self, 0.1)
+        self.activations: set[torch.dtype] = set()
+        self.samples: set[torch.dtype] = set()
+        self.places: list[Tensor] = []
+        self.net[5].register_forward_hook(self.look)  # type: ignore[index, union-attr]
+
+    def look(self, layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.activations.add(output.dtype)
+        self.samples.add(self.hyperparameters.bound_sample().dtype)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        self.places.append(self.hyperparameters.unconstrained.clone())
+
+
+@pytest.mark.parametrize("automatic", MODES)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_hyperparameters_are_float32_and_move(precision: str, automatic: bool) -> None:
+    L.seed_everything(3, verbose=False)
+    module, stn = Watched(automatic), callback()
+    start = module.hyperparameters.unconstrained.clone(), module.hyperparameters.raw_scale.clone()
+    weights = flat(module)
+    train(module, stn=stn, **settings_of(precision))
+    assert module.activations == {ACTIVATIONS.get(precision, torch.float32)}
+    assert {p.dtype for p in module.parameters()} == {WEIGHTS.get(precision, torch.float32)}
+    assert module.samples == {torch.float32}
+    for now, before in zip(
+        (module.hyperparameters.unconstrained, module.hyperparameters.raw_scale), start, strict=True
+    ):
+        assert now.dtype == torch.float32
+        assert now.isfinite().all()
+        assert (now != before).all()
+    state = stn.state_dict()["optimizer"]["optimizer"]["state"]
+    assert {tensor.dtype for entry in state.values() for tensor in entry.values()} == {torch.float32}
+    assert not torch.equal(flat(module), weights.to(flat(module).dtype))
+
+
+def first_step(precision: str, tune_scales: bool) -> Tensor:
+    """Where one hyperparameter step along the plain gradient leads, with weights that stand still."""
+    L.seed_everything(3, verbose=False)
+    module = Watched(configure=lambda optimizer: torch.optim.SGD(optimizer.param_groups[0]["params"], lr=1e-30))
+    start = torch.cat([module.hyperparameters.unconstrained, module.hyperparameters.raw_scale])
+    stn = callback(train_steps=1, lr=1.0, optimizer=torch.optim.SGD, tune_scales=tune_scales, entropy_weight=0.0)
+    train(module, stn=stn, n=8, max_epochs=1, limit_val_batches=1, **settings_of(precision))
+    return torch.cat([module.hyperparameters.unconstrained, module.hyperparameters.raw_scale]) - start
+
+
+@pytest.mark.parametrize("tune_scales", [True, False])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_hypergradients_agree_with_float32(precision: str, tune_scales: bool) -> None:
+    expected, got = first_step("32-true", tune_scales), first_step(precision, tune_scales)
+    assert expected.norm() > 1e-3
+    assert (got - expected).norm() <= LEAST.get(precision, 0.08) * expected.norm()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_small_steps_accumulate(precision: str) -> None:
+    """Steps of 3e-3 around 2.8, where bfloat16 has nothing between 2.8125 and 2.828125."""
+
+    class Constant(Watched):
+        def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
+            pull = self.hyperparameters.bound_sample().sum(1).mean()
+            return super().validation_loss(batch, batch_idx) + 100 * pull
+
+    module = Constant()
+    start = module.hyperparameters.unconstrained.clone()
+    train(module, stn=callback(train_steps=1, lr=3e-3, tune_scales=False), max_epochs=4, **settings_of(precision))
+    steps = -torch.stack([start, *module.places]).diff(dim=0)
+    taken = steps[(steps != 0).any(1)]
+    assert len(taken) >= (18 if precision.startswith("16") else 20)  # its scaler may find the scale too large
+    torch.testing.assert_close(taken, torch.full_like(taken, 3e-3), rtol=0.1, atol=0.0)
+
+
+class Overflows(Watched):
+    """One of its losses is too large for float16 in the given batches, or hyperparameter steps."""
+
+    def __init__(self, automatic: bool, phase: str, spoiled: range) -> None:
+        super().__init__(automatic)
+        self.phase = phase
+        self.spoiled = spoiled
+        self.steps_taken = 0
+        self.trail: list[Tensor] = []
+
+    def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_loss(batch, batch_idx)
+        return loss * 1e6 if self.phase == "weight" and len(self.rates) - 1 in self.spoiled else loss
+
+    def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().validation_loss(batch, batch_idx)
+        if not torch.is_grad_enabled():
+            return loss
+        return loss * 1e6 if self.phase == "hyperparameter" and batch_idx in self.spoiled else loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        self.trail.append(flat(self))
+
+
+@pytest.mark.parametrize("automatic", MODES)
+@pytest.mark.parametrize("phase", ["weight", "hyperparameter"])
+@pytest.mark.parametrize("precision", ["16-mixed", "16-true"])
+def test_a_scaler_recovers_from_an_overflow(precision: str, phase: str, automatic: bool) -> None:
+    """Two steps of the phase are skipped, and no other; nothing is ever not finite, and nothing is warned of."""
+    if (precision, phase) == ("16-true", "weight"):
+        pytest.skip("Lightning scales no loss of the weights in 16-true.")
+    L.seed_everything(3, verbose=False)
+    module, stn = Overflows(automatic, phase, range(2, 4)), callback(train_steps=1)
+    settings = half_on_cpu(init_scale=2.0**13) if precision == "16-mixed" else {"precision": precision}
+    run = train(module, stn=stn, **settings)
+    places, weights = torch.stack(module.places), torch.stack(module.trail)
+    assert places.isfinite().all()
+    assert weights.isfinite().all()
+    stood_still = {
+        "hyperparameter": (places[1:] == places[:-1]).all(1).tolist(),
+        "weight": (weights[1:] == weights[:-1]).all(1).tolist(),
+    }
+    skipped = [index in (1, 2) for index in range(9)]
+    assert stood_still[phase] == skipped
+    assert not any(stood_still["weight" if phase == "hyperparameter" else "hyperparameter"])
+    own = stn.state_dict()["optimizer"]["scaler"]["scale"]
+    assert own == 2.0**15 / (4 if phase == "hyperparameter" else 1)
+    if precision == "16-mixed":
+        assert run.precision_plugin.state_dict()["scale"] == 2.0**13 / (4 if phase == "weight" else 1)
+    assert stn.state_dict()["skipped"] == (2 if phase == "hyperparameter" else 0)
+
+
+class TwoOptimizers(Watched):
+    def configure_optimizers(self) -> Any:
+        layers = self.net[0], nn.ModuleList([self.net[5], self.net[8]])  # type: ignore[index]
+        return [torch.optim.SGD(layer.parameters(), lr=0.05) for layer in layers]
+
+
+@pytest.mark.parametrize("growth_interval", [1, 2, 2000])
+def test_several_optimizers_step_at_one_scale(growth_interval: int) -> None:
+    """Whether the scale grows behind the first or not."""
+    moved = []
+    for settings in ({}, half_on_cpu(init_scale=64.0, growth_interval=growth_interval)):
+        L.seed_everything(3, verbose=False)
+        module = TwoOptimizers(
+            hyperparameters={"noise": Float(0.0, None, init=0.1), "length": Integer(0, 4, init=2)}, dropout=None
+        )
+        before = flat(module)
+        run = train(module, n=16, max_epochs=1, **settings)
+        moved.append(flat(module) - before)
+    assert (moved[1] - moved[0]).norm() < 0.02 * moved[0].norm()
+    growths = 2 // growth_interval
+    assert run.precision_plugin.state_dict()["scale"] == 64.0 * 2**growths
+
+
+def test_an_overflow_of_one_optimizer_lowers_the_scale_that_both_share() -> None:
+    class Infinite(TwoOptimizers):
+        def on_after_backward(self) -> None:
+            self.net[0].weight.grad.fill_(float("inf"))  # type: ignore[index, union-attr]
+
+    L.seed_everything(3, verbose=False)
+    module = Infinite()
+    first, second = module.net[0].weight.clone(), module.net[8].weight.clone()  # type: ignore[index, union-attr, operator]
+    run = train(module, n=8, stn=callback(train_steps=1), max_epochs=1, **half_on_cpu(init_scale=64.0))
+    assert run.precision_plugin.state_dict()["scale"] == 32.0
+    assert torch.equal(module.net[0].weight, first)  # type: ignore[index, union-attr, arg-type]
+    assert not torch.equal(module.net[8].weight, second)  # type: ignore[index, union-attr, arg-type]
+
+
+@pytest.mark.parametrize("automatic", MODES)
+def test_gradients_are_clipped_unscaled(automatic: bool) -> None:
+    """A limit that a gradient times the scale would always exceed, and it itself never does, changes nothing."""
+    finals = []
+    for limit in (None, 100.0):
+        L.seed_everything(3, verbose=False)
+        module = Watched(automatic)
+        clip = {} if limit is None else {"gradient_clip_val": limit}
+        train(module, **clip, **half_on_cpu(init_scale=2.0**12))  # type: ignore[arg-type]
+        finals.append(flat(module))
+        assert max(module.steps.norms) < 50
+    assert torch.equal(*finals)
+
+
+class LitEverything(STNModule):
+    """Images through every augmentation, convolutions with dropouts, and the penalties."""
+
+    def __init__(self) -> None:
+        small = {name: Float(0.0, 0.5, init=0.1) for name in ("colour", "scale", "noise", "erasing", "flip", "smooth")}
+        super().__init__(
+            hyperparameters={
+                **small,
+                "degrees": Float(0.0, 90.0, init=20.0),
+                "alpha": Float(0.0, 2.0, init=0.5),
+                "length": Integer(0, 4, init=2),
+                "dropout": Float(0.0, 0.9, init=0.1),
+                "decay": Float(1e-6, 1e-1, init=1e-3, log=True),
+                "ar": Float(0.0, None, init=0.05),
+            }
+        )
+        self.augment = nn.Sequential(
+            ColorJitter("colour", "colour", "colour", "colour"),
+            RandomAffine(degrees="degrees"),
+            RandomErasing("erasing"),
+            RandomHorizontalFlip("flip"),
+            InputScale("scale"),
+            Cutout("length"),
+            GaussianNoise("noise"),
+        )
+        self.mix, self.cut = MixUp("alpha", 3), CutMix("alpha", 3)
+        self.decay, self.activation, self.smoothing = (
+            L2Penalty("decay"),
+            ActivationPenalty("ar"),
+            LabelSmoothing("smooth"),
+        )
+        body = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Dropout2d(), nn.Flatten(), nn.Dropout())
+        self.net = self.convert(nn.Sequential(body, nn.Linear(256, 3)), dropout="dropout")
+
+    def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        x = self.augment(x)
+        mixed, targets = self.mix(x, y)
+        cut, cut_targets = self.cut(x, y)
+        features = self.net[0](mixed)  # type: ignore[index]
+        logits = self.net[1](features)  # type: ignore[index]
+        loss = F.cross_entropy(logits, targets) + F.cross_entropy(self.net(cut), cut_targets)
+        return loss + self.decay(self.net) + self.activation(features) + self.smoothing(logits, y)
+
+    def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.02)
+
+
+class LitWords(STNModule):
+    """A recurrent network with the dropouts and the penalties for sequences."""
+
+    def __init__(self, recurrent: type[nn.RNNBase] = nn.LSTM) -> None:
+        rates = {name: Float(0.0, 0.9, init=0.1) for name in ("words", "locked", "plain")}
+        super().__init__(
+            hyperparameters={
+                **rates,
+                "weights": Float(0.0, 0.9, init=0.1, per="batch"),
+                "ar": Float(0.0, None, init=0.05),
+                "tar": Float(0.0, None, init=0.05),
+            }
+        )
+        dropped = WeightDrop(recurrent(8, 8, batch_first=True), ["weight_hh_l0"], "weights")
+        self.net = self.convert(nn.ModuleList([nn.Embedding(12, 8), dropped, nn.Linear(8, 12)]))
+        self.embed = EmbeddingDropout(self.net[0], "words")  # type: ignore[index]
+        self.locked, self.dropout = LockedDropout("locked"), Dropout("plain")
+        self.ar, self.tar = ActivationPenalty("ar"), TemporalActivationPenalty("tar")
+
+    def loss(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        output, _ = self.net[1](self.locked(self.embed(tokens[:, :-1])))  # type: ignore[index]
+        logits = self.net[2](self.dropout(output))  # type: ignore[index]
+        return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()), output
+
+    def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        loss, output = self.loss(batch[0])
+        return loss + self.ar(output) + self.tar(output)
+
+    def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.loss(batch[0])[0]
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def pictures(n: int, seed: int) -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(seed)
+    return DataLoader(TensorDataset(torch.rand(n, 3, 8, 8, generator=generator), torch.arange(n) % 3), 8)
+
+
+def texts(n: int, seed: int) -> DataLoader[Any]:
+    drawn = torch.randint(0, 12, (n, 7), generator=torch.Generator().manual_seed(seed))
+    return DataLoader(TensorDataset(drawn), 8)
+
+
+@pytest.mark.parametrize("kind", [LitEverything, LitWords])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_what_regularises_and_augments_works_in_every_precision(precision: str, kind: Any) -> None:
+    """Each of them was read, and each knob was stepped."""
+    L.seed_everything(3, verbose=False)
+    module, data = kind(), pictures if kind is LitEverything else texts
+    if kind is LitWords and precision.startswith("16"):
+        module = LitWords(nn.GRU)  # not every CPU has an LSTM in float16, be it a plain one
+    start = module.hyperparameters.unconstrained.clone()
+    run = trainer(STNCallback(1, 1, 0, lr=0.05, seed=1), max_epochs=2, **settings_of(precision))
+    run.fit(module, data(24, 0), data(16, 1))
+    assert module.hyperparameters.unread() == []
+    assert module.hyperparameters.unconstrained.isfinite().all()
+    assert (module.hyperparameters.unconstrained != start).all()
+    assert flat(module).isfinite().all()
+    assert run.callback_metrics["val_loss"].isfinite()
