@@ -15,9 +15,10 @@ _STATE = ("epoch", "position", "seed")
 class ResumableLoader:
     """Batches of a dataset in an order that (seed, epoch) fixes, resumed in the middle of an epoch by a checkpoint.
 
-    Lightning saves and restores its state with every checkpoint, so that a resumed run meets the batches that an
-    uninterrupted one would have met. Each rank reads its own share of an epoch; where the examples do not divide among
-    the ranks, some are left out, others in every epoch. Nothing is drawn from torch's global generator.
+    Its state is saved with every checkpoint, and restored by `STNCallback`, so that a resumed run meets the batches
+    that an uninterrupted one would have met; Lightning alone restores it in the middle of an epoch, but not at its end.
+    Each rank reads its own share of an epoch; where the examples do not divide among the ranks, some are left out,
+    others in every epoch. Nothing is drawn from torch's global generator.
 
     A run resumed in the middle of an epoch is exact for datasets whose examples do not depend on chance: the random
     numbers of worker processes begin anew. Let augmentation act on the batch instead (`lightning_stn.augment`).

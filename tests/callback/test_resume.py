@@ -19,6 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:A resumed run keeps the settings of its checkpoint"),
     pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization"),
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed from"),
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
 ]
 BATCHES, EPOCHS = 6, 3
@@ -34,6 +35,16 @@ class Automatic(Adam):
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = True
+
+
+class OneCycle(Adam):
+    """Asks for the length of the run, for which Lightning builds the loaders before it restores them."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=steps)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
 
 class Double(Adam):
@@ -66,7 +77,7 @@ def run(
     checkpoint: Path | None = None,
     seed: int = 0,
 ) -> tuple[LitSmall, STNCallback]:
-    """Train with a checkpoint after every so many weight steps."""
+    """Train with a checkpoint after every so many weight steps, or when the options say."""
     L.seed_everything(seed, verbose=False)
     settings = {
         "kind": Adam,
@@ -75,13 +86,14 @@ def run(
         "precision": "32-true",
         "stn": {},
         "trainer": {},
+        "keep": {"every_n_train_steps": every},
         **options,
     }
     module = settings["kind"]()
     stn = STNCallback(
         2, 1, warmup_epochs=0, lr=0.05, seed=seed, accumulate_grad_batches=settings["accumulate"], **settings["stn"]
     )
-    keep = ModelCheckpoint(folder, "{step}", every_n_train_steps=every, save_top_k=-1)
+    keep = ModelCheckpoint(folder, "{step}", save_top_k=-1, **settings["keep"])
     fit = trainer(
         stn,
         *callbacks,
@@ -152,6 +164,13 @@ CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
     "validation within epochs": (8, 10, {"trainer": {"val_check_interval": 3}}),
     "max_steps": (8, 10, {"trainer": {"max_epochs": -1, "max_steps": BATCHES * EPOCHS}}),
     "clipping": (8, 10, {"stn": {"gradient_clip_val": 0.1}}),
+    "length of the run": (8, 10, {"kind": OneCycle}),
+    "end of an epoch": (6, 8, {"keep": {}}),
+    "end of an epoch, automatic optimisation": (12, 14, {"keep": {}, "kind": Automatic}),
+    "end of an epoch, workers": (6, 8, {"keep": {}, "workers": 2}),
+    "end of an epoch, max_steps": (6, 8, {"keep": {}, "trainer": {"max_epochs": -1, "max_steps": BATCHES * EPOCHS}}),
+    "behind validation": (6, 8, {"keep": {"save_on_train_epoch_end": False}}),
+    "behind validation within epochs": (9, 11, {"keep": {"monitor": "val_loss"}, "trainer": {"val_check_interval": 3}}),
 }
 
 
