@@ -10,15 +10,16 @@ from torch.utils.data import DataLoader
 
 from lightning_stn.randomness import derive_seed
 
-_STATE = ("epoch", "position", "seed")
+_STATE = ("epoch", "position", "seed", "announced")
 
 
 class ResumableLoader:
     """Batches of a dataset in an order that (seed, epoch) fixes, resumed in the middle of an epoch by a checkpoint.
 
-    Lightning saves and restores its state with every checkpoint, so that a resumed run meets the batches that an
-    uninterrupted one would have met. Each rank reads its own share of an epoch; where the examples do not divide among
-    the ranks, some are left out, others in every epoch. Nothing is drawn from torch's global generator.
+    Its state is saved with every checkpoint, and restored by `STNCallback`, so that a resumed run meets the batches
+    that an uninterrupted one would have met; Lightning alone restores it in the middle of an epoch, but not at its end.
+    Each rank reads its own share of an epoch; where the examples do not divide among the ranks, some are left out,
+    others in every epoch. Nothing is drawn from torch's global generator.
 
     A run resumed in the middle of an epoch is exact for datasets whose examples do not depend on chance: the random
     numbers of worker processes begin anew. Let augmentation act on the batch instead (`lightning_stn.augment`).
@@ -75,6 +76,7 @@ class ResumableLoader:
         self.settings = settings
         self.epoch = 0
         self.position = 0
+        self.announced = 0
         self._loaded = False
         if not len(self):
             raise ValueError(
@@ -106,7 +108,7 @@ class ResumableLoader:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch, batches of it that were read, and seed."""
+        """Epoch, batches of it that were read, seed, and the last number of an epoch that Lightning announced."""
         return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -125,15 +127,15 @@ class ResumableLoader:
         self._loaded = True
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin an epoch, unless a checkpoint was loaded that lies within it.
+        """Leave what `limit_train_batches` left of an epoch; Lightning calls it at the start of every epoch.
 
-        Lightning calls it at the start of every epoch: one that `limit_train_batches` broke off leaves nothing behind,
-        and a run that is resumed at the end of an epoch, where Lightning loads no state of a loader, goes on with the
-        order of the next.
+        Its number tells a new epoch from one that is resumed, and no more: the orders are numbered by the epochs that
+        were read, which a resumed run may count differently.
         """
-        if epoch > self.epoch or not self._loaded:
-            self.epoch, self.position = max(epoch, self.epoch), 0
-        self._loaded = False
+        resumed = self._loaded and epoch <= self.announced
+        if self.position and not resumed:
+            self.epoch, self.position = self.epoch + 1, 0
+        self.announced, self._loaded = epoch, False
 
     @property
     def batch_sampler(self) -> Any:

@@ -101,7 +101,7 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
 
 def test_the_state_of_another_loader_is_refused() -> None:
     loader = ResumableLoader(range(5), 2)
-    for state in ({"epoch": 0, "position": 3, "seed": 0}, {"epoch": 0}):
+    for state in ({"epoch": 0, "position": 3, "seed": 0, "announced": 0}, {"epoch": 0}):
         with pytest.raises(ValueError, match="the state of a loader with 3 batches, got"):
             loader.load_state_dict(state)
-    assert loader.state_dict() == {"epoch": 0, "position": 0, "seed": 0}
+    assert loader.state_dict() == {"epoch": 0, "position": 0, "seed": 0, "announced": 0}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 
 from lightning_stn.binding import attach, bind, keep_merged, unbind
@@ -38,6 +39,7 @@ from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.module import ClipAlgorithm, Perturb, STNModule
 from lightning_stn.phases import Phase, PhaseClock, PhaseSchedule
 from lightning_stn.randomness import derive_seed, random_state, set_random_state
+from lightning_stn.resumable import ResumableLoader
 from lightning_stn.schedule import Schedule
 
 _RANDOM_STATES = "lightning_stn_random_states"
@@ -45,6 +47,9 @@ _RANDOM_STATES = "lightning_stn_random_states"
 
 _METRICS = "lightning_stn_metrics"
 """Where a checkpoint keeps what was logged last, for whatever follows a metric."""
+
+_LOADER_STATES = "lightning_stn_loader_states"
+"""Where a checkpoint keeps those of the `ResumableLoader`s, which are the same on all ranks."""
 
 
 class STNCallback(Callback):
@@ -130,6 +135,7 @@ class STNCallback(Callback):
         self._restored: dict[str, Any] | None = None
         self._random_states: list[dict[str, Any]] | None = None
         self._metrics: dict[str, Tensor] = {}
+        self._loader_states: list[dict[str, int]] = []
         self._optimizer: HyperparameterOptimizer
         self._stream: ValidationStream
         self._recorder: Recorder
@@ -206,6 +212,11 @@ class STNCallback(Callback):
         self._metrics = {}
         self._recorder.open(trainer)
         self._recorder.record(trainer, self._clock.batches)
+        loaders = _resumable_loaders(trainer)
+        if len(self._loader_states) == len(loaders):
+            for loader, state in zip(loaders, self._loader_states, strict=True):
+                loader.load_state_dict(state)
+        self._loader_states = []
         if self._random_states is not None and len(self._random_states) == trainer.world_size:
             set_random_state(self._random_states[trainer.global_rank])
         self._random_states = None
@@ -334,18 +345,22 @@ class STNCallback(Callback):
         self._restored = state_dict
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save what Lightning leaves out: the state of every rank's generators, and the metrics."""
+        """Save what Lightning leaves out: the states of all generators and of the training loaders, and the metrics."""
         states = [random_state()]
         if trainer.world_size > 1:
             states = [{} for _ in range(trainer.world_size)]
             torch.distributed.all_gather_object(states, random_state())
         checkpoint[_RANDOM_STATES] = states
         checkpoint[_METRICS] = {name: metric.cpu() for name, metric in trainer.callback_metrics.items()}
+        # Lightning saves these too, but does not restore them at the end of an epoch, nor where loaders were built
+        # early, as by trainer.estimated_stepping_batches (2.6).
+        checkpoint[_LOADER_STATES] = [loader.state_dict() for loader in _resumable_loaders(trainer)]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take over the state of this rank's generators, and the metrics, when training starts."""
+        """Take all that over when training starts."""
         self._random_states = checkpoint.get(_RANDOM_STATES)
         self._metrics = checkpoint.get(_METRICS, {})
+        self._loader_states = checkpoint.get(_LOADER_STATES, [])
 
     def _hyperparameter_step(self, trainer: Trainer, module: STNModule) -> None:
         """One step on the validation loss, differentiated through the response alone."""
@@ -421,6 +436,12 @@ class STNCallback(Callback):
 def _stn(module: LightningModule) -> STNModule:
     assert isinstance(module, STNModule)
     return module
+
+
+def _resumable_loaders(trainer: Trainer) -> list[ResumableLoader]:
+    """Those among the training loaders; none before Lightning has asked for them."""
+    loaders = CombinedLoader(trainer.train_dataloader).flattened
+    return [loader for loader in loaders if isinstance(loader, ResumableLoader)]
 
 
 def _warn_unread(module: STNModule) -> None:

@@ -120,10 +120,9 @@ def test_rectangles_are_distributed_as_torchvision_s(scale: tuple[float, float])
     torch.manual_seed(0)
     reference = tv.RandomErasing(p=1.0, scale=scale)
     image = torch.zeros(1, 20, 28)
-    params = [reference.make_params([image]) for _ in range(2000)]
-    theirs = torch.tensor(
-        [[p["i"], p["j"], p["h"], p["w"]] if p["v"] is not None else [0, 0, 0, 0] for p in params]
-    ).double()
+    params = [reference.get_params(image, reference.scale, reference.ratio, reference.value) for _ in range(2000)]
+    # Where no rectangle fits, the value is the image itself.
+    theirs = torch.tensor([[0, 0, 0, 0] if v is image else [i, j, h, w] for i, j, h, w, v in params]).double()
     start, end = RandomErasing(1.0, scale=scale).draw(image.expand(20_000, 1, 20, 28))
     ours = torch.cat([start, end - start], 1).double()
     ours[(end == start).all(1)] = 0

@@ -61,6 +61,16 @@ class ByStep(Adam):
         return [optimizer], [{"scheduler": scheduler, "interval": "step", "frequency": 2}]
 
 
+class OneCycle(Adam):
+    """Asks for the length of the run, for which Lightning builds the loaders before it restores them."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=steps)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
 class Double(Adam):
     """In float64 before Lightning makes it so: a checkpoint is loaded before that, and would be rounded."""
 
@@ -91,7 +101,7 @@ def run(
     checkpoint: Path | None = None,
     seed: int = 0,
 ) -> tuple[LitSmall, STNCallback]:
-    """Train with a checkpoint after every so many weight steps."""
+    """Train with a checkpoint after every so many weight steps, or when the options say."""
     L.seed_everything(seed, verbose=False)
     settings = {
         "kind": Adam,
@@ -235,6 +245,14 @@ CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
     "fp16": (8, 10, {"plugins": half(), "precision": None}),
     "fp16, scale growing": (8, 10, {"plugins": half(growth_interval=3), "precision": None}),
     "fp16, scale too large": (2, 4, {"plugins": half(init_scale=2.0**20), "precision": None}),
+    "length of the run": (8, 10, {"kind": OneCycle}),
+    "length of the run, written at the end of an epoch": (6, 8, {"kind": OneCycle, "keep": AT_EPOCH_END}),
+    "automatic optimisation, written at the end of an epoch": (12, 14, {"kind": Automatic, "keep": AT_EPOCH_END}),
+    "workers, written at the end of an epoch": (6, 8, {"workers": 2, "keep": AT_EPOCH_END}),
+    "max_steps, written at the end of an epoch": (
+        *(6, 8),
+        {"trainer": {"max_epochs": -1, "max_steps": BATCHES * EPOCHS}, "keep": AT_EPOCH_END},
+    ),
 }
 
 
