@@ -1,0 +1,175 @@
+"""Runs on two processes against one another and against one process; `worker.py` says what a run is."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from callback.test_resume import assert_equal_states
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from strategies.worker import BATCHES, EPOCHS, Lit, dataset, ends, launch
+from support import LitSmall, fit
+from torch import Tensor
+
+from lightning_stn import STNCallback
+from lightning_stn.callback.checks import check_trainer
+from lightning_stn.callback.settings import Settings
+
+LAMBDA, RHO = "hyperparameters.unconstrained", "hyperparameters.raw_scale"
+DRAWN = {"drawn": True}
+End = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs on one process, with batches twice as large."""
+    folder = tmp_path_factory.mktemp("one")
+    clipped = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}
+    assert launch(
+        folder, {"strategy": "one", "name": "plain"}, {"strategy": "one", "name": "clipped", **clipped}, ranks=1
+    ) == [0]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs on two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    clipped = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}
+    jobs: list[dict[str, Any]] = [
+        {"strategy": "ddp", "name": "ddp"},
+        {"strategy": "static", "name": "static"},
+        {"strategy": "ddp", "name": "automatic", "module": {"automatic": True}},
+        {"strategy": "ddp", "name": "clipped", **clipped},
+        {"strategy": "ddp", "name": "example", "module": DRAWN, "every": 20},
+        {"strategy": "ddp", "name": "batch", "module": DRAWN, "perturb": "batch"},
+        {"strategy": "ddp", "name": "first", "module": DRAWN, "stop": 22, "every": 20},
+        {"strategy": "ddp", "name": "resumed", "module": DRAWN, "checkpoint": saved(folder, 20), "seed": 9},
+    ]
+    assert launch(folder, *jobs) == [0, 0]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs on two processes whose weights are shared out among them."""
+    folder = tmp_path_factory.mktemp("fsdp")
+    jobs: list[dict[str, Any]] = [
+        {"strategy": "fsdp", "name": "fsdp"},
+        {"strategy": "fsdp", "name": "whole", "module": DRAWN},
+        {"strategy": "fsdp", "name": "first", "module": DRAWN, "stop": 22, "every": 20},
+        {"strategy": "fsdp", "name": "resumed", "module": DRAWN, "checkpoint": saved(folder, 20), "seed": 9},
+    ]
+    assert launch(folder, *jobs) == [0, 0]
+    return folder
+
+
+def saved(folder: Path, step: int) -> str:
+    return str(folder / "first" / f"step={step}.ckpt")
+
+
+def assert_equal_to_one_process(ours: list[End], one: End, wrapped: str) -> None:
+    for end in ours:
+        assert wrapped in end["wrapped"]
+        assert len(end["gradients"]) == len(one["gradients"]) > 0
+        for gradients, expected in zip(end["gradients"], one["gradients"], strict=True):
+            torch.testing.assert_close(gradients, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(end["gradients"][0], one["gradients"][0], rtol=0, atol=1e-12)
+        torch.testing.assert_close(end["state"], one["state"], rtol=0, atol=1e-6)
+    for name in (LAMBDA, RHO):
+        assert torch.equal(ours[0]["state"][name], ours[1]["state"][name])
+    moved = ours[0]["state"][LAMBDA] - Lit().hyperparameters.unconstrained
+    assert (moved.abs() > 0.05).all()
+    assert ours[0]["callback"]["clock"] == {
+        "batches": BATCHES * EPOCHS,
+        "weight_steps": BATCHES * EPOCHS,
+        "hyperparameter_steps": BATCHES * EPOCHS // 2,
+    }
+
+
+@pytest.mark.parametrize("name", ["ddp", "static", "automatic"])
+def test_ddp_equals_one_process_on_the_whole_batch(one: Path, two: Path, name: str) -> None:
+    """56 batches with noise by example, in float64: gradients, weights, hyperparameters and scales."""
+    (whole,) = ends(one, "plain", ranks=1)
+    assert_equal_to_one_process(ends(two, name), whole, "DistributedDataParallel")
+
+
+def test_clipping_and_accumulation_equal_one_process(one: Path, two: Path) -> None:
+    (whole,) = ends(one, "clipped", ranks=1)
+    assert len(whole["gradients"]) == BATCHES * EPOCHS // 2
+    assert_equal_to_one_process(ends(two, "clipped"), whole, "DistributedDataParallel")
+
+
+def test_fsdp2_equals_one_process_on_the_whole_batch(one: Path, sharded: Path) -> None:
+    (whole,) = ends(one, "plain", ranks=1)
+    assert_equal_to_one_process(ends(sharded, "fsdp"), whole, "DTensor")
+
+
+@pytest.mark.parametrize(("name", "rows"), [("example", 4), ("batch", 1)])
+def test_every_rank_draws_its_own_noise(two: Path, name: str, rows: int) -> None:
+    first, second = ends(two, name)
+    for ours, theirs in zip(first["samples"], second["samples"], strict=True):
+        assert len(ours) == rows
+        assert not torch.isclose(ours, theirs).any()
+    for key in (LAMBDA, RHO):
+        assert torch.equal(first["state"][key], second["state"][key])
+
+
+def test_only_the_first_rank_writes_the_schedule(two: Path) -> None:
+    rows = (two / "ddp" / "log" / "schedule.csv").read_text().splitlines()
+    assert len(rows) == 1 + BATCHES * EPOCHS + 1
+
+
+@pytest.mark.parametrize("folder", ["two", "sharded"])
+def test_an_interrupted_run_continues_bit_for_bit(request: pytest.FixtureRequest, folder: str) -> None:
+    place = request.getfixturevalue(folder)
+    whole, resumed = ends(place, {"two": "example", "sharded": "whole"}[folder]), ends(place, "resumed")
+    assert_same(resumed, whole)
+
+
+def test_killed_processes_continue_bit_for_bit(two: Path, tmp_path: Path) -> None:
+    jobs = {"strategy": "ddp", "module": DRAWN}
+    assert launch(tmp_path, {**jobs, "name": "first", "stop": 26, "every": 24, "kill": True}) == [-9, -9]
+    assert launch(tmp_path, {**jobs, "name": "resumed", "checkpoint": saved(tmp_path, 24), "seed": 9}) == [0, 0]
+    assert_same(ends(tmp_path, "resumed"), ends(two, "example"))
+
+
+def assert_same(resumed: list[End], whole: list[End]) -> None:
+    for ours, theirs in zip(resumed, whole, strict=True):
+        for what in ("state", "callback", "schedule", "optimizers"):
+            assert_equal_states(ours[what], theirs[what], what)
+        assert len(ours["samples"]) < len(theirs["samples"])
+        assert_equal_states(ours["samples"], theirs["samples"][-len(ours["samples"]) :])
+
+
+def test_a_checkpoint_of_two_ranks_loads_on_one(two: Path) -> None:
+    loaded = Lit.load_from_checkpoint(two / "example-end.ckpt")
+    expected = ends(two, "example")[0]["state"]
+    assert_equal_states(loaded.state_dict(), expected)
+    inputs: Tensor = dataset(0).tensors[0]
+    assert torch.isfinite(loaded.export()(inputs)).all()
+
+
+@pytest.mark.slow
+def test_spawned_processes_end_where_started_ones_do(two: Path, tmp_path: Path) -> None:
+    """What comes back to the first process is what the ranks ended with, hyperparameters included."""
+    assert launch(tmp_path, {"strategy": "spawn", "name": "spawn"}, ranks=1) == [0]
+    (end,) = ends(tmp_path, "spawn", ranks=1)
+    assert_equal_states(end["state"], ends(two, "ddp")[0]["state"])
+
+
+def test_fsdp1_is_refused() -> None:
+    with pytest.raises(NotImplementedError, match=r"does not support FSDPStrategy.*ModelParallelStrategy"):
+        fit_on(FSDPStrategy.__new__(FSDPStrategy))
+
+
+def test_deepspeed_is_refused() -> None:
+    with pytest.raises(NotImplementedError, match=r"does not support DeepSpeedStrategy.*strategy='ddp'"):
+        fit_on(DeepSpeedStrategy.__new__(DeepSpeedStrategy))
+
+
+def fit_on(strategy: Any) -> None:
+    """Neither runs on a CPU, and DeepSpeed is no dependency: the check is shown the strategy's type alone."""
+    run, _ = fit(LitSmall(), STNCallback(warmup_epochs=0, seed=1), max_epochs=1)
+    run.strategy.__class__ = type(strategy)
+    check_trainer(run, LitSmall(), Settings())

@@ -1,0 +1,237 @@
+"""One rank of a run on several: started as a process of its own by `launch`, which reads what it leaves behind.
+
+What is random is a function of the example, so that two ranks with half a batch each see what one process sees.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_stn import Float, ResumableLoader, STNCallback, STNModule, functional
+from lightning_stn.binding import bind_weight_phase
+from lightning_stn.layers import ResponseLayer
+
+EXAMPLES, WHOLE_BATCH, EPOCHS = 64, 8, 7
+BATCHES = EXAMPLES // WHOLE_BATCH
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+def dataset(seed: int) -> TensorDataset:
+    """Inputs, labels, and noise for each example."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(EXAMPLES) % 3
+    inputs = torch.randn(EXAMPLES, 5, generator=generator, dtype=torch.float64) + labels.unsqueeze(-1)
+    return TensorDataset(inputs, labels, torch.randn(EXAMPLES, 2, generator=generator))
+
+
+class Lit(STNModule):
+    """Two knobs, a gain of the input and a penalty, on a small network in float64.
+
+    Args:
+        drawn: draw perturbations and dropout as any module does, rather than by example.
+        automatic: leave the weight step to Lightning.
+    """
+
+    def __init__(self, drawn: bool = False, automatic: bool = False) -> None:
+        super().__init__(hyperparameters={"gain": Float(0.0, None, init=0.5), "decay": Float(0.0, None, init=0.01)})
+        self.automatic_optimization = automatic
+        self.drawn = drawn
+        dropout = nn.Dropout(0.1 if drawn else 0.0)
+        self.net = self.convert(nn.Sequential(nn.Linear(5, 6), nn.Tanh(), dropout, nn.Linear(6, 3))).double()
+        self.samples: list[Tensor] = []
+        self.gradients: list[dict[str, Tensor]] = []
+        self.wrapped: set[str] = set()
+
+    def perturb(self, batch: Batch, generator: torch.Generator | None = None) -> None:
+        if self.drawn:
+            super().perturb(batch, generator)
+        else:
+            hyperparameters = self.hyperparameters
+            sample = functional.perturb(hyperparameters.unconstrained, hyperparameters.scale, batch[2])
+            bind_weight_phase(hyperparameters, sample)
+        assert self.hyperparameters.bound.sample is not None
+        self.samples.append(self.hyperparameters.bound.sample.clone())
+
+    def training_loss(self, batch: Batch, batch_idx: int) -> Tensor:
+        inputs, labels, _ = batch
+        gain, decay = (self.hyperparameters[name].double().reshape(-1, 1) for name in ("gain", "decay"))
+        logits = self.net(inputs * gain)
+        return F.cross_entropy(logits, labels) + (decay * logits.square()).mean()
+
+    def validation_loss(self, batch: Batch, batch_idx: int) -> Tensor:
+        inputs, labels, _ = batch
+        return F.cross_entropy(self.net(inputs), labels)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.wrapped |= {type(self.trainer.strategy.model).__name__, type(self.net[0].weight).__name__}
+        self.gradients.append(
+            {name: _whole(p.grad).clone() for name, p in self.named_parameters() if p.grad is not None}
+        )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+class Sharded(Lit):
+    """The same for FSDP2: converted in the constructor, sharded here."""
+
+    def configure_model(self) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        assert self.device_mesh is not None
+        for layer in self.net.modules():
+            if isinstance(layer, ResponseLayer):
+                fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+
+class ByExample(STNCallback):
+    """Takes the noise of the hyperparameter phase from the examples."""
+
+    def _noise(self, trainer: L.Trainer, module: STNModule, batch: Batch) -> Tensor | None:
+        return super()._noise(trainer, module, batch) if module.drawn else batch[2]  # type: ignore[return-value]
+
+
+class Stop(L.Callback):
+    """Raises before a batch, or kills the process as nobody can prevent."""
+
+    def __init__(self, batch: int, kill: bool) -> None:
+        self.batch, self.kill = batch, kill
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.current_epoch * BATCHES + batch_idx == self.batch:
+            if self.kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise KeyError("interrupted")
+
+
+STRATEGIES: dict[str, Any] = {
+    "one": lambda: "auto",
+    "ddp": lambda: DDPStrategy(process_group_backend="gloo"),
+    "static": lambda: DDPStrategy(process_group_backend="gloo", static_graph=True),
+    "spawn": lambda: DDPStrategy(process_group_backend="gloo", start_method="spawn"),
+    "fsdp": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo"),
+}
+
+
+def train(
+    folder: Path,
+    *,
+    strategy: str,
+    name: str,
+    stop: int | None = None,
+    kill: bool = False,
+    every: int = 1000,
+    checkpoint: str | None = None,
+    seed: int = 0,
+    module: dict[str, Any] | None = None,
+    **stn: Any,
+) -> None:
+    """One run; what it ends with is saved for every rank."""
+    L.seed_everything(seed, verbose=False)
+    ranks = 1 if strategy == "one" else 2
+    lit = (Sharded if strategy == "fsdp" else Lit)(**(module or {}))
+    settings = {"train_steps": 2, "valid_steps": 1, "warmup_epochs": 0, "lr": 0.05, "seed": seed, **stn}
+    callbacks: list[L.Callback] = [ByExample(**settings)]
+    callbacks += [] if stop is None else [Stop(stop, kill)]
+    callbacks.append(ModelCheckpoint(folder / name, "{step}", every_n_train_steps=every, save_top_k=-1))
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy=STRATEGIES[strategy](),
+        max_epochs=EPOCHS,
+        callbacks=callbacks,
+        logger=CSVLogger(folder, name=name, version="log"),
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    batch_size = WHOLE_BATCH // ranks
+    try:
+        trainer.fit(
+            lit,
+            ResumableLoader(dataset(0), batch_size, seed=5),
+            DataLoader(dataset(1), batch_size),
+            ckpt_path=checkpoint,
+        )
+    except KeyError:
+        return
+    end = {
+        "state": {key: _whole(value).clone() for key, value in lit.state_dict().items()},
+        "samples": lit.samples,
+        "gradients": lit.gradients,
+        "callback": {k: v for k, v in callbacks[0].state_dict().items() if k != "schedule"},
+        "schedule": callbacks[0].state_dict().get("schedule"),
+        "optimizers": tree_map_only(Tensor, _whole, [optimizer.state_dict() for optimizer in trainer.optimizers]),
+        "wrapped": sorted(lit.wrapped),
+    }
+    torch.save(end, folder / f"{name}-{trainer.global_rank}.pt")
+    if every < 1000 and strategy != "one":
+        trainer.save_checkpoint(folder / f"{name}-end.ckpt")
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor that may be spread over the ranks, in one piece."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return int(server.getsockname()[1])
+
+
+def launch(folder: Path, *jobs: dict[str, Any], ranks: int = 2, timeout: float = 240) -> list[int]:
+    """Run jobs one after the other on so many ranks; returns how the processes ended."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(list(jobs), folder / "jobs.pt")
+    port = str(free_port())
+    processes = []
+    for rank in range(ranks):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if ranks > 1:
+            environment |= {
+                "MASTER_ADDR": "localhost",
+                "MASTER_PORT": port,
+                "WORLD_SIZE": str(ranks),
+                "NODE_RANK": "0",
+                "LOCAL_RANK": str(rank),
+            }
+        command = [sys.executable, "-m", "strategies.worker", str(folder)]
+        with open(folder / f"log-{rank}.txt", "w") as log:
+            place = Path(__file__).parents[1]
+            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=place))
+    try:
+        return [process.wait(timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def ends(folder: Path, name: str, ranks: int = 2) -> list[dict[str, Any]]:
+    """What each rank of a job ended with."""
+    return [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(ranks)]
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    place = Path(sys.argv[1])
+    for job in torch.load(place / "jobs.pt"):
+        train(place, **job)
