@@ -134,6 +134,11 @@ class HyperparameterSet(nn.Module):
         self.unconstrained.copy_(values)
         self.raw_scale.copy_(positive_inverse(scales))
 
+    def unshare(self) -> None:
+        """Hold state of its own, not that of other processes: spawned ones get their tensors in shared memory."""
+        for name in _STATE:
+            setattr(self, name, getattr(self, name).clone())
+
     @property
     def specifications(self) -> Mapping[str, Hyperparameter]:
         """Name to `Float`, `Integer` or `Categorical`."""

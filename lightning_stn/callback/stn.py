@@ -168,6 +168,7 @@ class STNCallback(Callback):
             raise ValueError("The Trainer has several STNCallbacks; give it one.")
         check_trainer(trainer, module, self._settings)
         attach(module, module.hyperparameters)
+        module.hyperparameters.unshare()
         module.weight_step_settings = self._settings.weight_step
         if not module.automatic_optimization:
             self._schedulers.watch(module)

@@ -150,7 +150,6 @@ def test_a_checkpoint_of_two_ranks_loads_on_one(two: Path) -> None:
     assert torch.isfinite(loaded.export()(inputs)).all()
 
 
-@pytest.mark.slow
 def test_spawned_processes_end_where_started_ones_do(two: Path, tmp_path: Path) -> None:
     """What comes back to the first process is what the ranks ended with, hyperparameters included."""
     assert launch(tmp_path, {"strategy": "spawn", "name": "spawn"}, ranks=1) == [0]
