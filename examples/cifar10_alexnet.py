@@ -148,6 +148,7 @@ def compare_networks(seed: int, args: argparse.Namespace) -> dict[str, Scores]:
         valid_steps=1,
         warmup_epochs=5,
         lr=args.hyperparameter_lr,
+        method=args.method,
         perturb=args.perturb,
     )
     title = f"Regularisation schedules that one self-tuned run of AlexNet found, seed {seed}"
@@ -164,6 +165,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--lr", type=float, default=0.03, help="of SGD with momentum; 0.01 in the paper")
     parser.add_argument("--hyperparameter-lr", type=float, help="of Adam; by default from the length of the run")
+    parser.add_argument("--method", choices=("stn", "delta-stn"), default="stn")
     parser.add_argument("--perturb", choices=("example", "batch"), default="example")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--seed", "--seeds", type=int, nargs="+", default=[0], help="one comparison for each of them")

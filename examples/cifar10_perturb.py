@@ -36,12 +36,12 @@ def augmentation(noise: float | str = NOISE, cutout: int | str = CUTOUT) -> nn.M
     return nn.Sequential(GaussianNoise(std=noise), Cutout(length=cutout))
 
 
-def small_cnn() -> nn.Module:
+def small_cnn(dropout: float = DROPOUT) -> nn.Module:
     """Three convolutions and a hidden layer, with a dropout behind each."""
     layers: list[nn.Module] = []
     for before, after in ((3, 32), (32, 48), (48, 64)):
-        layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(DROPOUT)]
-    layers += [nn.Flatten(), nn.Linear(1024, 256), nn.ReLU(), nn.Dropout(DROPOUT), nn.Linear(256, 10)]
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(dropout)]
+    layers += [nn.Flatten(), nn.Linear(1024, 256), nn.ReLU(), nn.Dropout(dropout), nn.Linear(256, 10)]
     return nn.Sequential(*layers)
 
 

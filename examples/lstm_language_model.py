@@ -228,7 +228,8 @@ class LitLanguageModel(L.LightningModule):
         """Logits and outputs, continuing where this stream's last stretch ended."""
         state = None if batch.first else self.states[stream]
         logits, output, dropped, state = self.net(batch.tokens, state)
-        self.states[stream] = [(h.detach(), c.detach()) for h, c in state]
+        if not getattr(self, "fits_response", False):  # Delta-STN reads a batch twice
+            self.states[stream] = [(h.detach(), c.detach()) for h, c in state]
         return logits, output, dropped
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -344,7 +345,11 @@ def compare_networks(seed: int, args: argparse.Namespace) -> dict[str, Scores]:
     """Train the networks from one seed; print and plot how they ended."""
     print(f"\nSeed {seed}, {args.epochs} epochs", flush=True)
     stn = STNCallback(
-        train_steps=args.train_steps, perturb=args.perturb, gradient_clip_val=args.clip, warmup_epochs=args.warmup
+        train_steps=args.train_steps,
+        method=args.method,
+        perturb=args.perturb,
+        gradient_clip_val=args.clip,
+        warmup_epochs=args.warmup,
     )
     title = f"Regularisation schedules that one self-tuned run of a language model found, seed {seed}"
     picture = args.out / f"seed{seed}" / "schedules.png"
@@ -366,6 +371,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--warmup", type=int, default=3, help="epochs before the knobs move")
     parser.add_argument("--train-steps", type=int, default=2, help="training stretches to a validation stretch")
+    parser.add_argument("--method", choices=("stn", "delta-stn"), default="stn")
     parser.add_argument("--perturb", choices=("batch", "example"), default="batch", help="example: unrolled, slower")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--seed", "--seeds", type=int, nargs="+", default=[0], help="one comparison for each of them")

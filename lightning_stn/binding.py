@@ -198,15 +198,16 @@ def attach(root: nn.Module, hyperparameters: HyperparameterSet) -> None:
 
 def bind_weight_phase(hyperparameters: HyperparameterSet, sample: Tensor) -> None:
     """Bind a sample and its values: response layers respond, regularisers act. `unbind` ends it."""
-    hyperparameters.bound.sample = sample
+    hyperparameters.bound.sample = hyperparameters.from_centre(sample)
     hyperparameters.bound.merged = None
     hyperparameters.bound.values = hyperparameters.bound_values(sample)
 
 
 def unbind(hyperparameters: HyperparameterSet) -> None:
     """End a step: layers respond to the current hyperparameters again, and regularisers rest."""
-    hyperparameters.bound.sample = None
-    hyperparameters.bound.values = None
+    bound = hyperparameters.bound
+    bound.sample = bound.values = None
+    bound.linear, bound.closed = False, ""
 
 
 def keep_merged(hyperparameters: HyperparameterSet, keep: bool) -> None:
@@ -224,7 +225,7 @@ def bind(hyperparameters: HyperparameterSet, sample: Tensor, *, frozen: bool = F
         frozen: hold the network's weights fixed, so that gradients reach the sample more cheaply, and only the sample.
     """
     bound = hyperparameters.bound
-    hyperparameters.bound = Bound(sample, frozen=frozen, read=bound.read)
+    hyperparameters.bound = Bound(hyperparameters.from_centre(sample), frozen=frozen, read=bound.read)
     try:
         yield
     finally:

@@ -88,6 +88,7 @@ def convert(
             tuned.adopt(module, _knob(name) if dropout == PER_LAYER else str(dropout), hyperparameters)
     if drop_path is not None:
         _tune_branches(branches, drop_path, hyperparameters)
+    hyperparameters.networks.append(net)
     return net
 
 

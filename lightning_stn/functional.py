@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def perturb(unconstrained: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
@@ -123,6 +124,45 @@ class _Merge(torch.autograd.Function):
         for_response = grad * gated if ctx.needs_input_grad[1] else None
         for_gate = sum_product(grad, response, gated.shape) if ctx.needs_input_grad[2] else None
         return grad, for_response, for_gate
+
+
+def with_tangent(base: Tensor, tangent: Tensor) -> Tensor:
+    """`base` with `tangent` added to its forward-mode tangent, in which gradients travel; to be used in a dual level.
+
+    Args:
+        base: a tensor that requires no gradient; its tangent may.
+        tangent: broadcasts with `base`.
+    """
+    primal, own = _unpack(base)
+    tangent = tangent.to(primal.dtype)
+    if primal.shape != tangent.shape:
+        # Contiguous, since torch copies into the parts of a dual tensor, which an expanded view forbids.
+        primal, tangent = (part.contiguous() for part in torch.broadcast_tensors(primal, tangent))  # type: ignore[no-untyped-call]
+    if own is not None:
+        tangent = own + tangent
+    dual: Tensor = forward_ad.make_dual(primal, tangent)  # type: ignore[no-untyped-call]
+    return dual
+
+
+def without_tangent(tensor: Tensor) -> Tensor:
+    """The tensor alone, where it has a tangent."""
+    return _unpack(tensor)[0]
+
+
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether the tensor has a tangent."""
+    return _unpack(tensor)[1] is not None
+
+
+def linear_prediction(tensor: Tensor) -> Tensor:
+    """Primal and tangent in one sum: the first-order prediction, without a tangent any more."""
+    primal, tangent = _unpack(tensor)
+    return primal if tangent is None else primal + tangent
+
+
+def _unpack(tensor: Tensor) -> tuple[Tensor, Tensor | None]:
+    primal, tangent = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+    return primal, tangent
 
 
 def sum_product(a: Tensor, b: Tensor, shape: torch.Size) -> Tensor:

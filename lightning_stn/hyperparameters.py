@@ -14,7 +14,9 @@ from lightning_stn.specifications import Categorical, Hyperparameter
 from lightning_stn.transforms import positive, positive_inverse
 
 _STATE = ("unconstrained", "raw_scale")
-"""What a state dict holds of a set."""
+"""What a state dict holds of a set, entry by entry."""
+
+_CENTRED = "centred"
 
 
 @dataclass
@@ -22,9 +24,12 @@ class Bound:
     """What a network reads during one step; empty between steps.
 
     Args:
-        sample: `[n, h]` or `[1, h]`, unconstrained units; read by response layers.
+        sample: `[n, h]` or `[1, h]`, unconstrained units, counted from the centre of the response; read by response
+            layers.
         values: natural units by name, `[n]` or scalar; present in the weight phase only, read by regularisers.
         frozen: whether the network's weights are held fixed, so that only the sample needs a gradient.
+        linear: whether the response enters as the tangent of a forward-mode derivative at the base weights.
+        closed: why no layer may compute now; empty where it may.
         merged: by layer, effective parameters at the current hyperparameters; present while an evaluation loop runs.
         read: the names read in a weight phase so far (a dict, since compiled graphs can write to one).
     """
@@ -32,6 +37,8 @@ class Bound:
     sample: Tensor | None = None
     values: dict[str, Tensor] | None = None
     frozen: bool = False
+    linear: bool = False
+    closed: str = ""
     merged: dict[int, dict[str, Tensor]] | None = None
     read: dict[str, bool] = field(default_factory=dict)
 
@@ -51,6 +58,10 @@ class HyperparameterSet(nn.Module):
         unconstrained: `lambda`, `[h]`, unconstrained units: an entry for each number, one for each choice of a
             `Categorical`.
         raw_scale: `rho`, `[h]`; the perturbation scale is `softplus(rho)`.
+        centred: whether responses are counted from the current hyperparameters, `W + diag(V (h - lambda)) R`, so that
+            the base weights are those at `lambda`: Delta-STN, Bae and Grosse (2020), arXiv:2010.13514. Otherwise, and
+            at first, they are counted from zero.
+        networks: the networks that were converted to respond to the set, each as a whole.
         names: the names, in the order of the entries.
         entries: name to the slice of its entries.
 
@@ -77,6 +88,8 @@ class HyperparameterSet(nn.Module):
         self._specifications: dict[str, Hyperparameter] = {}
         self.entries: dict[str, slice] = {}
         self._frozen = False
+        self.centred = False
+        self.networks: list[nn.Module] = []
         self.bound = Bound()
         self._extend(specifications)
 
@@ -244,9 +257,21 @@ class HyperparameterSet(nn.Module):
         """`lambda` as a sample of one row, `[1, h]`."""
         return self.unconstrained.unsqueeze(0)
 
+    def from_centre(self, sample: Tensor) -> Tensor:
+        """A sample as response layers read it, counted from the centre of the response; gradients reach the sample."""
+        return sample - self.unconstrained if self.centred else sample
+
+    @property
+    def at_centre(self) -> bool:
+        """Whether layers compute with their base weights alone."""
+        return self.centred and self.bound.sample is None
+
     def bound_sample(self) -> Tensor:
-        """The sample bound now, or, between steps, the current hyperparameters: `[n, h]` or `[1, h]`."""
-        return self.current() if self.bound.sample is None else self.bound.sample
+        """What response layers read: the sample bound now or, between steps, that of the current hyperparameters.
+
+        `[n, h]` or `[1, h]`, counted from the centre of the response.
+        """
+        return self.from_centre(self.current()) if self.bound.sample is None else self.bound.sample
 
     def bound_values(self, sample: Tensor) -> dict[str, Tensor]:
         """Natural units of a sample, by name: `[n]`, or a scalar for what the batch shares."""
@@ -288,6 +313,7 @@ class HyperparameterSet(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         for name in _STATE:
             destination[prefix + name] = getattr(self, name)
+        destination[prefix + _CENTRED] = torch.tensor(self.centred)
 
     def _load_from_state_dict(
         self,
@@ -300,9 +326,13 @@ class HyperparameterSet(nn.Module):
         error_msgs: list[str],
     ) -> None:
         known = {prefix + name: name for name in _STATE}
+        centred = prefix + _CENTRED
         if strict:
-            missing_keys += [key for key in known if key not in state_dict]
-            unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in known]
+            missing_keys += [key for key in (*known, centred) if key not in state_dict]
+            unexpected_keys += [
+                key for key in state_dict if key.startswith(prefix) and key not in known and key != centred
+            ]
+        self.centred = bool(state_dict.get(centred, self.centred))
         for key in known.keys() & state_dict.keys():
             own, saved = getattr(self, known[key]), state_dict[key]
             if saved.shape != own.shape:

@@ -16,11 +16,14 @@ from torch import Tensor, nn
 
 from lightning_stn.binding import bind_weight_phase, keep_merged, unbind
 from lightning_stn.convert import convert
+from lightning_stn.delta import base_pass, response_pass
 from lightning_stn.export import export
+from lightning_stn.functional import has_tangent
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers import ResponseLayer
 from lightning_stn.specifications import Hyperparameter
 
+Method = Literal["stn", "delta-stn"]
 Perturb = Literal["example", "batch"]
 ClipAlgorithm = Literal["norm", "value"]
 
@@ -30,12 +33,16 @@ class WeightStepSettings:
     """How the weight step runs; set by the callback.
 
     Args:
+        method: how the response is counted and fitted.
+        linearize: for "delta-stn", whether the response is fitted on first-order predictions.
         perturb: what has a perturbation of its own.
         gradient_clip_val: largest norm, or largest entry, of the weights' gradient; None for no clipping.
         gradient_clip_algorithm: which of the two.
         accumulate_grad_batches: training batches whose gradients one optimiser step averages.
     """
 
+    method: Method = "stn"
+    linearize: bool = True
     perturb: Perturb = "example"
     gradient_clip_val: float | None = None
     gradient_clip_algorithm: ClipAlgorithm = "norm"
@@ -56,6 +63,9 @@ class STNModule(L.LightningModule):
 
     Attributes:
         hyperparameters: the `HyperparameterSet`; `self.hyperparameters["name"]` reads the value bound now.
+        fits_response: whether `training_loss` runs for the response, as Delta-STN lets it beside the call for the
+            weights. What must happen once for a batch, as keeping a hidden state, is not for this call; `self.log` does
+            nothing there.
 
     Example:
         >>> import torch.nn.functional as F
@@ -85,6 +95,7 @@ class STNModule(L.LightningModule):
         self.automatic_optimization = False
         self.hyperparameters = HyperparameterSet(hyperparameters)
         self.weight_step_settings: WeightStepSettings | None = None
+        self.fits_response = False
         self._muted = False
 
     def convert(
@@ -121,7 +132,9 @@ class STNModule(L.LightningModule):
             )
         return export(*converted.values())
 
-    def parameter_groups(self, lr: float, *, gate_lr: float | None = None) -> list[dict[str, Any]]:
+    def parameter_groups(
+        self, lr: float, *, response_lr: float | None = None, gate_lr: float | None = None
+    ) -> list[dict[str, Any]]:
         """Parameter groups for an optimiser whose steps grow with its rate, `SGD(self.parameter_groups(lr=30.0))`.
 
         A step of the gates moves the effective weights along the response by `|h|^2` times as much as a step of the
@@ -129,26 +142,36 @@ class STNModule(L.LightningModule):
         rate, more than training bears. The gates have a rate of their own here. Adam and its kind have no need of it.
 
         Args:
-            lr: learning rate of weights and response weights.
-            gate_lr: learning rate of the gates; None for `lr / max(1, E|h|^2)` at the current hyperparameters.
+            lr: learning rate of the weights.
+            response_lr: learning rate of the response weights; None for `lr`.
+            gate_lr: learning rate of the gates; None for `lr / max(1, E|h|^2)` at the current hyperparameters, counted
+                from the centre of the response.
 
         Returns:
-            Two groups, with every parameter of this module that requires a gradient.
+            Three groups with every parameter that requires a gradient: weights, response weights, gates.
 
         Raises:
             ValueError: a rate is not positive.
         """
         hyperparameters = self.hyperparameters
         if gate_lr is None:
-            squared_norm = (hyperparameters.unconstrained.square() + hyperparameters.scale.square()).sum().item()
+            centre = hyperparameters.from_centre(hyperparameters.unconstrained)
+            squared_norm = (centre.square() + hyperparameters.scale.square()).sum().item()
             gate_lr = lr / max(1.0, squared_norm)
-        for name, rate in (("lr", lr), ("gate_lr", gate_lr)):
+        if response_lr is None:
+            response_lr = lr
+        for name, rate in (("lr", lr), ("response_lr", response_lr), ("gate_lr", gate_lr)):
             if not rate > 0:
                 raise ValueError(f"parameter_groups: expected {name} to be positive, got {rate!r}.")
         layers = [module for module in self.modules() if isinstance(module, ResponseLayer)]
         gates = {id(gate): gate for layer in layers for gate in map(layer.gates, layer.responding)}
-        weights = [p for p in self.parameters() if p.requires_grad and id(p) not in gates]
-        return [{"params": weights, "lr": lr}, {"params": list(gates.values()), "lr": gate_lr}]
+        responses = {id(r): r for layer in layers for r in map(layer.response, layer.responding)}
+        weights = [p for p in self.parameters() if p.requires_grad and id(p) not in gates | responses]
+        return [
+            {"params": weights, "lr": lr},
+            {"params": list(responses.values()), "lr": response_lr},
+            {"params": list(gates.values()), "lr": gate_lr},
+        ]
 
     def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
         """`L_T`, the loss of the weight phase, regularisation and augmentation included.
@@ -200,21 +223,62 @@ class STNModule(L.LightningModule):
         rows = self.infer_batch_size(batch) if self.weight_step_settings.perturb == "example" else 1
         bind_weight_phase(self.hyperparameters, self.hyperparameters.sample(rows, generator))
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """One weight step on `training_loss`, at the sample that `STNCallback` has bound."""
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        """One weight step on `training_loss`, at the sample that `STNCallback` has bound.
+
+        Returns:
+            The training loss; with automatic optimisation and Delta-STN a dictionary with the `loss` that is
+            differentiated, that of base and response, and beside it the `training_loss`.
+        """
         if self.weight_step_settings is None:
             raise RuntimeError(
                 f"{type(self).__name__} trains without its callback; pass callbacks=[STNCallback(...)] to the Trainer."
             )
         if self.hyperparameters.bound.values is None:  # Lightning's Tuner puts the callbacks aside.
             self.perturb(batch)
+        settings = self.weight_step_settings
+        if settings.method == "stn":
+            loss = objective = self._scalar_training_loss(batch, batch_idx)
+        else:
+            loss, objective = self._base_and_response(batch, batch_idx, settings.linearize)
+        if not self.automatic_optimization:
+            self._weight_step(objective, batch_idx, settings.accumulate_grad_batches)
+            return loss
+        return loss if objective is loss else {"loss": objective, "training_loss": loss.detach()}
+
+    def _scalar_training_loss(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.training_loss(batch, batch_idx)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"Expected training_loss to return a scalar tensor, got {got}; return the mean loss.")
-        if not self.automatic_optimization:
-            self._weight_step(loss, batch_idx, self.weight_step_settings.accumulate_grad_batches)
         return loss
+
+    def _base_and_response(self, batch: Any, batch_idx: int, linear: bool) -> tuple[Tensor, Tensor]:
+        """The loss of the base weights, and its sum with that of the response, so that one backward serves both."""
+        with self._fitting_response(), response_pass(self, self.hyperparameters, linear=linear):
+            response_loss = self._scalar_training_loss(batch, batch_idx)
+            if has_tangent(response_loss):
+                raise ValueError(
+                    "training_loss calls parts of a converted network, whose prediction is therefore not linearised; "
+                    "call the network as convert() returned it, convert the parts one by one, or use "
+                    "STNCallback(linearize=False)."
+                )
+        with base_pass(self.hyperparameters):
+            loss = self._scalar_training_loss(batch, batch_idx)
+        self.hyperparameters.bound.closed = (
+            "A part of the network is computed anew in the backward pass, as activation checkpointing does, where "
+            "method='delta-stn' cannot tell of which of its two forward passes; use method='stn', or do without."
+        )
+        return loss, loss + response_loss
+
+    @contextmanager
+    def _fitting_response(self) -> Iterator[None]:
+        self.fits_response = True
+        try:
+            with self.muted():
+                yield
+        finally:
+            self.fits_response = False
 
     def _weight_step(self, loss: Tensor, batch_idx: int, accumulate: int) -> None:
         """Backward, and every `accumulate`-th time the optimisers and the schedulers."""

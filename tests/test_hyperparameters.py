@@ -198,7 +198,7 @@ def test_state_lives_in_the_state_dict_and_not_among_the_parameters() -> None:
     ours, other = (HyperparameterSet({"a": Float(0.0, 1.0, init=init)}) for init in (0.2, 0.7))
     assert not list(ours.parameters())
     assert not list(ours.buffers())
-    assert list(ours.state_dict()) == ["unconstrained", "raw_scale"]
+    assert list(ours.state_dict()) == ["unconstrained", "raw_scale", "centred"]
     other.load_state_dict(ours.state_dict())
     assert other.values() == ours.values()
     copied = copy.deepcopy(ours)
@@ -212,9 +212,9 @@ def test_loading_refuses_what_does_not_fit() -> None:
     ours = HyperparameterSet({"a": Float(0.0, 1.0, init=0.2)})
     before = copy.deepcopy(ours.state_dict())
     with pytest.raises(RuntimeError, match="unconstrained has 2 entries, but the hyperparameters"):
-        ours.load_state_dict({name: torch.zeros(2) for name in before})
+        ours.load_state_dict({**before, "unconstrained": torch.zeros(2)})
     with pytest.raises(RuntimeError, match=r"Missing key.*raw_scale"):
-        ours.load_state_dict({"unconstrained": before["unconstrained"]})
+        ours.load_state_dict({name: value for name, value in before.items() if name != "raw_scale"})
     with pytest.raises(RuntimeError, match=r"Unexpected key.*sigma"):
         ours.load_state_dict({**before, "sigma": torch.ones(1)})
     assert all(torch.equal(ours.state_dict()[name], before[name]) for name in before)

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, get_args
 
-from lightning_stn.module import ClipAlgorithm, Perturb, WeightStepSettings
+from lightning_stn.module import ClipAlgorithm, Method, Perturb, WeightStepSettings
 from lightning_stn.phases import PhaseSchedule
 
 _CHOSEN_BY_THE_RUN = ("lr", "scale_lr", "seed")
@@ -31,6 +31,8 @@ class Settings:
     scale_lr: float | None = None
     tune_scales: bool = True
     entropy_weight: float = 1e-3
+    method: Method = "stn"
+    linearize: bool = True
     perturb: Perturb = "example"
     gradient_clip_val: float | None = None
     gradient_clip_algorithm: ClipAlgorithm = "norm"
@@ -38,7 +40,8 @@ class Settings:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in (("perturb", get_args(Perturb)), ("gradient_clip_algorithm", get_args(ClipAlgorithm))):
+        for name, kind in (("method", Method), ("perturb", Perturb), ("gradient_clip_algorithm", ClipAlgorithm)):
+            choices = get_args(kind)
             if getattr(self, name) not in choices:
                 expected = " or ".join(f"{name}={choice!r}" for choice in choices)
                 raise ValueError(f"STNCallback: expected {expected}, got {getattr(self, name)!r}.")
@@ -57,8 +60,9 @@ class Settings:
             )
         if self.seed is not None and (not isinstance(self.seed, int) or isinstance(self.seed, bool)):
             raise ValueError(f"STNCallback: expected seed to be a whole number, or None, got {self.seed!r}.")
-        if not isinstance(self.tune_scales, bool):
-            raise ValueError(f"STNCallback: expected tune_scales to be True or False, got {self.tune_scales!r}.")
+        for name in ("tune_scales", "linearize"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"STNCallback: expected {name} to be True or False, got {getattr(self, name)!r}.")
         _ = self.phases
 
     @property
@@ -69,9 +73,7 @@ class Settings:
     @property
     def weight_step(self) -> WeightStepSettings:
         """How the manual weight step runs."""
-        return WeightStepSettings(
-            self.perturb, self.gradient_clip_val, self.gradient_clip_algorithm, self.accumulate_grad_batches
-        )
+        return WeightStepSettings(**{field.name: getattr(self, field.name) for field in fields(WeightStepSettings)})
 
     def state_dict(self) -> dict[str, Any]:
         """Name to value."""

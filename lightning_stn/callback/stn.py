@@ -34,9 +34,10 @@ from lightning_stn.callback.schedulers import MetricSteps, SchedulerSettings
 from lightning_stn.callback.settings import Settings, checked_override
 from lightning_stn.callback.stream import ValidationStream
 from lightning_stn.callback.watch import Watch
+from lightning_stn.delta import recentre
 from lightning_stn.functional import FrozenWeightsError
 from lightning_stn.hyperparameters import HyperparameterSet
-from lightning_stn.module import ClipAlgorithm, Perturb, STNModule
+from lightning_stn.module import ClipAlgorithm, Method, Perturb, STNModule
 from lightning_stn.phases import Phase, PhaseClock, PhaseSchedule
 from lightning_stn.randomness import derive_seed, random_state, set_random_state
 from lightning_stn.resumable import ResumableLoader
@@ -70,6 +71,10 @@ class STNCallback(Callback):
         tune_scales: whether the scales are tuned. If not, hyperparameter steps run at the current hyperparameters,
             without perturbation.
         entropy_weight: `tau`, weight of the perturbation's entropy in the objective; larger keeps scales larger.
+        method: "stn", or "delta-stn" for Bae and Grosse (2020), arXiv:2010.13514, whose response is centred at the
+            current hyperparameters and fitted beside base weights that train unperturbed.
+        linearize: for "delta-stn", whether the response is fitted on first-order predictions, as in that paper, or on
+            the network's own, which costs less.
         perturb: "example" draws a perturbation for each example, "batch" one for each mini-batch and rank, which costs
             little more than plain training.
         dataloader: validation batches for the hyperparameter phase; None for the hook `tuning_dataloader()` of the
@@ -102,6 +107,8 @@ class STNCallback(Callback):
         scale_lr: float | None = None,
         tune_scales: bool = True,
         entropy_weight: float = 1e-3,
+        method: Method = "stn",
+        linearize: bool = True,
         perturb: Perturb = "example",
         dataloader: Iterable[Any] | None = None,
         gradient_clip_val: float | None = None,
@@ -119,6 +126,8 @@ class STNCallback(Callback):
             scale_lr=scale_lr,
             tune_scales=tune_scales,
             entropy_weight=entropy_weight,
+            method=method,
+            linearize=linearize,
             perturb=perturb,
             gradient_clip_val=gradient_clip_val,
             gradient_clip_algorithm=gradient_clip_algorithm,
@@ -169,6 +178,7 @@ class STNCallback(Callback):
         check_trainer(trainer, module, self._settings)
         attach(module, module.hyperparameters)
         module.hyperparameters.unshare()
+        recentre(module, module.hyperparameters, self._settings.method == "delta-stn")
         module.weight_step_settings = self._settings.weight_step
         if not module.automatic_optimization:
             self._schedulers.watch(module)
@@ -182,6 +192,7 @@ class STNCallback(Callback):
         check_optimizers(trainer, module)
         self._settle(trainer)
         settings = self._settings
+        recentre(module, hyperparameters, settings.method == "delta-stn")
         module.weight_step_settings = settings.weight_step
         assert settings.lr is not None
         assert settings.scale_lr is not None
@@ -285,7 +296,7 @@ class STNCallback(Callback):
         unbind(module.hyperparameters)
         if self._clock.batches == 0:
             _warn_unread(module)
-        self._recorder.train_loss.update(outputs["loss"])
+        self._recorder.train_loss.update(outputs.get("training_loss", outputs["loss"]))
         due = self._clock.finish_batch(trainer.current_epoch)
         for _ in range(due):
             with trainer.profiler.profile("[STNCallback]hyperparameter_step"):  # type: ignore[attr-defined]

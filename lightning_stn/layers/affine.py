@@ -70,10 +70,11 @@ class AffineResponse(ResponseLayer):
             raise self.rows_error(sample, input)
         responding = self.responding
         if "weight" in responding:
-            response = self.affine(input, self.response("weight"), None, *args)
+            response = self.affine(self.point(input), self.response("weight"), None, *args)
             gates = functional.align(self.gated("weight", sample), output, self.channel_dim)
-            output = torch.addcmul(output, gates, response)
+            output = self.add_response(output, gates, response)
         if "bias" in responding:
             shift = self.gated("bias", sample) * self.response("bias")
-            output = output + functional.align(shift, output, self.channel_dim)
+            shift = functional.align(shift, output, self.channel_dim)
+            output = functional.with_tangent(output, shift) if self._linear else output + shift
         return output

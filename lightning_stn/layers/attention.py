@@ -199,10 +199,11 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
         output = F.linear(input, getattr(self, weight)[rows], None if bias is None else bias[bias_rows])
         if weight in responding:
             gates = functional.gate(sample, self.gates(weight)[rows]).unsqueeze(time_dim)
-            output = torch.addcmul(output, gates, F.linear(input, self.response(weight)[rows]))
+            output = self.add_response(output, gates, F.linear(self.point(input), self.response(weight)[rows]))
         if "in_proj_bias" in responding:
             shift = self.gated("in_proj_bias", sample) * self.response("in_proj_bias")
-            output = output + shift[:, bias_rows].unsqueeze(time_dim)
+            shift = shift[:, bias_rows].unsqueeze(time_dim)
+            output = functional.with_tangent(output, shift) if self._linear else output + shift
         return output
 
     @property
@@ -213,10 +214,10 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
         """Keys or values `[n, s, e]`, followed by the learned and the zero one where the layer adds them."""
         bias: Tensor | None = getattr(self, name)
         if bias is not None:
-            row = bias.expand(len(sample), -1, -1)
+            row = bias
             if name in self.responding:
-                row = torch.addcmul(row, self.gated(name, sample).unsqueeze(1), self.response(name))
-            projected = torch.cat([projected, row], 1)
+                row = self.add_response(bias, self.gated(name, sample).unsqueeze(1), self.response(name))
+            projected = torch.cat([projected, row.expand(len(sample), -1, -1)], 1)
         return F.pad(projected, (0, 0, 0, 1)) if self.add_zero_attn else projected
 
 

@@ -85,7 +85,8 @@ class ResponseLayer(BoundModule):
     def make_plain(self) -> None:
         """Become the plain layer at the current hyperparameters, in place."""
         if self._hyperparameters is not None:
-            for name, tensor in self.effective(self._hyperparameters.current()).items():
+            current = self._hyperparameters.from_centre(self._hyperparameters.current())
+            for name, tensor in self.effective(current).items():
                 setattr(self, name, nn.Parameter(tensor.detach(), requires_grad=getattr(self, name).requires_grad))
         for added in [added for name in self._parameters for added in _added_names(name)]:
             self._parameters.pop(added, None)
@@ -147,8 +148,24 @@ class ResponseLayer(BoundModule):
             base, response, gated = getattr(self, name), self.response(name), self.gated(name, sample)[0]
             if self._frozen:
                 base, response = base.detach(), response.detach()
-            effective[name] = functional.merge(base, response, self.spread(name, gated))
+            if self._linear:
+                effective[name] = functional.with_tangent(base, response * self.spread(name, gated))
+            else:
+                effective[name] = functional.merge(base, response, self.spread(name, gated))
         return effective
+
+    def add_response(self, output: Tensor, gates: Tensor, response: Tensor) -> Tensor:
+        """`output + gates * response`, with the sum's second part as a tangent in a linearised pass.
+
+        There `response` must have no tangent: it is to be computed from `point` of an input.
+        """
+        if self._linear:
+            return functional.with_tangent(output, gates * response)
+        return torch.addcmul(output, gates, response)
+
+    def point(self, input: Tensor) -> Tensor:
+        """The input at which the response is taken, without what a linearised pass carries along."""
+        return functional.without_tangent(input) if self._linear else input
 
     def squared_norm(self, name: str) -> Tensor:
         """`|W + diag(V h_n) R|^2` of one parameter at the bound sample, `[n]` or `[1]`, without building it."""
@@ -170,10 +187,17 @@ class ResponseLayer(BoundModule):
         """Whether the weights are held fixed now, so that only the sample needs a gradient."""
         return self._hyperparameters is not None and self._hyperparameters.bound.frozen
 
+    @property
+    def _linear(self) -> bool:
+        """Whether the response enters as a tangent now."""
+        return self._hyperparameters is not None and self._hyperparameters.bound.linear
+
     def _effective_or_kept(self, sample: Tensor) -> dict[str, Tensor]:
         """`effective(sample)`, computed once in an evaluation loop."""
         assert self._hyperparameters is not None
         bound = self._hyperparameters.bound
+        if self._hyperparameters.at_centre:
+            return {}
         if bound.merged is None or bound.sample is not None or torch.is_grad_enabled():
             return self.effective(sample)
         if id(self) not in bound.merged:
@@ -186,9 +210,12 @@ class ResponseLayer(BoundModule):
         Raises:
             ValueError: the bound sample has neither one row nor a row per example, or the layer cannot honour a row per
                 example.
+            RuntimeError: layers may not compute now.
         """
         if self._hyperparameters is None:
             return super().forward(*args, **kwargs)
+        if self._hyperparameters.bound.closed:
+            raise RuntimeError(self._hyperparameters.bound.closed)
         sample = self._hyperparameters.bound_sample()
         if sample.shape[0] == 1:
             return self.forward_merged(self._effective_or_kept(sample), *args, **kwargs)

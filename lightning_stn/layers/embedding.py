@@ -53,15 +53,15 @@ class ResponseEmbedding(ResponseLayer, nn.Embedding):
             ValueError: the bound sample has neither one row nor a row per example.
         """
         base = self._look_up(input, self.weight)
-        if self._hyperparameters is None:
+        if self._hyperparameters is None or self._hyperparameters.at_centre:
             return base
         gates = self.gated("weight", self._hyperparameters.bound_sample())
         response = self._look_up(input, self.response("weight"))
         if gates.shape[0] == 1:
-            return torch.addcmul(base, response, gates[0])
+            return self.add_response(base, gates[0], response)
         if base.dim() < 2 or base.shape[0] != gates.shape[0]:
             raise self.rows_error(gates, input)
-        return torch.addcmul(base, response, functional.align(gates, base, -1))
+        return self.add_response(base, functional.align(gates, base, -1), response)
 
     def _look_up(self, input: Tensor, weight: Tensor) -> Tensor:
         return F.embedding(

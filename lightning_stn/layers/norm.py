@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lightning_stn.layers.base import ResponseLayer
@@ -52,7 +51,7 @@ class NormResponse(ResponseLayer):
         parameter = getattr(self, name)
         if name not in self.responding:
             return parameter.expand(len(sample), *parameter.shape)  # type: ignore[no-any-return]
-        return torch.addcmul(parameter, self.response(name), self.gated(name, sample).reshape(-1, *parameter.shape))
+        return self.add_response(parameter, self.gated(name, sample).reshape(-1, *parameter.shape), self.response(name))
 
 
 class _LastDimensions(NormResponse):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from lightning_stn import functional
 from lightning_stn.layers.base import ResponseLayer
 from lightning_stn.layers.registry import register_response
 
@@ -24,18 +25,25 @@ class _Affine(NamedTuple):
         weights: `W` above `R`, `[2 o, i]`, so that both take one product; `W` alone where it does not respond.
         gates: `V h_n`, `[n, o]`; None where the weight does not respond.
         shift: `b + (C h_n) * r`, `[n, o]`; `b` alone where it does not respond; None without a bias.
+        linear: whether the response is a tangent.
     """
 
     weights: Tensor
     gates: Tensor | None
     shift: Tensor | None
+    linear: bool
 
     def apply(self, input: Tensor) -> Tensor:
         """`[..., n, i]` to `[..., n, o]`."""
-        output = F.linear(input, self.weights)
-        if self.gates is not None:
-            base, response = output.chunk(2, -1)
-            output = torch.addcmul(base, self.gates, response)
+        if self.linear and self.gates is not None:
+            weights, response_weights = self.weights.chunk(2)
+            response = F.linear(functional.without_tangent(input), response_weights)
+            output = functional.with_tangent(F.linear(input, weights.detach()), self.gates * response)
+        else:
+            output = F.linear(input, self.weights)
+            if self.gates is not None:
+                base, response = output.chunk(2, -1)
+                output = torch.addcmul(base, self.gates, response)
         return output if self.shift is None else output + self.shift
 
 
@@ -119,6 +127,14 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
             state: `[n, *]` each.
         """
         raise NotImplementedError
+
+    def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> Any:
+        """Compute at the bound sample; torch's fused kernels have no forward-mode derivative."""
+        if self._hyperparameters is not None and self._linear:
+            sample = self._hyperparameters.bound_sample()
+            if len(sample) == 1:
+                return self.forward_per_example(sample.expand(self._batch(input) or 1, -1), input, hx)
+        return super().forward(input, hx)
 
     def forward_per_example(self, sample: Tensor, input: Tensor | PackedSequence, hx: Any = None) -> Any:
         """Unroll over time, base and response products side by side, gated by example and unit.
@@ -207,8 +223,8 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
         if name in responding:
             weights, gates = torch.cat([weights, self.response(name)]), self.gated(name, sample)
         if bias is not None and bias_name in responding:
-            bias = torch.addcmul(bias, self.gated(bias_name, sample), self.response(bias_name))
-        return _Affine(weights, gates, bias)
+            bias = self.add_response(bias, self.gated(bias_name, sample), self.response(bias_name))
+        return _Affine(weights, gates, bias, self._linear)
 
     def rows_error(self, sample: Tensor, input: Tensor | PackedSequence) -> ValueError:
         """The error for a sample whose rows do not match the sequences of the batch."""

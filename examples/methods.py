@@ -1,0 +1,171 @@
+"""STN or Delta-STN? Both tune the same networks, from the same seeds, for the same epochs, from three different starts.
+
+`method="stn"` is MacKay et al. (2019), `method="delta-stn"` is Bae and Grosse (2020). Everything else is as it comes.
+What
+is compared is how well the tuned networks predict, how much that differs from seed to seed, what the knobs still owe to
+where they started, and what it costs. The test images are read once for each network, when its training is over.
+
+    python examples/methods.py digits                        # about 25 minutes on one core: five seeds, three starts
+    python examples/methods.py cifar10 --data-dir DIR        # some hours
+    python examples/methods.py digits --seeds 0 --epochs 20
+"""
+
+import argparse
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from cifar10_data import CIFAR10Data, LitCIFAR10
+from cifar10_perturb import LR, augmentation, small_cnn
+from comparison import Scores
+from digits import DigitsCNN, LitDigits, load_data
+from torch import Tensor
+
+from lightning_stn import Float, Integer, STNCallback, STNModule
+
+Batch = tuple[Tensor, Tensor]
+
+METHODS = ("stn", "delta-stn")
+STARTS = {"weak": (0.05, 1), "middle": (0.2, 2), "strong": (0.5, 4)}
+"""Where the knobs begin: dropout rates and standard deviation of the noise; side of the cutout on an 8 by 8 image."""
+
+
+class TunedDigits(STNModule, LitDigits):
+    """Five knobs on the digits of the first example."""
+
+    def __init__(self, start: float, side: int) -> None:
+        knobs = {"noise": Float(0.0, 1.0, init=start), "cutout": Integer(0, 6, init=side)}
+        super().__init__(hyperparameters=knobs, noise="noise", cutout="cutout")
+        self.net = self.convert(DigitsCNN(start), dropout="per-layer")
+
+    def validation_loss(self, batch: Batch, batch_idx: int) -> Tensor:
+        """What the knobs are tuned to make small."""
+        images, labels = batch
+        return F.cross_entropy(self.net(images), labels)
+
+
+class TunedCIFAR10(STNModule, LitCIFAR10):
+    """Six knobs on a small CNN."""
+
+    def __init__(self, start: float, side: int) -> None:
+        knobs = {"noise": Float(0.0, 1.0, init=start), "cutout": Integer(0, 16, init=4 * side)}
+        super().__init__(hyperparameters=knobs, net=small_cnn(start), augment=augmentation("noise", "cutout"), lr=LR)
+        self.net = self.convert(self.net, dropout="per-layer")
+
+    def validation_loss(self, batch: Batch, batch_idx: int) -> Tensor:
+        """What the knobs are tuned to make small."""
+        images, labels = batch
+        return F.cross_entropy(self(images), labels)
+
+
+class Task(NamedTuple):
+    """What is learnt, from which data, for how many epochs."""
+
+    module: Callable[[float, int], STNModule]
+    data: Callable[[int, argparse.Namespace], L.LightningDataModule]
+    epochs: int
+
+
+def digits(seed: int, args: argparse.Namespace) -> L.LightningDataModule:
+    """The digits, split as in the first example."""
+    train, valid, test = load_data(seed)
+    data = L.LightningDataModule()
+    data.train_dataloader, data.val_dataloader, data.test_dataloader = (lambda: train), (lambda: valid), (lambda: test)
+    return data
+
+
+def cifar10(seed: int, args: argparse.Namespace) -> L.LightningDataModule:
+    """A part of CIFAR-10."""
+    return CIFAR10Data(args.data_dir, args.subset, seed=seed)
+
+
+TASKS = {"digits": Task(TunedDigits, digits, 200), "cifar10": Task(TunedCIFAR10, cifar10, 40)}
+
+
+def run(task: Task, method: str, start: str, seed: int, args: argparse.Namespace) -> tuple[Scores, Tensor]:
+    """Train one network; its scores, and where its knobs ended, in unconstrained units."""
+    L.seed_everything(seed, verbose=False)
+    module = task.module(*STARTS[start])
+    data = task.data(seed, args)
+    trainer = L.Trainer(
+        max_epochs=args.epochs or task.epochs,
+        callbacks=[STNCallback(method=method)],
+        logger=False,
+        accelerator="cpu",
+        limit_val_batches=1.0,
+        check_val_every_n_epoch=10,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    begin, begin_cpu = time.perf_counter(), time.process_time()
+    trainer.fit(module, datamodule=data)
+    scores = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - begin_cpu}
+    scores |= trainer.validate(module, datamodule=data, verbose=False)[0]
+    scores |= trainer.test(module, datamodule=data, verbose=False)[0]
+    print(
+        f"{method:<10} from {start:<7} seed {seed}"
+        + "".join(f"  {column} {scores[column]:.4f}" for column in ("val_loss", "test_loss"))
+        + f"  {scores['cpu_seconds']:.0f} s of CPU\n  ends at "
+        + ", ".join(f"{name} {value:.3g}" for name, value in module.hyperparameters.values().items()),
+        flush=True,
+    )
+    return scores, module.hyperparameters.unconstrained.clone()
+
+
+def print_summary(results: Mapping[tuple[str, str], list[tuple[Scores, Tensor]]], task: Task) -> None:
+    """Mean and standard deviation over the seeds; and over the starts, what is left of their spread."""
+    columns = ("val_loss", "test_loss", "test_accuracy", "cpu_seconds")
+    print(f"\n{'method':<12}{'start':<9}" + "".join(f"{column:>19}" for column in columns))
+    for (method, start), runs in results.items():
+        cells = [_spread([scores[column] for scores, _ in runs]) for column in columns]
+        print(f"{method:<12}{start:<9}" + "".join(f"{cell:>19}" for cell in cells))
+    starts = [task.module(*STARTS[start]).hyperparameters.unconstrained for start in STARTS]
+    print("\nSpread of the knobs over the starts, unconstrained units, mean over knobs and seeds:")
+    print(f"  at the start {_distance(starts):.2f}")
+    for method in METHODS:
+        ends = [[end for _, end in results[method, start]] for start in STARTS]
+        distances = [_distance(list(same_seed)) for same_seed in zip(*ends, strict=True)]
+        print(f"  {method} at the end {_spread(distances)}")
+
+
+def _distance(places: list[Tensor]) -> float:
+    """Standard deviation over places, mean over knobs."""
+    return torch.stack(places).std(0, correction=0).mean().item()
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.4g} ± {statistics.stdev(values) if len(values) > 1 else 0:.2g}"
+
+
+def main() -> None:
+    """Read the arguments and run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="train/<class>/* and test/<class>/*")
+    parser.add_argument("--subset", type=int, default=6250, help="images of CIFAR-10, a fifth of which tunes the knobs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--epochs", type=int, help="of each network; by default 200 on digits, 40 on CIFAR-10")
+    args = parser.parse_args()
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\.")  # tips on data workers, deprecations inside Lightning
+    torch.set_num_threads(1)
+    task = TASKS[args.task]
+    results: dict[tuple[str, str], list[tuple[Scores, Tensor]]] = {}
+    for seed in args.seeds:
+        for method in METHODS:
+            for start in STARTS:
+                results.setdefault((method, start), []).append(run(task, method, start, seed, args))
+    print_summary(results, task)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The linearised prediction of Delta-STN against the same by double backward, in float64."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support import random_gates
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lightning_stn import Float, HyperparameterSet
+from lightning_stn.binding import bind, bind_weight_phase, unbind
+from lightning_stn.convert import convert
+from lightning_stn.delta import recentre, response_pass
+
+N, H = 4, 3
+
+
+class Block(nn.Module):
+    """A residual block with batch statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(2) for _ in range(2))
+
+    def forward(self, input: Tensor) -> Tensor:
+        hidden = F.relu(self.norms[0](self.first(input)))
+        return F.relu(input + self.norms[1](self.second(hidden)))
+
+
+class Recurrent(nn.Module):
+    """Words, a recurrent layer, and a prediction at each of them."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.words = nn.Embedding(7, 3)
+        self.recurrent = kind(3, 4, num_layers=2, batch_first=True)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.head(self.recurrent(self.words(input))[0])
+
+
+class Attention(nn.Module):
+    """Self-attention with learned keys, between two norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True, add_bias_kv=True)
+
+    def forward(self, input: Tensor) -> Tensor:
+        hidden = self.norm(input)
+        return self.attention(hidden, hidden, hidden, need_weights=False)[0]
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 5), nn.ReLU(inplace=True), nn.Linear(5, 2))
+
+
+def cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.GroupNorm(1, 3), nn.Flatten(), nn.Linear(12, 2)
+    )
+
+
+def transposed() -> nn.Module:
+    return nn.Sequential(nn.ConvTranspose2d(2, 3, 2, stride=2), nn.GELU(), nn.Conv2d(3, 1, 3), nn.Softplus())
+
+
+def encoder() -> nn.Module:
+    return nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True), 2)
+
+
+def real(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def words(*shape: int) -> Tensor:
+    return torch.randint(7, shape, generator=torch.Generator().manual_seed(1))
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "mlp": (mlp, real(N, 3)),
+    "cnn": (cnn, real(N, 2, 6, 6)),
+    "transposed": (transposed, real(N, 2, 3, 3)),
+    "block": (Block, real(N, 2, 4, 4)),
+    "lstm": (lambda: Recurrent(nn.LSTM), words(N, 5)),
+    "gru": (lambda: Recurrent(nn.GRU), words(N, 5)),
+    "attention": (Attention, real(N, 3, 4)),
+    "encoder": (encoder, real(N, 3, 4)),
+}
+
+
+def tuned(build: Callable[[], nn.Module]) -> tuple[nn.Module, HyperparameterSet]:
+    """A centred network in float64, with a response that matters, away from zero."""
+    torch.manual_seed(0)
+    hyperparameters = HyperparameterSet({f"h{i}": Float(0.0, 1.0, init=0.2 + 0.3 * i) for i in range(H)})
+    net = convert(build(), hyperparameters).double()
+    recentre(net, hyperparameters, True)
+    return random_gates(net, 0.5), hyperparameters
+
+
+def by_double_backward(net: nn.Module, hyperparameters: HyperparameterSet, x: Tensor, moved: Tensor) -> Tensor:
+    """`f + d/dt f(t)` at 0, `f(t)` being the network at `lambda + t * moved`, from two reverse passes."""
+    if len(moved) == 1:  # Torch's fused recurrent layers can be differentiated once only.
+        moved = moved.expand(len(x), -1)
+    t = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    with bind(hyperparameters, hyperparameters.current() + t * moved), sdpa_kernel(SDPBackend.MATH):
+        output = net(x)
+    dummy = torch.zeros_like(output, requires_grad=True)
+    (by_t,) = torch.autograd.grad(output, t, dummy, create_graph=True)
+    (tangent,) = torch.autograd.grad(by_t, dummy)
+    return (output + tangent).detach()
+
+
+@pytest.mark.parametrize("rows", [1, N])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_equals_double_backward(name: str, rows: int) -> None:
+    build, x = NETWORKS[name]
+    net, hyperparameters = tuned(build)
+    moved = real(rows, H).float().double()
+    sample = hyperparameters.current() + moved
+    expected = by_double_backward(net, hyperparameters, x, moved)
+    bind_weight_phase(hyperparameters, sample)
+    with response_pass(net, hyperparameters, linear=True):
+        found = net(x)
+    unbind(hyperparameters)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    assert (found - net(x)).abs().max() > 1e-3
