@@ -33,9 +33,11 @@ class BoundModule(nn.Module):
             name: the qualified name of this module, for error messages.
 
         Raises:
+            TypeError: what is given is no set.
             KeyError: this module reads a hyperparameter that the set does not have.
             ValueError: it was attached to another set before.
         """
+        self._require_set(hyperparameters)
         if self._hyperparameters is not None and self._hyperparameters is not hyperparameters:
             raise ValueError(
                 f"{type(self).__name__} {name!r} already reads another HyperparameterSet; "
@@ -44,6 +46,13 @@ class BoundModule(nn.Module):
         for wanted in self.reads():
             hyperparameters.require(wanted, self._label(name))
         self.__dict__["_hyperparameters"] = hyperparameters
+
+    def _require_set(self, hyperparameters: HyperparameterSet) -> None:
+        if not isinstance(hyperparameters, HyperparameterSet):
+            raise TypeError(
+                f"{type(self).__name__}: expected hyperparameters to be a HyperparameterSet, got "
+                f"{type(hyperparameters).__name__}; build HyperparameterSet({{...}}), or pass an STNModule's."
+            )
 
     def _label(self, name: str) -> str:
         return f"{type(self).__name__} {name!r}" if name else type(self).__name__
@@ -75,6 +84,7 @@ class Regularizer(BoundModule):
             KeyError: a strength names a hyperparameter that the set does not have.
             ValueError: a strength names a `Categorical`, or a hyperparameter that ranges beyond what makes sense.
         """
+        self._require_set(hyperparameters)
         for strength, (low, high) in self.ranges.items():
             value = getattr(self, strength)
             if not isinstance(value, str):
@@ -98,7 +108,8 @@ class Regularizer(BoundModule):
             ValueError: neither a hyperparameter's name nor a number in range.
         """
         low, high = self.ranges[name]
-        if not isinstance(value, str) and not (isinstance(value, int | float) and low <= value <= high):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not isinstance(value, str) and not (number and low <= value <= high):
             raise ValueError(
                 f"{type(self).__name__}: expected {name} to be a hyperparameter's name or a number "
                 f"{_interval(low, high)}, got {value!r}."
@@ -126,11 +137,14 @@ class Regularizer(BoundModule):
         if self._hyperparameters is not None:
             return self._hyperparameters.bound.values is not None
         if self.reads():
-            raise RuntimeError(
-                f"{type(self).__name__} reads {self.reads()} but belongs to no HyperparameterSet yet. It joins its "
-                "STNModule's when training starts; elsewhere call attach(hyperparameters) or give a number."
-            )
+            raise self._no_set()
         return True
+
+    def _no_set(self) -> RuntimeError:
+        return RuntimeError(
+            f"{type(self).__name__} reads {self.reads()} but belongs to no HyperparameterSet yet. It joins its "
+            "STNModule's when training starts; elsewhere call attach(hyperparameters) or give a number."
+        )
 
     def strength(self, name: str) -> Tensor | float:
         """The strength to act with: `[n]`, a scalar tensor, or the constant."""
@@ -159,10 +173,15 @@ class Regularizer(BoundModule):
         return nn.Identity()
 
     def current_strength(self, name: str) -> float:
-        """The strength at the current hyperparameters, as a number."""
+        """The strength at the current hyperparameters, as a number.
+
+        Raises:
+            RuntimeError: it names a hyperparameter, and the module was never attached to a set.
+        """
         value: str | float = getattr(self, name)
         if isinstance(value, str):
-            assert self._hyperparameters is not None
+            if self._hyperparameters is None:
+                raise self._no_set()
             current = self._hyperparameters.values()[value]
             assert not isinstance(current, str)
             return current
@@ -178,29 +197,48 @@ def _interval(low: float, high: float) -> str:
 
 
 def attach(root: nn.Module, hyperparameters: HyperparameterSet) -> None:
-    """Attach every module below `root` that is not attached yet.
+    """Attach every module below `root` that is not attached yet; all of them, or none.
 
     Raises:
         KeyError: some read hyperparameters that the set does not have; the message names each of them.
         ValueError: some cannot use what they read, or read another set; likewise.
     """
     problems: list[Exception] = []
+    joined = []
     for name, module in root.named_modules():
         if isinstance(module, BoundModule):
+            if module.hyperparameters is None:
+                joined.append(module)
             try:
                 module.attach(hyperparameters, name)
             except (KeyError, ValueError) as error:
                 problems.append(error)
     if problems:
+        for module in joined:
+            module.detach()
         kind = KeyError if any(isinstance(problem, KeyError) for problem in problems) else ValueError
         raise kind(" ".join(str(problem.args[0]) for problem in problems))
 
 
 def bind_weight_phase(hyperparameters: HyperparameterSet, sample: Tensor) -> None:
-    """Bind a sample and its values: response layers respond, regularisers act. `unbind` ends it."""
+    """Bind a sample and its values: response layers respond, regularisers act. `unbind` ends it.
+
+    Raises:
+        ValueError: the sample is none of this set.
+    """
+    _check_sample(hyperparameters, sample)
     hyperparameters.bound.sample = hyperparameters.from_centre(sample)
     hyperparameters.bound.merged = None
     hyperparameters.bound.values = hyperparameters.bound_values(sample)
+
+
+def _check_sample(hyperparameters: HyperparameterSet, sample: Tensor) -> None:
+    h = len(hyperparameters)
+    if sample.dim() != 2 or sample.shape[1] != h:
+        raise ValueError(
+            f"Expected a sample of shape [n, {h}], a column for each entry of {list(hyperparameters.names)}, got "
+            f"{list(sample.shape)}; draw one with hyperparameters.sample(n)."
+        )
 
 
 def unbind(hyperparameters: HyperparameterSet) -> None:
@@ -223,7 +261,11 @@ def bind(hyperparameters: HyperparameterSet, sample: Tensor, *, frozen: bool = F
         hyperparameters: the set.
         sample: `[n, h]` or `[1, h]`, unconstrained units.
         frozen: hold the network's weights fixed, so that gradients reach the sample more cheaply, and only the sample.
+
+    Raises:
+        ValueError: the sample is none of this set.
     """
+    _check_sample(hyperparameters, sample)
     bound = hyperparameters.bound
     hyperparameters.bound = Bound(hyperparameters.from_centre(sample), frozen=frozen, read=bound.read)
     try:

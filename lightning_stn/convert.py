@@ -9,7 +9,7 @@ from torchvision.ops import StochasticDepth  # type: ignore[import-untyped]
 from lightning_stn.binding import Regularizer
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers import ResponseLayer, generic_response, response_type
-from lightning_stn.regularizers import DropPath, tuned_dropout
+from lightning_stn.regularizers import Dropout, DropPath, tuned_dropout
 from lightning_stn.specifications import Float
 
 PER_LAYER = "per-layer"
@@ -53,16 +53,30 @@ def convert(
         `net`.
 
     Raises:
-        ConversionError: modules cannot respond, are converted already, or are dropouts that cannot be tuned. Nothing
-            has been changed then.
+        TypeError: `net` is no module, or `hyperparameters` no `HyperparameterSet`.
+        ConversionError: modules cannot respond, are converted already, or are dropouts that cannot be tuned; or
+            `exclude` names what is not there.
         KeyError: `dropout` or `drop_path` names an unknown hyperparameter.
-        ValueError: `dropout` or `drop_path` names a `Categorical`.
+        ValueError: `dropout` or `drop_path` names a `Categorical`, or a hyperparameter that is no rate in [0, 1].
         RuntimeError: "per-layer" would add hyperparameters after layers have been converted.
+
+        Nothing has been changed then.
     """
+    if not isinstance(net, nn.Module):
+        raise TypeError(
+            f"convert: expected net to be a network, an instance of nn.Module, got {net!r}; build it first."
+        )
+    if not isinstance(hyperparameters, HyperparameterSet):
+        raise TypeError(
+            f"convert: expected hyperparameters to be a HyperparameterSet, got {type(hyperparameters).__name__}; build "
+            "HyperparameterSet({...}), or call self.convert(net) in an STNModule."
+        )
     if dropout is not None and dropout != PER_LAYER:
-        hyperparameters.require_number(dropout, "convert(dropout=...)")
+        hyperparameters.require_number(dropout, f"convert(dropout=...), a name or {PER_LAYER!r},")
+        Dropout(dropout).attach(hyperparameters, "convert(dropout=...)")  # refuses what is no rate, before any change
     if drop_path is not None:
         hyperparameters.require_number(drop_path, "convert(drop_path=...)")
+        DropPath(drop_path).attach(hyperparameters, "convert(drop_path=...)")
     modules = _selected(net, exclude)
     dropouts = {name: m for name, m in modules.items() if dropout is not None and tuned_dropout(type(m))}
     branches = [m for m in modules.values() if drop_path is not None and type(m) is StochasticDepth]
@@ -94,6 +108,15 @@ def convert(
 
 def _selected(net: nn.Module, exclude: Collection[str | type[nn.Module]]) -> dict[str, nn.Module]:
     """Every module by its first qualified name, without the excluded ones and what they contain."""
+    if isinstance(exclude, str | type):
+        raise ConversionError(
+            f"exclude: expected a list of names, patterns or types, got {exclude!r}; put it in a list."
+        )
+    for kind in exclude:
+        if not isinstance(kind, str | type):
+            raise ConversionError(
+                f"exclude: expected names, patterns or types, got {kind!r}; give its name or its type."
+            )
     patterns = [pattern for pattern in exclude if isinstance(pattern, str)]
     types = tuple(kind for kind in exclude if isinstance(kind, type))
     everything = dict(net.named_modules(remove_duplicate=False))

@@ -25,8 +25,14 @@ def export(net: nn.Module) -> nn.Module:
         The plain network, in the mode of `net`.
 
     Raises:
+        TypeError: `net` is no module.
         ValueError: the network holds nothing that was converted, or a regulariser that has no plain counterpart.
+        RuntimeError: it holds a regulariser that has found no hyperparameters yet.
     """
+    if not isinstance(net, nn.Module):
+        raise TypeError(
+            f"export: expected net to be a network, an nn.Module, got {net!r}; pass what convert() returned."
+        )
     if not any(isinstance(module, BoundModule) for module in net.modules()):
         raise ValueError(
             f"Expected a converted network, got {type(net).__name__} without a response layer; "

@@ -67,7 +67,7 @@ class HyperparameterSet(nn.Module):
 
     Raises:
         ValueError: there are no hyperparameters, a name is not usable, or columns of `schedule.csv` would collide.
-        TypeError: a specification is not one of this package's.
+        TypeError: what is given is no mapping, or a specification is not one of this package's.
 
     Example:
         >>> from lightning_stn import Float, Integer
@@ -103,6 +103,11 @@ class HyperparameterSet(nn.Module):
         self.reset_parameters()
 
     def _check(self, specifications: Mapping[str, Hyperparameter]) -> None:
+        if not isinstance(specifications, Mapping):
+            raise TypeError(
+                f"Expected hyperparameters as a dictionary, name to Float, Integer or Categorical, got "
+                f"{specifications!r}; write {{'dropout': Float(0.0, 0.9, init=0.05)}}."
+            )
         for name, specification in specifications.items():
             if not isinstance(name, str) or not name.isidentifier():
                 raise ValueError(
@@ -114,7 +119,7 @@ class HyperparameterSet(nn.Module):
             if not isinstance(specification, Hyperparameter):
                 raise TypeError(
                     f"Expected hyperparameter {name!r} to be a Float, an Integer or a Categorical, "
-                    f"got {type(specification).__name__}."
+                    f"got {specification!r}; write for instance Float(0.0, 1.0, init=0.5)."
                 )
         _schedule({**self._specifications, **specifications})
 
@@ -124,6 +129,7 @@ class HyperparameterSet(nn.Module):
         Raises:
             RuntimeError: response layers already have gates for the present hyperparameters.
             ValueError: a name is taken or not usable.
+            TypeError: as for the constructor.
         """
         if self._frozen:
             raise RuntimeError(
@@ -162,6 +168,22 @@ class HyperparameterSet(nn.Module):
         """How the unconstrained entries are read, by name; two sets that agree in it can exchange their state."""
         return {name: specification.meaning for name, specification in self.specifications.items()}
 
+    def require_meanings(self, saved: Mapping[str, str]) -> None:
+        """Check that saved hyperparameters mean what these mean.
+
+        Args:
+            saved: the `meanings` of the set that was saved.
+
+        Raises:
+            ValueError: they have other names, another order, other ranges or choices.
+        """
+        if list(self.meanings.items()) != list(saved.items()):
+            raise ValueError(
+                f"The checkpoint was saved with the hyperparameters {dict(saved)}, but this module has "
+                f"{self.meanings}, so that what was learnt would be read in a wrong way; resume with the "
+                "hyperparameters of the checkpoint (init and scale may differ), or begin a new run."
+            )
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names, in the order of the entries of `unconstrained`."""
@@ -196,7 +218,7 @@ class HyperparameterSet(nn.Module):
             KeyError: there is none called `name`; the message lists those there are.
         """
         if name not in self._specifications:
-            close = difflib.get_close_matches(name, self.names, n=1)
+            close = difflib.get_close_matches(str(name), self.names, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise KeyError(f"{reader} reads the hyperparameter {name!r}, which is not one of {list(self.names)}.{hint}")
 
@@ -238,7 +260,15 @@ class HyperparameterSet(nn.Module):
         Args:
             n: number of rows.
             generator: a generator on the CPU, so that every device draws the same numbers.
+
+        Raises:
+            ValueError: the number of rows is none.
         """
+        if not isinstance(n, int) or n < 0:
+            raise ValueError(
+                f"Expected the number of rows of a sample to be a whole number of at least 0, got {n!r}; if "
+                "infer_batch_size is overridden, let it return the number of examples as an int."
+            )
         noise = torch.randn(n, len(self), generator=generator, dtype=torch.float32, device="cpu")
         for name, specification in self.specifications.items():
             if specification.per == "batch":
@@ -327,21 +357,24 @@ class HyperparameterSet(nn.Module):
     ) -> None:
         known = {prefix + name: name for name in _STATE}
         centred = prefix + _CENTRED
+        missing = [key for key in (*known, centred) if key not in state_dict]
+        unexpected = [key for key in state_dict if key.startswith(prefix) and key not in (*known, centred)]
+        present = {key: getattr(self, name) for key, name in known.items() if key in state_dict}
+        misfits = [
+            f"{key} has {state_dict[key].numel()} entries, but the hyperparameters {list(self.names)} have "
+            f"{own.numel()}; load it into a module with the hyperparameters that it was saved with."
+            for key, own in present.items()
+            if state_dict[key].shape != own.shape
+        ]
+        error_msgs += misfits
         if strict:
-            missing_keys += [key for key in (*known, centred) if key not in state_dict]
-            unexpected_keys += [
-                key for key in state_dict if key.startswith(prefix) and key not in known and key != centred
-            ]
+            missing_keys += missing
+            unexpected_keys += unexpected
+        if misfits or (strict and (missing or unexpected)):
+            return  # All or nothing: torch raises when it has been everywhere.
         self.centred = bool(state_dict.get(centred, self.centred))
-        for key in known.keys() & state_dict.keys():
-            own, saved = getattr(self, known[key]), state_dict[key]
-            if saved.shape != own.shape:
-                error_msgs.append(
-                    f"{key} has {saved.numel()} entries, but the hyperparameters {list(self.names)} have "
-                    f"{own.numel()}; load it into a module with the hyperparameters that it was saved with."
-                )
-            else:
-                own.copy_(saved)
+        for key, own in present.items():
+            own.copy_(state_dict[key])
 
     def extra_repr(self) -> str:
         """One hyperparameter a line."""

@@ -1,6 +1,7 @@
 """`STNModule`: the two losses of a self-tuning network, and its weight step."""
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ from lightning_stn.specifications import Hyperparameter
 Method = Literal["stn", "delta-stn"]
 Perturb = Literal["example", "batch"]
 ClipAlgorithm = Literal["norm", "value"]
+
+_MEANINGS = "lightning_stn_hyperparameters"
+"""Where a checkpoint keeps how its hyperparameters are read."""
 
 
 @dataclass(frozen=True)
@@ -151,18 +155,19 @@ class STNModule(L.LightningModule):
             Three groups with every parameter that requires a gradient: weights, response weights, gates.
 
         Raises:
-            ValueError: a rate is not positive.
+            ValueError: a rate is not a positive number.
         """
         hyperparameters = self.hyperparameters
+        for name, rate in (("lr", lr), ("response_lr", response_lr), ("gate_lr", gate_lr)):
+            number = isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate < math.inf
+            if not number and not (rate is None and name != "lr"):
+                raise ValueError(f"parameter_groups: expected {name} to be positive, got {rate!r}; give a number.")
         if gate_lr is None:
             centre = hyperparameters.from_centre(hyperparameters.unconstrained)
             squared_norm = (centre.square() + hyperparameters.scale.square()).sum().item()
             gate_lr = lr / max(1.0, squared_norm)
         if response_lr is None:
             response_lr = lr
-        for name, rate in (("lr", lr), ("response_lr", response_lr), ("gate_lr", gate_lr)):
-            if not rate > 0:
-                raise ValueError(f"parameter_groups: expected {name} to be positive, got {rate!r}.")
         layers = [module for module in self.modules() if isinstance(module, ResponseLayer)]
         gates = {id(gate): gate for layer in layers for gate in map(layer.gates, layer.responding)}
         responses = {id(r): r for layer in layers for r in map(layer.response, layer.responding)}
@@ -229,6 +234,10 @@ class STNModule(L.LightningModule):
         Returns:
             The training loss; with automatic optimisation and Delta-STN a dictionary with the `loss` that is
             differentiated, that of base and response, and beside it the `training_loss`.
+
+        Raises:
+            RuntimeError: there is no `STNCallback`.
+            ValueError: `training_loss` returns anything but a scalar tensor with a gradient.
         """
         if self.weight_step_settings is None:
             raise RuntimeError(
@@ -251,6 +260,11 @@ class STNModule(L.LightningModule):
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"Expected training_loss to return a scalar tensor, got {got}; return the mean loss.")
+        if not loss.requires_grad:
+            raise ValueError(
+                "Expected training_loss to return a loss with a gradient in the weights, got one without; compute it "
+                "with the network, without torch.no_grad or detach."
+            )
         return loss
 
     def _base_and_response(self, batch: Any, batch_idx: int, linear: bool) -> tuple[Tensor, Tensor]:
@@ -349,7 +363,18 @@ class STNModule(L.LightningModule):
         """Save the current hyperparameters, also where a callback saves an averaged copy of this module instead."""
         current = self.hyperparameters.state_dict(prefix="hyperparameters.")
         checkpoint["state_dict"] |= {key: value for key, value in current.items() if key in checkpoint["state_dict"]}
+        checkpoint[_MEANINGS] = self.hyperparameters.meanings
         super().on_save_checkpoint(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume with hyperparameters that mean something else, before anything is loaded.
+
+        Raises:
+            ValueError: they have other names, another order, other ranges or choices.
+        """
+        if self._trainer is not None and self._trainer.training and _MEANINGS in checkpoint:
+            self.hyperparameters.require_meanings(checkpoint[_MEANINGS])
+        super().on_load_checkpoint(checkpoint)
 
     def validation_step(self, batch: Any, batch_idx: int, *args: Any) -> Any:
         """Log `val_loss`, at the current hyperparameters; in front of an existing module, its own step."""

@@ -49,7 +49,10 @@ def recommended_hyperparameters(task: Literal["image", "language"]) -> dict[str,
             "ar": Float(0.0, None, init=_START),
             "tar": Float(0.0, None, init=_START),
         }
-    raise ValueError(f"recommended_hyperparameters: expected task='image' or task='language', got {task!r}.")
+    raise ValueError(
+        f"recommended_hyperparameters: expected task='image' or task='language', got {task!r}; build a "
+        "dictionary of your own for another kind of network."
+    )
 
 
 def recommended_augmentation() -> nn.Sequential:

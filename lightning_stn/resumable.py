@@ -1,5 +1,6 @@
 """A training loader whose position survives a checkpoint."""
 
+import inspect
 from collections.abc import Iterator, Sized
 from types import SimpleNamespace
 from typing import Any
@@ -34,7 +35,7 @@ class ResumableLoader:
         **settings: further arguments of `torch.utils.data.DataLoader`, such as `collate_fn` or `pin_memory`.
 
     Raises:
-        ValueError: the batch size is not positive, an argument is decided here, or an epoch would have no batch.
+        ValueError: an argument is out of range, decided here or unknown, or an epoch would have no batch.
 
     Example:
         >>> loader = ResumableLoader(range(6), batch_size=2, shuffle=False)
@@ -57,8 +58,17 @@ class ResumableLoader:
         drop_last: bool = False,
         **settings: Any,
     ) -> None:
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"ResumableLoader: expected batch_size to be a whole number above 0, got {batch_size!r}.")
+        for name, count, least in (
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", seed, None),
+        ):
+            if not isinstance(count, int) or isinstance(count, bool) or (least is not None and count < least):
+                at_least = "" if least is None else f" of at least {least}"
+                raise ValueError(f"ResumableLoader: expected {name} to be a whole number{at_least}, got {count!r}.")
+        for name, flag in (("shuffle", shuffle), ("drop_last", drop_last)):
+            if not isinstance(flag, bool):
+                raise ValueError(f"ResumableLoader: expected {name} to be True or False, got {flag!r}.")
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise ValueError(
                 f"ResumableLoader: expected a dataset with a length and items, got {type(dataset).__name__}; an "
@@ -67,6 +77,12 @@ class ResumableLoader:
         decided = {"sampler", "batch_sampler", "generator", "persistent_workers"} & settings.keys()
         if decided:
             raise ValueError(f"ResumableLoader decides {sorted(decided)} itself; leave them out.")
+        known = inspect.signature(DataLoader).parameters
+        unknown = sorted(settings.keys() - known)
+        if unknown:
+            raise ValueError(
+                f"ResumableLoader: expected further arguments of DataLoader, got {unknown}; there are {list(known)}."
+            )
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -117,7 +133,8 @@ class ResumableLoader:
         Raises:
             ValueError: the state is that of another loader.
         """
-        if set(state) != set(_STATE) or not 0 <= state["position"] < len(self):
+        counts = isinstance(state, dict) and set(state) == set(_STATE) and all(type(n) is int for n in state.values())
+        if not counts or not 0 <= state["position"] < len(self):
             raise ValueError(
                 f"ResumableLoader: expected the state of a loader with {len(self)} batches, got {state}; resume with "
                 "the dataset, the batch size and the number of ranks that the run was started with."

@@ -2,11 +2,12 @@
 
 import bisect
 import csv
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 Value = float | str
 """A hyperparameter in natural units: a number, whole or real, or the name of a choice."""
@@ -39,7 +40,7 @@ class Schedule:
         choices: for each hyperparameter that is one of several choices, the names of these.
 
     Raises:
-        ValueError: columns of the CSV form would have the same name, or could not be told apart.
+        ValueError: there are no names, or columns of the CSV form would be equal, or could not be told apart.
     """
 
     names: tuple[str, ...]
@@ -47,7 +48,17 @@ class Schedule:
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check that the columns can be read back."""
+        """Check that the columns can be read back, and keep names and choices as tuples."""
+        names: Any = self.names
+        if not isinstance(names, tuple | list) or not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(
+                f"Schedule: expected names to be one or more strings, got {names!r}; give a tuple of them."
+            )
+        unknown = sorted(set(self.choices) - set(names))
+        if unknown:
+            raise ValueError(f"Schedule: expected choices of {list(names)}, got choices of {unknown}; name them, too.")
+        self.names = tuple(names)
+        self.choices = {name: tuple(choices) for name, choices in self.choices.items()}
         columns = self.columns
         twice = sorted({column for column in columns if columns.count(column) > 1})
         if twice:
@@ -86,11 +97,13 @@ class Schedule:
         if tuple(row.values) != self.names or tuple(row.scales) != self.entries:
             raise ValueError(
                 f"Expected values of {list(self.names)} and scales of {list(self.entries)}, "
-                f"got {list(row.values)} and {list(row.scales)}."
+                f"got {list(row.values)} and {list(row.scales)}; give all of them, in this order."
             )
         for name, choices in self.choices.items():
             if row.values[name] not in choices:
-                raise ValueError(f"Expected {name} to be one of {list(choices)}, got {row.values[name]!r}.")
+                raise ValueError(
+                    f"Expected {name} to be one of {list(choices)}, got {row.values[name]!r}; name the choice."
+                )
         self.rows.append(row)
 
     def cells(self, row: Row) -> list[Value]:
@@ -114,8 +127,12 @@ class Schedule:
         """The values in force at a step: those of the last row up to it, or of the first row before that.
 
         Raises:
-            ValueError: nothing is recorded.
+            ValueError: nothing is recorded, or the step is no number.
         """
+        if not isinstance(step, int | float) or math.isnan(step):
+            raise ValueError(
+                f"Schedule.at: expected step to be a number of training batches, got {step!r}; give an int."
+            )
         if not self.rows:
             raise ValueError("The schedule is empty; record or load one before it is read.")
         index = bisect.bisect_right([row.step for row in self.rows], step) - 1
@@ -146,7 +163,8 @@ class Schedule:
         if found is None:
             raise ValueError(
                 f"{path}: expected the columns step, epoch, <name>..., <name>_scale... (<name>_<choice>_scale for each "
-                f"choice of a categorical one), got {header}."
+                f"choice of a categorical one), got {header}; give the "
+                "schedule.csv of a run."
             )
         schedule = cls(found[0], choices=found[1])
         for number, line in enumerate(lines[1:], start=2):

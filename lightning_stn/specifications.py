@@ -37,11 +37,14 @@ class Hyperparameter(ABC):
     def _check_perturbation(self) -> None:
         scale: Any = self.scale
         if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
-            raise ValueError(f"{self!r}: expected scale to be a finite number, got {scale!r}.")
+            raise ValueError(f"{self!r}: expected scale to be a finite number, got {scale!r}; 0.5 suits most.")
         if scale <= 0:
-            raise ValueError(f"{self!r}: expected scale > 0, a standard deviation in unconstrained units.")
+            raise ValueError(
+                f"{self!r}: expected scale > 0, a standard deviation in unconstrained units, got {scale!r}; to hold a "
+                "value fixed, leave it out of the hyperparameters."
+            )
         if self.per not in ("example", "batch"):
-            raise ValueError(f"{self!r}: expected per='example' or per='batch'.")
+            raise ValueError(f"{self!r}: expected per='example' or per='batch', got {self.per!r}.")
 
     @property
     def entries(self) -> int:
@@ -89,9 +92,11 @@ class _Ranged(Hyperparameter):
             if number is None and name in ("low", "high") and isinstance(self, Float):
                 continue
             if isinstance(number, bool) or not isinstance(number, wanted) or not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{self!r}: expected {name} to be a {kind}, got {number!r}.")
+                raise ValueError(
+                    f"{self!r}: expected {name} to be a {kind}, got {number!r}; write it as a plain Python number."
+                )
         if self.low is not None and self.high is not None and self.low >= self.high:
-            raise ValueError(f"{self!r}: the range is empty; expected low < high.")
+            raise ValueError(f"{self!r}: expected low < high, got {self.low!r} and {self.high!r}; the range is empty.")
         self._check_perturbation()
 
     @property
@@ -142,8 +147,11 @@ class Float(_Ranged):
     def __post_init__(self) -> None:
         """Check the range."""
         self._check(int | float, "finite number")
+        log: Any = self.log
+        if not isinstance(log, bool):
+            raise ValueError(f"{self!r}: expected log to be True or False, got {log!r}.")
         if self.log and (self.low is None or self.low < 0):
-            raise ValueError(f"{self!r}: log=True needs a positive range; give low >= 0.")
+            raise ValueError(f"{self!r}: log=True needs a positive range, got low={self.low!r}; give low >= 0.")
         if (self.low is not None and self.init <= self.low) or (self.high is not None and self.init >= self.high):
             raise ValueError(
                 f"{self!r}: expected init strictly between low and high, since a bound lies infinitely far away in "
@@ -185,7 +193,7 @@ class Integer(_Ranged):
                 "use Float(..., log=True) and round where it is read."
             )
         if not self.low <= self.init <= self.high:
-            raise ValueError(f"{self!r}: expected low <= init <= high.")
+            raise ValueError(f"{self!r}: expected low <= init <= high, got init={self.init!r}; move it into the range.")
 
     @cached_property
     def transform(self) -> Transform:

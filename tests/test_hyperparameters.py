@@ -83,7 +83,7 @@ def test_wrong_specifications_are_explained(build: Any, message: str) -> None:
 
 
 def test_a_foreign_specification_is_refused() -> None:
-    with pytest.raises(TypeError, match="'x' to be a Float, an Integer or a Categorical, got float"):
+    with pytest.raises(TypeError, match=r"'x' to be a Float, an Integer or a Categorical, got 0\.5; write"):
         HyperparameterSet({"x": 0.5})  # type: ignore[dict-item]
 
 

@@ -87,8 +87,8 @@ def test_workers_change_nothing_and_the_global_generator_is_left_alone(workers: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "batch_size to be a whole number above 0, got 0"),
-        ({"batch_size": 2.0}, "whole number above 0, got 2.0"),
+        ({"batch_size": 0}, "batch_size to be a whole number of at least 1, got 0"),
+        ({"batch_size": 2.0}, "whole number of at least 1, got 2.0"),
         ({"batch_size": 9, "drop_last": True}, "5 examples on each rank give no batch of 9; lower batch_size"),
         ({"batch_size": 2, "sampler": None}, r"decides \['sampler'\] itself; leave them out"),
         ({"batch_size": 2, "dataset": iter([1])}, "a dataset with a length and items, got list_iterator"),

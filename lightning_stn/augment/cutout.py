@@ -52,10 +52,12 @@ class Cutout(Augmentation):
         self, length: str | float, holes: str | float = 1, fill: float = 0.0, *, max_holes: int | None = None
     ) -> None:
         super().__init__()
-        if max_holes is not None and max_holes < 0:
-            raise ValueError(f"Cutout: expected max_holes to be at least 0, got {max_holes!r}.")
+        if max_holes is not None and (not isinstance(max_holes, int) or max_holes < 0):
+            raise ValueError(f"Cutout: expected max_holes to be at least 0, got {max_holes!r}; give a whole number.")
         self.length = self.checked("length", length)
         self.holes = self.checked("holes", holes)
+        if holes == math.inf:
+            raise ValueError(f"Cutout: expected holes to be a finite number, got {holes!r}; give a whole number.")
         self.fill = fill
         self.max_holes = max_holes if isinstance(holes, str) else math.ceil(holes)
 
@@ -66,27 +68,33 @@ class Cutout(Augmentation):
             KeyError: this module reads a hyperparameter that the set does not have.
             ValueError: a hyperparameter ranges beyond what a strength may be, or without a bound where one is needed.
         """
-        if self.max_holes is None:
-            assert isinstance(self.holes, str)
-            specification = hyperparameters.specifications.get(self.holes)
-            high = getattr(specification, "high", None)
-            if specification is not None and high is None:
-                raise ValueError(
-                    f"Cutout {name!r}: expected an upper end for the number of holes, but the hyperparameter "
-                    f"{self.holes!r} is {specification!r}; declare an Integer, or pass max_holes."
-                )
-            self.max_holes = None if high is None else math.ceil(high)
         super().attach(hyperparameters, name)
+        if self._most_holes is None:
+            self.detach()
+            raise ValueError(
+                f"Cutout {name!r}: expected an upper end for the number of holes, but the hyperparameter "
+                f"{self.holes!r} is {hyperparameters.specifications[str(self.holes)]!r}; declare an Integer, or pass "
+                "max_holes."
+            )
+
+    @property
+    def _most_holes(self) -> int | None:
+        """How many holes to draw; None where nothing bounds them."""
+        if self.max_holes is not None or self.hyperparameters is None:
+            return self.max_holes
+        high = getattr(self.hyperparameters.specifications[str(self.holes)], "high", None)
+        return None if high is None else math.ceil(high)
 
     def forward(self, input: Tensor) -> Tensor:
         """Blank, in the weight phase; otherwise return the input."""
         self.check_images(input)
         if not self.active or self.is_off("length") or self.is_off("holes"):
             return input
-        assert self.max_holes is not None
+        most = self._most_holes
+        assert most is not None
         n, _, height, width = input.shape
         length, holes = self.rows("length", input), self.rows("holes", input)
         size = torch.tensor([height, width], device=input.device)
-        centre = (torch.rand(n, self.max_holes, 2, device=input.device, dtype=torch.float32) * size).long()
-        cut = torch.arange(self.max_holes, device=input.device) < holes.unsqueeze(1)
+        centre = (torch.rand(n, most, 2, device=input.device, dtype=torch.float32) * size).long()
+        cut = torch.arange(most, device=input.device) < holes.unsqueeze(1)
         return fill_boxes(input, cutout_mask(length.unsqueeze(1) * cut, centre, height, width), self.fill)

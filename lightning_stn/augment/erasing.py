@@ -1,7 +1,7 @@
 """Random erasing with a probability of its own for each example."""
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,9 +40,9 @@ class RandomErasing(Augmentation):
         value: float = 0.0,
     ) -> None:
         super().__init__()
-        if not 0 <= scale[0] <= scale[1] <= 1:
+        if not (_is_pair(scale) and 0 <= scale[0] <= scale[1] <= 1):
             raise ValueError(f"RandomErasing: expected scale to be (low, high) within [0, 1], got {scale!r}.")
-        if not 0 < ratio[0] <= ratio[1]:
+        if not (_is_pair(ratio) and 0 < ratio[0] <= ratio[1]):
             raise ValueError(f"RandomErasing: expected ratio to be (low, high) with 0 < low <= high, got {ratio!r}.")
         self.p = self.checked("p", p)
         self.scale = scale
@@ -79,3 +79,7 @@ class RandomErasing(Augmentation):
             return input
         start, end = self.draw(input)
         return fill_boxes(input, box_mask(start.unsqueeze(1), end.unsqueeze(1), *input.shape[-2:]), self.value)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(end, int | float) for end in value)

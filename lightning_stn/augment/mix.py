@@ -45,8 +45,11 @@ class _Mix(Augmentation):
 
     def __init__(self, alpha: str | float, num_classes: int) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"{type(self).__name__}: expected num_classes to be at least 1, got {num_classes!r}.")
+        if not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(
+                f"{type(self).__name__}: expected num_classes to be at least 1, got {num_classes!r}; give the number "
+                "of the classes that labels count from 0."
+            )
         self.alpha = self.checked("alpha", alpha)
         self.num_classes = num_classes
 
@@ -81,7 +84,13 @@ class _Mix(Augmentation):
             if labels.shape == (n, self.num_classes):
                 return labels
         elif labels.shape == (n,):
-            return F.one_hot(labels.long(), self.num_classes).float()
+            try:
+                return F.one_hot(labels.long(), self.num_classes).float()
+            except RuntimeError as error:  # torch looks at the labels where that costs nothing: on a CPU
+                raise ValueError(
+                    f"{type(self).__name__}: expected labels among the whole numbers 0 to {self.num_classes - 1}, got "
+                    f"{labels.min()} to {labels.max()}; count classes from 0, or raise num_classes."
+                ) from error
         raise ValueError(
             f"{type(self).__name__}: expected labels as whole numbers [n] or as probabilities [n, {self.num_classes}] "
             f"with n = {n}, got shape {list(labels.shape)} of {labels.dtype}; flatten or convert them."

@@ -1,6 +1,6 @@
 """What is checked before the first step, so that a mistake costs seconds and not a run."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,6 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from lightning_stn.callback.settings import Settings
-from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers import ResponseLayer
 from lightning_stn.module import STNModule
 
@@ -80,21 +79,6 @@ def check_trainer(trainer: Trainer, module: STNModule, settings: Settings) -> No
         )
 
 
-def check_hyperparameters(hyperparameters: HyperparameterSet, saved: Mapping[str, str]) -> None:
-    """Check that a checkpoint's hyperparameters mean what this module's mean.
-
-    Raises:
-        ValueError: they have other names, another order, other ranges or choices.
-    """
-    own = hyperparameters.meanings
-    if list(own.items()) != list(saved.items()):
-        raise ValueError(
-            f"The checkpoint was saved with the hyperparameters {dict(saved)}, but this module has {own}, so that what "
-            "was learnt would be read in a wrong way; resume with the hyperparameters of the checkpoint (init and "
-            "scale may differ), or begin a new run."
-        )
-
-
 def check_optimizers(trainer: Trainer, module: STNModule) -> None:
     """Check that the weight optimisers train every response parameter.
 
@@ -124,7 +108,7 @@ def tuning_loader(trainer: Trainer, module: STNModule, dataloader: Iterable[Any]
     loader.
 
     Raises:
-        ValueError: there is none, or several validation loaders without a word which to use.
+        ValueError: there is none, or several validation loaders without a word which to use; or the hook returns none.
     """
     if dataloader is not None:
         return dataloader
@@ -132,6 +116,11 @@ def tuning_loader(trainer: Trainer, module: STNModule, dataloader: Iterable[Any]
         hook = getattr(owner, "tuning_dataloader", None)
         if hook is not None:
             loader: Iterable[Any] = hook()
+            if not isinstance(loader, Iterable):
+                raise ValueError(
+                    f"Expected {type(owner).__name__}.tuning_dataloader() to return validation batches, got "
+                    f"{type(loader).__name__}; return a DataLoader."
+                )
             return loader
     if trainer.enable_validation:
         # Lightning loads and reloads them when it validates, which is later, or not even in this epoch.

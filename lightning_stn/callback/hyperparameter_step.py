@@ -77,6 +77,9 @@ class HyperparameterOptimizer:
         tune_scales: whether `rho` is stepped at all.
         scaler: scales the loss, where gradients would vanish in half precision. It is not the weights' own: each
             optimiser that steps updates its scaler, and the other would then unscale by the wrong factor.
+
+    Raises:
+        TypeError: the factory builds no optimiser.
     """
 
     def __init__(
@@ -96,6 +99,11 @@ class HyperparameterOptimizer:
             groups.append({"params": [hyperparameters.raw_scale], "lr": scale_lr})
         self._hyperparameters = hyperparameters
         self.optimizer = factory(groups)
+        if not isinstance(self.optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                f"Expected STNCallback(optimizer=...) to return a torch.optim.Optimizer, got "
+                f"{type(self.optimizer).__name__}; pass a class such as torch.optim.Adam, or a functools.partial of it."
+            )
         self.scaler = scaler
 
     def leaves(self) -> Leaves:
@@ -115,18 +123,21 @@ class HyperparameterOptimizer:
         Raises:
             ValueError: the loss is not a scalar with a gradient in the hyperparameters.
         """
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"Expected validation_loss to return a scalar tensor, got {got}; return the mean loss.")
         tuned = leaves[: len(self._parameters)]
         objective = loss.float()
         if len(tuned) > 1:
             objective = objective - entropy_weight * leaves.entropy()
         gradients: list[Tensor | None] = [None]
-        if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
+        if loss.requires_grad:
             scaled = objective if self.scaler is None else self.scaler.scale(objective)
             gradients = list(torch.autograd.grad(scaled, tuned, allow_unused=True))
         if gradients[0] is None:
             raise ValueError(
                 "The validation loss does not depend on the hyperparameters: no response layer led to it. Compute it "
-                "with the network that convert() returned, without torch.no_grad or detach, as a scalar."
+                "with the network that convert() returned, without torch.no_grad or detach."
             )
         rows = [torch.zeros_like(leaves.raw_scale) if gradient is None else gradient for gradient in gradients]
         if len(rows) == 1:

@@ -17,20 +17,30 @@ class SchedulerSettings:
 
     def __init__(self) -> None:
         self._settings: dict[int, dict[str, Any]] = {}
+        self._watching = False
+        self._assigned: Any = None
 
     def watch(self, module: STNModule) -> None:
         """Look at what `configure_optimizers` returns when the strategy calls it."""
         own = module.__dict__
-        assigned = own.get("configure_optimizers")  # As LightningCLI does.
+        self._assigned = own.get("configure_optimizers")  # As LightningCLI does.
         configure = module.configure_optimizers
 
         def configure_optimizers() -> Any:
-            own.pop("configure_optimizers")
-            if assigned is not None:
-                own["configure_optimizers"] = assigned
+            self.release(module)
             return self._without_dropped(configure())
 
         own["configure_optimizers"] = configure_optimizers
+        self._watching = True
+
+    def release(self, module: STNModule) -> None:
+        """Look no more; the strategy has called, or will not."""
+        if self._watching:
+            own = module.__dict__
+            own.pop("configure_optimizers")
+            if self._assigned is not None:
+                own["configure_optimizers"] = self._assigned
+            self._watching, self._assigned = False, None
 
     def restore(self, trainer: Trainer) -> None:
         """Give the configurations back what was dropped.

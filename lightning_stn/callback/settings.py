@@ -111,11 +111,11 @@ def checked_override(override: Collection[str]) -> frozenset[str]:
     Raises:
         ValueError: there is no setting of a name.
     """
-    names = frozenset([override] if isinstance(override, str) else override)
+    names = [override] if isinstance(override, str) else override
     known = (*setting_names(), *OBJECTS)
-    if not names <= set(known):
-        raise ValueError(f"STNCallback: expected override to name some of {list(known)}, got {sorted(names)}.")
-    return names
+    if not isinstance(names, Collection) or any(name not in known for name in names):
+        raise ValueError(f"STNCallback: expected override to name some of {list(known)}, got {override!r}.")
+    return frozenset(names)
 
 
 def _is_number(value: Any) -> bool:

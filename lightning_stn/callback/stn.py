@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from lightning_stn.binding import attach, bind, keep_merged, unbind
 from lightning_stn.callback.checks import (
-    check_hyperparameters,
     check_optimizers,
     check_trainer,
     require_stn_module,
@@ -135,6 +134,16 @@ class STNCallback(Callback):
             seed=seed,
         )
         self._override = checked_override(override)
+        if not callable(optimizer):
+            raise ValueError(
+                f"STNCallback: expected optimizer to build one from parameter groups, got {optimizer!r}; pass a class "
+                "such as torch.optim.Adam, or a functools.partial of it."
+            )
+        if not isinstance(dataloader, Iterable | None):
+            raise ValueError(
+                f"STNCallback: expected dataloader to be an iterable of batches, got {type(dataloader).__name__}; wrap "
+                "a dataset in a DataLoader."
+            )
         self._clock = PhaseClock(self._settings.phases)
         self._factory = optimizer
         self._dataloader = dataloader
@@ -173,8 +182,9 @@ class STNCallback(Callback):
         self._settings = self._arguments
         module = require_stn_module(pl_module, self._settings.perturb)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if sum(isinstance(callback, STNCallback) for callback in callbacks) > 1:
-            raise ValueError("The Trainer has several STNCallbacks; give it one.")
+        count = sum(isinstance(callback, STNCallback) for callback in callbacks)
+        if count > 1:
+            raise ValueError(f"Expected one STNCallback, got {count}; give the Trainer one.")
         check_trainer(trainer, module, self._settings)
         attach(module, module.hyperparameters)
         module.hyperparameters.unshare()
@@ -196,7 +206,7 @@ class STNCallback(Callback):
         module.weight_step_settings = settings.weight_step
         assert settings.lr is not None
         assert settings.scale_lr is not None
-        self._optimizer = HyperparameterOptimizer(
+        optimizer = HyperparameterOptimizer(
             hyperparameters,
             self._factory,
             lr=settings.lr,
@@ -210,6 +220,7 @@ class STNCallback(Callback):
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )
+        self._optimizer = optimizer  # From here on there is a state to save.
         self._reloaded = trainer.current_epoch
         self._meanings = hyperparameters.meanings
         self._recorder = Recorder(hyperparameters, self._optimizer)
@@ -250,7 +261,7 @@ class STNCallback(Callback):
 
     def _resume(self, restored: dict[str, Any], hyperparameters: HyperparameterSet) -> None:
         """Continue from a checkpoint, but for what shall be overridden."""
-        check_hyperparameters(hyperparameters, restored["hyperparameters"])
+        hyperparameters.require_meanings(restored["hyperparameters"])
         if "hyperparameters" in self._override:
             hyperparameters.reset_parameters()
         if not self._override & {"hyperparameters", "optimizer", "tune_scales"}:
@@ -323,9 +334,16 @@ class STNCallback(Callback):
         self._recorder.record(trainer, self._clock.batches)
         self._recorder.close()
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let no later run train without its callback unnoticed."""
+        if stage == "fit":
+            _stn(pl_module).weight_step_settings = None
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave nothing bound and no file open."""
         if isinstance(pl_module, STNModule):
+            pl_module.weight_step_settings = None
+            self._schedulers.release(pl_module)
             unbind(pl_module.hyperparameters)
             keep_merged(pl_module.hyperparameters, False)
         if hasattr(self, "_recorder"):

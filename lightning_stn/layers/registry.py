@@ -21,17 +21,30 @@ def register_response(plain: type[nn.Module], *, overwrite: bool = False) -> Cal
 
     Raises:
         ValueError: `plain` is registered already.
-        TypeError: the decorated class is not a `ResponseLayer` that subclasses `plain`.
+        TypeError: `plain` is no plain module type, or the decorated class is not a `ResponseLayer` that subclasses
+            `plain`, in that order, and holds it as its attribute `plain`.
     """
+    if not (isinstance(plain, type) and issubclass(plain, nn.Module)) or issubclass(plain, ResponseLayer):
+        raise TypeError(
+            f"register_response: expected the type of a plain module, got {plain!r}; write "
+            "@register_response(nn.Linear)."
+        )
 
     def register(response: _Response) -> _Response:
         if plain in _RESPONSES and not overwrite:
             raise ValueError(
                 f"{plain.__name__} already has {_RESPONSES[plain].__name__}; pass overwrite=True to replace it."
             )
-        if not (issubclass(response, ResponseLayer) and issubclass(response, plain)):
+        bases: tuple[type, ...] = response.__mro__ if isinstance(response, type) else ()
+        if not (ResponseLayer in bases and plain in bases and bases.index(ResponseLayer) < bases.index(plain)):
             raise TypeError(
-                f"Expected {response.__name__} to subclass ResponseLayer and {plain.__name__}, in that order."
+                f"Expected {getattr(response, '__name__', response)} to subclass ResponseLayer and {plain.__name__}, "
+                f"in that order, got {[base.__name__ for base in bases[1:]]}; change its bases."
+            )
+        if getattr(response, "plain", None) is not plain:
+            raise TypeError(
+                f"Expected {response.__name__}.plain to be {plain.__name__}, got "
+                f"{getattr(response, 'plain', None)!r}; write 'plain = {plain.__name__}' in its body."
             )
         _RESPONSES[plain] = response
         return response

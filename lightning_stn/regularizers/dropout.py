@@ -40,7 +40,23 @@ class TunedDropout(Regularizer):
         """Drop, in the weight phase; otherwise return the input."""
         if not self.active:
             return input
+        self.check_input(input)
         return functional.dropout(input, self.strength("p"), self.shared)
+
+    def check_input(self, input: Tensor) -> None:
+        """Refuse what could not be dropped from as asked.
+
+        Raises:
+            ValueError: the input is not floating point, or a draw that its channels share would reach the examples.
+        """
+        name, shape = type(self).__name__, list(input.shape)
+        if not (input.is_floating_point() or input.is_complex()):
+            raise ValueError(f"{name}: expected a floating point input, got {input.dtype}; convert it before.")
+        if self.shared and input.dim() != 2 + len(self.shared):
+            raise ValueError(
+                f"{name}: expected a batch [n, c, ...] with {2 + len(self.shared)} dimensions, got shape {shape}; use "
+                "the dropout of the right number of dimensions, or add the one that is missing."
+            )
 
     @classmethod
     def adopt(cls, module: nn.Module, p: str, hyperparameters: HyperparameterSet) -> None:
@@ -117,7 +133,7 @@ class DropPath(TunedDropout, StochasticDepth):  # type: ignore[misc]
         super().__init__(p)
         if mode not in ("row", "batch"):
             raise ValueError(f"DropPath: expected mode='row' or mode='batch', got {mode!r}.")
-        if not 0 <= share <= 1:
+        if not isinstance(share, int | float) or not 0 <= share <= 1:
             raise ValueError(f"DropPath: expected share to lie in [0, 1], got {share!r}.")
         self.mode = mode
         self.share = share

@@ -72,19 +72,24 @@ class L2Penalty(Penalty):
             parameters of normalisation layers.
 
     Raises:
-        ValueError: a negative constant, or a pattern that no parameter of the network fits.
+        ValueError: a negative constant, a pattern that no parameter of the network fits, or what is no network.
     """
 
     def __init__(self, weight: str | float, names: Sequence[str] = ()) -> None:
         super().__init__(weight)
         if isinstance(names, str):
-            raise ValueError(f"L2Penalty: expected names to be a list of patterns, got the string {names!r}.")
+            raise ValueError(
+                f"L2Penalty: expected names to be a list of patterns, got the string {names!r}; put it in a list."
+            )
         self.names = tuple(names)
 
     def forward(self, net: nn.Module) -> Tensor:
         """The term, a scalar; zero outside the weight phase."""
+        if not isinstance(net, nn.Module):
+            raise ValueError(f"L2Penalty: expected a network, got {type(net).__name__}; call penalty(self.net).")
         if not self.active:
-            return next(net.parameters()).new_zeros(())
+            first = next(net.parameters(), None)
+            return torch.zeros(()) if first is None else first.new_zeros(())
         found = dict(_decaying(net))
         unknown = [pattern for pattern in self.names if not any(fnmatchcase(name, pattern) for name in found)]
         norms = [
@@ -95,7 +100,7 @@ class L2Penalty(Penalty):
         if unknown or not norms:
             raise ValueError(
                 f"L2Penalty: no trainable parameter fits {unknown or 'the default, more than one axis'}; there are "
-                f"{list(found)}."
+                f"{list(found)}; give names among them."
             )
         return self.weighted((sum(norms[1:], start=norms[0]) / 2).reshape(-1))
 
@@ -135,6 +140,12 @@ class ActivationPenalty(Penalty):
 
     def forward(self, activations: Tensor) -> Tensor:
         """The term, a scalar; zero outside the weight phase."""
+        if not isinstance(activations, Tensor) or activations.dim() < 2:
+            got = f"shape {list(activations.shape)}" if isinstance(activations, Tensor) else type(activations).__name__
+            raise ValueError(
+                f"{type(self).__name__}: expected activations as a tensor of at least two dimensions, got {got}; keep "
+                "the batch, and of what a recurrent layer returns pass the outputs alone."
+            )
         if not self.active:
             return activations.new_zeros(())
         if not self.batch_first:
@@ -183,7 +194,8 @@ class LabelSmoothing(Penalty):
         ignore_index: a label that does not count, as of `cross_entropy`.
 
     Raises:
-        ValueError: a negative constant, or weights and examples that do not match.
+        ValueError: a negative constant, labels that are no class indices of the logits' examples, or weights and
+            examples that do not match.
     """
 
     def __init__(self, weight: str | float, *, ignore_index: int = -100) -> None:
@@ -192,6 +204,12 @@ class LabelSmoothing(Penalty):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The term, a scalar; zero outside the weight phase."""
+        if labels.shape != logits.shape[:1] + logits.shape[2:] or labels.is_floating_point():
+            raise ValueError(
+                f"LabelSmoothing: expected labels as class indices of shape {[*logits.shape[:1], *logits.shape[2:]]}, "
+                f"one for each example of the logits {list(logits.shape)}, got shape {list(labels.shape)} of "
+                f"{labels.dtype}; smooth class indices, not probabilities."
+            )
         if not self.active:
             return logits.new_zeros(())
         counts = labels != self.ignore_index

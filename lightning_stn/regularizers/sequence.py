@@ -34,7 +34,8 @@ class LockedDropout(Regularizer):
         """Drop, in the weight phase; otherwise return the input."""
         if input.dim() < 2:
             raise ValueError(
-                f"LockedDropout: expected a batch of sequences [n, t, ...], got shape {list(input.shape)}."
+                f"LockedDropout: expected a batch of sequences [n, t, ...], got shape {list(input.shape)}; keep the "
+                "batch and the time."
             )
         if not self.active:
             return input
@@ -57,13 +58,18 @@ class EmbeddingDropout(Regularizer):
         words `[n, t]` or `[t, n]` to what the embedding makes of them, `[n, t, d]` or `[t, n, d]`.
 
     Raises:
-        ValueError: a constant rate outside [0, 1], or words of another shape.
+        ValueError: a constant rate outside [0, 1], an embedding that is no module, or words of another shape.
     """
 
     ranges: ClassVar = {"p": (0.0, 1.0)}
 
     def __init__(self, embedding: nn.Module, p: str | float, *, batch_first: bool = True) -> None:
         super().__init__()
+        if not isinstance(embedding, nn.Module):
+            raise ValueError(
+                f"EmbeddingDropout: expected embedding to be a module, got {type(embedding).__name__}; pass the "
+                "nn.Embedding itself."
+            )
         self.embedding = embedding
         self.p = self.checked("p", p)
         self.batch_first = batch_first

@@ -32,6 +32,8 @@ class WeightDrop(Regularizer):
     def __init__(self, module: nn.Module, names: Sequence[str], p: str | float) -> None:
         super().__init__()
         self.p = self.checked("p", p)
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"WeightDrop: expected module to be a module, got {module!r}; pass the layer itself.")
         known = dict(module.named_parameters())
         if isinstance(names, str) or not names or not set(names) <= set(known):
             raise ValueError(f"WeightDrop: expected names to be a list from {list(known)}, got {names!r}.")

@@ -112,7 +112,7 @@ class Plain(L.LightningModule):
         (Plateau, ValueError, "ReduceLROnPlateau follows a metric, but configure_optimizers names none"),
         (Detached, ValueError, "does not depend on the hyperparameters.*without torch.no_grad"),
         (Elsewhere, ValueError, "does not depend on the hyperparameters"),
-        (PerExample, ValueError, "as a scalar"),
+        (PerExample, ValueError, r"validation_loss to return a scalar tensor, got shape \[8\]"),
         (NotScalar, ValueError, r"training_loss to return a scalar tensor, got shape \[8, 3\]"),
         (NoTensor, ValueError, "training_loss to return a scalar tensor, got NoneType"),
     ],
@@ -128,7 +128,7 @@ def test_a_forgotten_callback() -> None:
 
 
 def test_two_callbacks() -> None:
-    with pytest.raises(ValueError, match="several STNCallbacks"):
+    with pytest.raises(ValueError, match="Expected one STNCallback, got 2"):
         trainer(STNCallback(), First()).fit(LitSmall(), loader(24), loader(16))
 
 
