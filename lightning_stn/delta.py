@@ -59,7 +59,7 @@ def response_pass(root: nn.Module, hyperparameters: HyperparameterSet, *, linear
             torch's forward-mode derivatives, in eager mode, with attention computed step by step.
     """
     with ExitStack() as stack:
-        stack.enter_context(_held(root))
+        stack.enter_context(_held(root, hyperparameters))
         stack.enter_context(_spare_statistics(root))
         if linear:
             stack.enter_context(_linear_predictions(hyperparameters))
@@ -67,16 +67,18 @@ def response_pass(root: nn.Module, hyperparameters: HyperparameterSet, *, linear
 
 
 @contextmanager
-def _held(root: nn.Module) -> Iterator[None]:
+def _held(root: nn.Module, hyperparameters: HyperparameterSet) -> Iterator[None]:
     """Hold all parameters but those of the response."""
     layers = [module for module in root.modules() if isinstance(module, ResponseLayer)]
     responses = {id(parameter) for layer in layers for parameter in layer.response_parameters()}
     held = [p for p in root.parameters() if p.requires_grad and id(p) not in responses]
     for parameter in held:
         parameter.requires_grad_(False)
+    hyperparameters.bound.held = frozenset(map(id, held))
     try:
         yield
     finally:
+        hyperparameters.bound.held = frozenset()
         for parameter in held:
             parameter.requires_grad_(True)
 

@@ -29,6 +29,7 @@ class Bound:
         values: natural units by name, `[n]` or scalar; present in the weight phase only, read by regularisers.
         frozen: whether the network's weights are held fixed, so that only the sample needs a gradient.
         linear: whether the response enters as the tangent of a forward-mode derivative at the base weights.
+        held: identities of trainable parameters that get no gradient now.
         closed: why no layer may compute now; empty where it may.
         merged: by layer, effective parameters at the current hyperparameters; present while an evaluation loop runs.
         read: the names read in a weight phase so far (a dict, since compiled graphs can write to one).
@@ -38,6 +39,7 @@ class Bound:
     values: dict[str, Tensor] | None = None
     frozen: bool = False
     linear: bool = False
+    held: frozenset[int] = frozenset()
     closed: str = ""
     merged: dict[int, dict[str, Tensor]] | None = None
     read: dict[str, bool] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +15,11 @@ from lightning_stn.augment import Cutout, GaussianNoise
 from lightning_stn.layers import ResponseLayer
 
 CLASSES = 3
+
+METHODS: dict[str, dict[str, Any]] = {"stn": {}, "delta-stn": {"method": "delta-stn"}}
+"""Settings of `STNCallback` by method."""
+
+both_methods = pytest.mark.parametrize("method", METHODS)
 
 
 def images(n: int, seed: int = 0, size: int = 6) -> TensorDataset:

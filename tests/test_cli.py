@@ -180,6 +180,8 @@ def test_every_argument_of_the_callback(tmp_path: Path) -> None:
         "scale_lr": 0.2,
         "tune_scales": False,
         "entropy_weight": 0.01,
+        "method": "delta-stn",
+        "linearize": False,
         "perturb": "batch",
         "dataloader": None,
         "gradient_clip_val": 1.0,

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from lightning_stn.callback.settings import Settings
@@ -69,6 +69,12 @@ def check_trainer(trainer: Trainer, module: STNModule, settings: Settings) -> No
         raise NotImplementedError(
             "STNCallback does not support DeepSpeedStrategy: its engine owns backward and optimiser step, and the "
             "hyperparameter phase needs a gradient beside them. Use strategy='ddp', or ModelParallelStrategy(...)."
+        )
+    if isinstance(trainer.strategy, ModelParallelStrategy) and settings.method == "delta-stn" and settings.linearize:
+        raise NotImplementedError(
+            "STNCallback does not support ModelParallelStrategy together with linearised predictions: FSDP2 frees "
+            "sharded weights between forward and backward unless it sees a gradient pass, and it does not see that of a "
+            "tangent. Use STNCallback(method='delta-stn', linearize=False), or strategy='ddp'."
         )
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):

@@ -16,27 +16,46 @@ OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 RATES = ("lr", "scale_lr")
 """What the learning rates of the two parameter groups are called."""
 
-TRAVEL = 30.0
-"""How far a hyperparameter may move over a run, in unconstrained units: rate times number of steps."""
 
-SMALLEST_RATE = 3e-3
-"""Also the paper's rate for its convolutional networks, MacKay et al. (2019), section 4.2."""
+class Rates(NamedTuple):
+    """What decides the learning rate of the hyperparameters where none is given, unconstrained units.
 
-LARGEST_RATE = 1e-1
-UNKNOWN_LENGTH_RATE = 1e-2
+    Args:
+        travel: how far a hyperparameter may move over a run: rate times number of steps.
+        smallest: the rate of a long run.
+        largest: the rate of a short run.
+        unknown: the rate of a run of unknown length.
+    """
+
+    travel: float
+    smallest: float
+    largest: float
+    unknown: float
 
 
-def derived_rate(steps: int | None) -> float:
+DERIVED = {
+    # The smallest is the paper's rate for its convolutional networks, MacKay et al. (2019), section 4.2.
+    "stn": Rates(travel=30.0, smallest=3e-3, largest=1e-1, unknown=1e-2),
+    # A third: with a centred response a step of the hyperparameters does not move the network by itself, which has to
+    # follow by training before the next hypergradient can tell how far to go.
+    "delta-stn": Rates(travel=10.0, smallest=1e-3, largest=3e-2, unknown=3e-3),
+}
+
+
+def derived_rate(steps: int | None, method: str = "stn") -> float:
     """Learning rate for a run of so many hyperparameter steps (None: unknown).
 
     What decides is how far a hyperparameter can travel, so that a short run needs larger steps than a long one.
 
     >>> derived_rate(600), derived_rate(100_000), derived_rate(10)
     (0.05, 0.003, 0.1)
+    >>> derived_rate(1000, "delta-stn")
+    0.01
     """
+    rates = DERIVED[method]
     if steps is None:
-        return UNKNOWN_LENGTH_RATE
-    return min(max(TRAVEL / max(steps, 1), SMALLEST_RATE), LARGEST_RATE)
+        return rates.unknown
+    return min(max(rates.travel / max(steps, 1), rates.smallest), rates.largest)
 
 
 def own_scaler(precision: str | int, device: torch.device) -> torch.amp.GradScaler | None:

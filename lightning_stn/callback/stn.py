@@ -65,7 +65,7 @@ class STNCallback(Callback):
         lr: learning rate of the hyperparameters, unconstrained units per step. None derives it from the run's length,
             30 divided by the number of hyperparameter steps, kept between 3e-3 and 1e-1: how far the hyperparameters
             can travel decides, and a short run needs larger steps. The paper uses 3e-3 for its convolutional networks,
-            in runs of tens of thousands of steps.
+            in runs of tens of thousands of steps. For "delta-stn" all three are a third of that.
         scale_lr: learning rate of the perturbation scales; None for that of the hyperparameters.
         tune_scales: whether the scales are tuned. If not, hyperparameter steps run at the current hyperparameters,
             without perturbation.
@@ -251,7 +251,7 @@ class STNCallback(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._clock.schedule = settings.phases.immediate()
         steps = self._expected_steps(trainer)
-        lr = derived_rate(steps) if settings.lr is None else settings.lr
+        lr = derived_rate(steps, settings.method) if settings.lr is None else settings.lr
         self._settings = replace(
             settings,
             lr=lr,

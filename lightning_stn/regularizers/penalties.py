@@ -90,7 +90,8 @@ class L2Penalty(Penalty):
         if not self.active:
             first = next(net.parameters(), None)
             return torch.zeros(()) if first is None else first.new_zeros(())
-        found = dict(_decaying(net))
+        held = frozenset() if self._hyperparameters is None else self._hyperparameters.bound.held
+        found = dict(_decaying(net, held))
         unknown = [pattern for pattern in self.names if not any(fnmatchcase(name, pattern) for name in found)]
         norms = [
             module.squared_norm(own) if isinstance(module, ResponseLayer) else module.get_parameter(own).square().sum()
@@ -110,12 +111,17 @@ class L2Penalty(Penalty):
         return "Norm" not in type(module).__name__ and module.get_parameter(own).dim() > 1
 
 
-def _decaying(net: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
-    """Trainable parameters by qualified name, once each, without response weights and gates."""
+def _decaying(net: nn.Module, held: frozenset[int]) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
+    """Trainable parameters by qualified name, once each, without response weights and gates.
+
+    Args:
+        net: whose parameters.
+        held: identities of trainable parameters that get no gradient now.
+    """
     seen = {id(p) for layer in net.modules() if isinstance(layer, ResponseLayer) for p in layer.response_parameters()}
     for place, module in net.named_modules():
         for own, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad and id(parameter) not in seen:
+            if (parameter.requires_grad or id(parameter) in held) and id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield f"{place}.{own}".lstrip("."), (module, own)
 

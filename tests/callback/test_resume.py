@@ -14,7 +14,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
-from support import LitSmall, images, loader, trainer
+from support import METHODS, LitSmall, both_methods, images, loader, trainer
 
 from lightning_stn import Categorical, Float, Hyperparameter, Integer, ResumableLoader, STNCallback
 
@@ -256,28 +256,37 @@ CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
 }
 
 
+@both_methods
 @pytest.mark.parametrize("case", CASES)
-def test_an_interrupted_run_continues_bit_for_bit(tmp_path: Path, case: str) -> None:
+def test_an_interrupted_run_continues_bit_for_bit(tmp_path: Path, case: str, method: str) -> None:
     save_at, stop_at, options = CASES[case]
-    assert_resumes(tmp_path, save_at, stop_at, options)
+    assert_resumes(tmp_path, save_at, stop_at, with_method(method, options))
 
 
+def with_method(method: str, options: dict[str, Any]) -> dict[str, Any]:
+    return {**options, "stn": {**options.get("stn", {}), **METHODS[method]}}
+
+
+@both_methods
 @pytest.mark.parametrize("save_at", [6, 8])
-def test_a_killed_process_continues_bit_for_bit(tmp_path: Path, save_at: int) -> None:
+def test_a_killed_process_continues_bit_for_bit(tmp_path: Path, save_at: int, method: str) -> None:
     """SIGKILL behind the next batch but one: the checkpoint and what is written of the schedule are whole."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "import torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
-        "from callback.test_resume import Stop, run\n"
-        "run(Path(sys.argv[2]), int(sys.argv[3]), Stop(int(sys.argv[3]) + 2, kill=True), options={})\n"
+        "from callback.test_resume import Stop, run, with_method\n"
+        "folder, save_at, options = Path(sys.argv[2]), int(sys.argv[3]), with_method(sys.argv[4], {})\n"
+        "run(folder, save_at, Stop(save_at + 2, kill=True), options=options)\n"
     )
     tests = str(Path(__file__).parents[1])
-    ended = subprocess.run([sys.executable, "-c", code, tests, str(tmp_path / "first"), str(save_at)], check=False)
+    arguments = [tests, str(tmp_path / "first"), str(save_at), method]
+    ended = subprocess.run([sys.executable, "-c", code, *arguments], check=False)
     assert ended.returncode == -signal.SIGKILL
-    whole, whole_stn = run(tmp_path / "whole", 1000, options={})
+    options = with_method(method, {})
+    whole, whole_stn = run(tmp_path / "whole", 1000, options=options)
     saved = tmp_path / "first" / f"step={save_at}.ckpt"
-    resumed, resumed_stn = run(tmp_path / "second", 1000, options={}, checkpoint=saved, seed=99)
+    resumed, resumed_stn = run(tmp_path / "second", 1000, options=options, checkpoint=saved, seed=99)
     assert_same(resumed, resumed_stn, whole, whole_stn)
 
 

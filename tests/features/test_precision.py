@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from features.runs import MODES, Traced, callback, flat, train
 from lightning.pytorch.plugins import MixedPrecision
-from support import random_gates, trainer
+from support import METHODS, both_methods, random_gates, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -71,11 +71,12 @@ class Watched(Traced):
         self.places.append(self.hyperparameters.unconstrained.clone())
 
 
+@both_methods
 @pytest.mark.parametrize("automatic", MODES)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_hyperparameters_are_float32_and_move(precision: str, automatic: bool) -> None:
+def test_hyperparameters_are_float32_and_move(precision: str, automatic: bool, method: str) -> None:
     L.seed_everything(3, verbose=False)
-    module, stn = Watched(automatic), callback()
+    module, stn = Watched(automatic), callback(**METHODS[method])
     start = module.hyperparameters.unconstrained.clone(), module.hyperparameters.raw_scale.clone()
     weights = flat(module)
     train(module, stn=stn, **settings_of(precision))
@@ -93,20 +94,22 @@ def test_hyperparameters_are_float32_and_move(precision: str, automatic: bool) -
     assert not torch.equal(flat(module), weights.to(flat(module).dtype))
 
 
-def first_step(precision: str, tune_scales: bool) -> Tensor:
+def first_step(precision: str, **stn: Any) -> Tensor:
     """Where one hyperparameter step along the plain gradient leads, with weights that stand still."""
     L.seed_everything(3, verbose=False)
     module = Watched(configure=lambda optimizer: torch.optim.SGD(optimizer.param_groups[0]["params"], lr=1e-30))
     start = torch.cat([module.hyperparameters.unconstrained, module.hyperparameters.raw_scale])
-    stn = callback(train_steps=1, lr=1.0, optimizer=torch.optim.SGD, tune_scales=tune_scales, entropy_weight=0.0)
-    train(module, stn=stn, n=8, max_epochs=1, limit_val_batches=1, **settings_of(precision))
+    settings = {"train_steps": 1, "lr": 1.0, "optimizer": torch.optim.SGD, "entropy_weight": 0.0, **stn}
+    train(module, stn=callback(**settings), n=8, max_epochs=1, limit_val_batches=1, **settings_of(precision))
     return torch.cat([module.hyperparameters.unconstrained, module.hyperparameters.raw_scale]) - start
 
 
+@both_methods
 @pytest.mark.parametrize("tune_scales", [True, False])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_hypergradients_agree_with_float32(precision: str, tune_scales: bool) -> None:
-    expected, got = first_step("32-true", tune_scales), first_step(precision, tune_scales)
+def test_hypergradients_agree_with_float32(precision: str, tune_scales: bool, method: str) -> None:
+    stn = {"tune_scales": tune_scales, **METHODS[method]}
+    expected, got = first_step("32-true", **stn), first_step(precision, **stn)
     assert expected.norm() > 1e-3
     assert (got - expected).norm() <= LEAST.get(precision, 0.08) * expected.norm()
 
@@ -154,15 +157,16 @@ class Overflows(Watched):
         self.trail.append(flat(self))
 
 
+@both_methods
 @pytest.mark.parametrize("automatic", MODES)
 @pytest.mark.parametrize("phase", ["weight", "hyperparameter"])
 @pytest.mark.parametrize("precision", ["16-mixed", "16-true"])
-def test_a_scaler_recovers_from_an_overflow(precision: str, phase: str, automatic: bool) -> None:
+def test_a_scaler_recovers_from_an_overflow(precision: str, phase: str, automatic: bool, method: str) -> None:
     """Two steps of the phase are skipped, and no other; nothing is ever not finite, and nothing is warned of."""
     if (precision, phase) == ("16-true", "weight"):
         pytest.skip("Lightning scales no loss of the weights in 16-true.")
     L.seed_everything(3, verbose=False)
-    module, stn = Overflows(automatic, phase, range(2, 4)), callback(train_steps=1)
+    module, stn = Overflows(automatic, phase, range(2, 4)), callback(train_steps=1, **METHODS[method])
     settings = half_on_cpu(init_scale=2.0**13) if precision == "16-mixed" else {"precision": precision}
     run = train(module, stn=stn, **settings)
     places, weights = torch.stack(module.places), torch.stack(module.trail)
@@ -329,16 +333,19 @@ def texts(n: int, seed: int) -> DataLoader[Any]:
     return DataLoader(TensorDataset(drawn), 8)
 
 
+@both_methods
 @pytest.mark.parametrize("kind", [LitEverything, LitWords])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_what_regularises_and_augments_works_in_every_precision(precision: str, kind: Any) -> None:
+def test_what_regularises_and_augments_works_in_every_precision(precision: str, kind: Any, method: str) -> None:
     """Each of them was read, and each knob was stepped."""
     L.seed_everything(3, verbose=False)
     module, data = kind(), pictures if kind is LitEverything else texts
     if kind is LitWords and precision.startswith("16"):
         module = LitWords(nn.GRU)  # not every CPU has an LSTM in float16, be it a plain one
     start = module.hyperparameters.unconstrained.clone()
-    run = trainer(STNCallback(1, 1, 0, lr=0.05, seed=1), max_epochs=2, **settings_of(precision))
+    # Not linearised: both call their networks part by part.
+    stn = STNCallback(1, 1, 0, lr=0.05, seed=1, linearize=False, **METHODS[method])
+    run = trainer(stn, max_epochs=2, **settings_of(precision))
     run.fit(module, data(24, 0), data(16, 1))
     assert module.hyperparameters.unread() == []
     assert module.hyperparameters.unconstrained.isfinite().all()

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 from callback.test_resume import assert_equal_states
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from strategies.worker import BATCHES, EPOCHS, Lit, dataset, ends, launch
-from support import LitSmall, fit
+from support import METHODS, LitSmall, fit
 from torch import Tensor
 
 from lightning_stn import STNCallback
@@ -17,22 +17,28 @@ from lightning_stn.callback.settings import Settings
 
 LAMBDA, RHO = "hyperparameters.unconstrained", "hyperparameters.raw_scale"
 DRAWN = {"drawn": True}
+DIRECT = {"linearize": False}
 End = dict[str, Any]
 
 
+@pytest.fixture(scope="module", params=METHODS)
+def method(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Settings of a method."""
+    return METHODS[request.param]
+
+
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one(tmp_path_factory: pytest.TempPathFactory, method: dict[str, Any]) -> Path:
     """Runs on one process, with batches twice as large."""
     folder = tmp_path_factory.mktemp("one")
     clipped = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}
-    assert launch(
-        folder, {"strategy": "one", "name": "plain"}, {"strategy": "one", "name": "clipped", **clipped}, ranks=1
-    ) == [0]
+    jobs: list[dict[str, Any]] = [{"name": "plain"}, {"name": "direct", **DIRECT}, {"name": "clipped", **clipped}]
+    assert launch(folder, *({"strategy": "one", **method, **job} for job in jobs), ranks=1) == [0]
     return folder
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two(tmp_path_factory: pytest.TempPathFactory, method: dict[str, Any]) -> Path:
     """Runs on two processes."""
     folder = tmp_path_factory.mktemp("two")
     clipped = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}
@@ -46,21 +52,21 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"strategy": "ddp", "name": "first", "module": DRAWN, "stop": 22, "every": 20},
         {"strategy": "ddp", "name": "resumed", "module": DRAWN, "checkpoint": saved(folder, 20), "seed": 9},
     ]
-    assert launch(folder, *jobs) == [0, 0]
+    assert launch(folder, *({**job, **method} for job in jobs)) == [0, 0]
     return folder
 
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sharded(tmp_path_factory: pytest.TempPathFactory, method: dict[str, Any]) -> Path:
     """Runs on two processes whose weights are shared out among them."""
     folder = tmp_path_factory.mktemp("fsdp")
     jobs: list[dict[str, Any]] = [
-        {"strategy": "fsdp", "name": "fsdp"},
-        {"strategy": "fsdp", "name": "whole", "module": DRAWN},
-        {"strategy": "fsdp", "name": "first", "module": DRAWN, "stop": 22, "every": 20},
-        {"strategy": "fsdp", "name": "resumed", "module": DRAWN, "checkpoint": saved(folder, 20), "seed": 9},
+        {"name": "fsdp"},
+        {"name": "whole", "module": DRAWN},
+        {"name": "first", "module": DRAWN, "stop": 22, "every": 20},
+        {"name": "resumed", "module": DRAWN, "checkpoint": saved(folder, 20), "seed": 9},
     ]
-    assert launch(folder, *jobs) == [0, 0]
+    assert launch(folder, *({"strategy": "fsdp", **job, **method, **DIRECT} for job in jobs)) == [0, 0]
     return folder
 
 
@@ -101,7 +107,7 @@ def test_clipping_and_accumulation_equal_one_process(one: Path, two: Path) -> No
 
 
 def test_fsdp2_equals_one_process_on_the_whole_batch(one: Path, sharded: Path) -> None:
-    (whole,) = ends(one, "plain", ranks=1)
+    (whole,) = ends(one, "direct", ranks=1)
     assert_equal_to_one_process(ends(sharded, "fsdp"), whole, "DTensor")
 
 
@@ -120,15 +126,16 @@ def test_only_the_first_rank_writes_the_schedule(two: Path) -> None:
     assert len(rows) == 1 + BATCHES * EPOCHS + 1
 
 
-@pytest.mark.parametrize("folder", ["two", "sharded"])
-def test_an_interrupted_run_continues_bit_for_bit(request: pytest.FixtureRequest, folder: str) -> None:
-    place = request.getfixturevalue(folder)
-    whole, resumed = ends(place, {"two": "example", "sharded": "whole"}[folder]), ends(place, "resumed")
-    assert_same(resumed, whole)
+def test_an_interrupted_run_continues_bit_for_bit(two: Path) -> None:
+    assert_same(ends(two, "resumed"), ends(two, "example"))
 
 
-def test_killed_processes_continue_bit_for_bit(two: Path, tmp_path: Path) -> None:
-    jobs = {"strategy": "ddp", "module": DRAWN}
+def test_an_interrupted_run_of_fsdp2_continues_bit_for_bit(sharded: Path) -> None:
+    assert_same(ends(sharded, "resumed"), ends(sharded, "whole"))
+
+
+def test_killed_processes_continue_bit_for_bit(two: Path, tmp_path: Path, method: dict[str, Any]) -> None:
+    jobs = {"strategy": "ddp", "module": DRAWN, **method}
     assert launch(tmp_path, {**jobs, "name": "first", "stop": 26, "every": 24, "kill": True}) == [-9, -9]
     assert launch(tmp_path, {**jobs, "name": "resumed", "checkpoint": saved(tmp_path, 24), "seed": 9}) == [0, 0]
     assert_same(ends(tmp_path, "resumed"), ends(two, "example"))
@@ -150,9 +157,9 @@ def test_a_checkpoint_of_two_ranks_loads_on_one(two: Path) -> None:
     assert torch.isfinite(loaded.export()(inputs)).all()
 
 
-def test_spawned_processes_end_where_started_ones_do(two: Path, tmp_path: Path) -> None:
+def test_spawned_processes_end_where_started_ones_do(two: Path, tmp_path: Path, method: dict[str, Any]) -> None:
     """What comes back to the first process is what the ranks ended with, hyperparameters included."""
-    assert launch(tmp_path, {"strategy": "spawn", "name": "spawn"}, ranks=1) == [0]
+    assert launch(tmp_path, {"strategy": "spawn", "name": "spawn", **method}, ranks=1) == [0]
     (end,) = ends(tmp_path, "spawn", ranks=1)
     assert_equal_states(end["state"], ends(two, "ddp")[0]["state"])
 
@@ -162,13 +169,18 @@ def test_fsdp1_is_refused() -> None:
         fit_on(FSDPStrategy.__new__(FSDPStrategy))
 
 
+def test_linearised_predictions_are_refused_with_fsdp2() -> None:
+    with pytest.raises(NotImplementedError, match=r"ModelParallelStrategy.*linearize=False.*strategy='ddp'"):
+        fit_on(ModelParallelStrategy.__new__(ModelParallelStrategy), Settings(method="delta-stn"))
+
+
 def test_deepspeed_is_refused() -> None:
     with pytest.raises(NotImplementedError, match=r"does not support DeepSpeedStrategy.*strategy='ddp'"):
         fit_on(DeepSpeedStrategy.__new__(DeepSpeedStrategy))
 
 
-def fit_on(strategy: Any) -> None:
-    """Neither runs on a CPU, and DeepSpeed is no dependency: the check is shown the strategy's type alone."""
+def fit_on(strategy: Any, settings: Settings | None = None) -> None:
+    """Most need a GPU, or ranks, and DeepSpeed is no dependency: the check is shown the strategy's type alone."""
     run, _ = fit(LitSmall(), STNCallback(warmup_epochs=0, seed=1), max_epochs=1)
     run.strategy.__class__ = type(strategy)
-    check_trainer(run, LitSmall(), Settings())
+    check_trainer(run, LitSmall(), settings or Settings())
