@@ -1,8 +1,8 @@
 """STN or Delta-STN? Both tune the same networks, from the same seeds, for the same epochs, from three different starts.
 
-`method="stn"` is MacKay et al. (2019), `method="delta-stn"` is Bae and Grosse (2020). Everything else is as it comes. What
-is compared is how well the tuned networks predict, how much that differs from seed to seed, what the knobs still owe to
-where they started, and what it costs. The test images are read once for each network, when its training is over.
+`method="stn"` is MacKay et al. (2019), `method="delta-stn"` is Bae and Grosse (2020). Everything else is as it comes.
+What is compared is how well the tuned networks predict, how much that differs from seed to seed, what the knobs still
+owe to where they started, and what it costs. The test images are read once for each network, when its training is over.
 
     python examples/methods.py digits                        # about 25 minutes on one core: five seeds, three starts
     python examples/methods.py cifar10 --data-dir DIR        # some hours

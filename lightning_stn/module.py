@@ -260,6 +260,12 @@ class STNModule(L.LightningModule):
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"Expected training_loss to return a scalar tensor, got {got}; return the mean loss.")
+        if has_tangent(loss):
+            raise ValueError(
+                "training_loss calls parts of a converted network, whose prediction is therefore not linearised; call "
+                "the network as convert() returned it, convert the parts one by one, or use "
+                "STNCallback(linearize=False)."
+            )
         if not loss.requires_grad:
             raise ValueError(
                 "Expected training_loss to return a loss with a gradient in the weights, got one without; compute it "
@@ -271,12 +277,6 @@ class STNModule(L.LightningModule):
         """The loss of the base weights, and its sum with that of the response, so that one backward serves both."""
         with self._fitting_response(), response_pass(self, self.hyperparameters, linear=linear):
             response_loss = self._scalar_training_loss(batch, batch_idx)
-            if has_tangent(response_loss):
-                raise ValueError(
-                    "training_loss calls parts of a converted network, whose prediction is therefore not linearised; "
-                    "call the network as convert() returned it, convert the parts one by one, or use "
-                    "STNCallback(linearize=False)."
-                )
         with base_pass(self.hyperparameters):
             loss = self._scalar_training_loss(batch, batch_idx)
         self.hyperparameters.bound.closed = (

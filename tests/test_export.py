@@ -13,12 +13,18 @@ from torch import nn
 
 from lightning_stn import Float, HyperparameterSet, Integer, convert, export
 from lightning_stn.augment import Cutout, GaussianNoise
+from lightning_stn.delta import recentre
 from lightning_stn.regularizers import Dropout, LockedDropout
 
 
-def tuned(net: nn.Module, dropout: str | None = None) -> nn.Module:
+def tuned(net: nn.Module, dropout: str | None = None, centred: bool = False) -> nn.Module:
+    """A converted network; with `centred` its response is counted as by Delta-STN, and `lambda` has moved since."""
     hyperparameters = HyperparameterSet({"rate": Float(0.0, 0.9, init=0.3), "length": Integer(0, 4, init=1)})
-    return random_gates(convert(net, hyperparameters, dropout=dropout), 0.3)
+    net = random_gates(convert(net, hyperparameters, dropout=dropout), 0.3)
+    recentre(net, hyperparameters, centred)
+    if centred:
+        hyperparameters.unconstrained += 0.5
+    return net
 
 
 CASES = [
@@ -29,11 +35,14 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize(("build", "shape"), CASES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-def test_outputs_types_and_keys(build: Any, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
+def test_outputs_types_and_keys(
+    build: Any, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float, centred: bool
+) -> None:
     plain = build().to(dtype)
-    net = tuned(copy.deepcopy(plain)).eval()
+    net = tuned(copy.deepcopy(plain), centred=centred).eval()
     before = copy.deepcopy(net.state_dict())
     taken = export(net)
     x = torch.randn(shape, dtype=dtype)

@@ -72,9 +72,9 @@ def check_trainer(trainer: Trainer, module: STNModule, settings: Settings) -> No
         )
     if isinstance(trainer.strategy, ModelParallelStrategy) and settings.method == "delta-stn" and settings.linearize:
         raise NotImplementedError(
-            "STNCallback does not support ModelParallelStrategy together with linearised predictions: FSDP2 frees "
-            "sharded weights between forward and backward unless it sees a gradient pass, and it does not see that of a "
-            "tangent. Use STNCallback(method='delta-stn', linearize=False), or strategy='ddp'."
+            "STNCallback does not support ModelParallelStrategy together with linearised predictions: FSDP2 frees its "
+            "weights between forward and backward where it sees no gradient pass, and that of a tangent it does not "
+            "see. Use STNCallback(method='delta-stn', linearize=False), or strategy='ddp'."
         )
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):

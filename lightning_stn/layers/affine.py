@@ -46,6 +46,16 @@ class AffineResponse(ResponseLayer):
         weight = self.weight.new_empty(self.weight.shape) if self.response_weight is None else self.response_weight
         self.plain.reset_parameters(SimpleNamespace(weight=weight, bias=self.response_bias))  # type: ignore[attr-defined]
 
+    def forward(self, input: Tensor, *args: Any) -> Tensor:
+        """Compute at the bound sample; see `ResponseLayer.forward`."""
+        if self._linear and self._hyperparameters is not None and "weight" in self.responding:
+            sample = self._hyperparameters.bound_sample()
+            # The gates of a shared row act on the weight or, with one pass over it less, on the output.
+            if len(sample) == 1 and input.dim() >= 1 - self.channel_dim and self.weight.numel() > input.numel():
+                return self.forward_per_example(sample.expand(len(input), -1), input, *args)
+        output: Tensor = super().forward(input, *args)
+        return output
+
     def forward_merged(self, effective: dict[str, Tensor], input: Tensor, *args: Any) -> Tensor:
         """One plain product with the effective weight and bias."""
         weight, bias = effective.get("weight", self.weight), effective.get("bias", self.bias)

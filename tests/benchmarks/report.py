@@ -13,6 +13,11 @@ import torch
 TIMES = {
     "weight_batch": "weight step, batch",
     "weight_example": "weight step, example",
+    "delta_batch": "Delta-STN, weight step, batch",
+    "delta_example": "Delta-STN, weight step, example",
+    "direct_batch": "not linearised, batch",
+    "direct_example": "not linearised, example",
+    "delta_fixed": "Delta-STN, hyper step, fixed scales",
     "hyper_fixed": "hyper step, fixed scales",
     "hyper_batch": "hyper step, batch",
     "hyper_example": "hyper step, example",
@@ -65,15 +70,19 @@ def tables(results: Sequence[Result], device: torch.device) -> str:
     """Times, bytes and notes."""
     unit = "CPU ms" if device.type == "cpu" else "ms"
     plain = {r.network: f"{1000 * statistics.median(r.plain):.0f}" if r.plain else "-" for r in results}
-    times = [[r.network, plain[r.network], *(cell(r.ratios.get(name, [])) for name in TIMES)] for r in results]
+    measured = [name for name in TIMES if any(name in r.ratios for r in results)]
+    times = [[r.network, plain[r.network], *(cell(r.ratios.get(name, [])) for name in measured)] for r in results]
     sizes = [[r.network, *(cell(r.ratios.get(name, [])) for name in BYTES)] for r in results]
     notes = [f"- {result.network}, {note}" for result in results for note in result.notes]
     blocks = [
         f"Times, plain = 1 (`batch`, `example`: the perturbation; first column: the plain step in {unit})\n",
-        markdown(["network", "plain step", *TIMES.values()], times),
-        "\nBytes of the weight step, plain = 1 (all: parameters, gradients, momentum, what is kept for backward)\n",
-        markdown(["network", *BYTES.values()], sizes),
+        markdown(["network", "plain step", *(TIMES[name] for name in measured)], times),
     ]
+    if any(name in r.ratios for r in results for name in BYTES):
+        blocks += [
+            "\nBytes of the weight step, plain = 1 (all: parameters, gradients, momentum, what is kept for backward)\n",
+            markdown(["network", *BYTES.values()], sizes),
+        ]
     return "\n".join([*blocks, *(["\nNot measured:\n", *notes] if notes else [])])
 
 

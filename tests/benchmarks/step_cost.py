@@ -1,6 +1,7 @@
 """What a self-tuning step costs, in units of the plain step of the same network in plain Lightning.
 
-    python tests/benchmarks/step_cost.py [--networks alexnet mlp] [--rounds N] [--batches K] [--threads T] [--quick]
+    python tests/benchmarks/step_cost.py [--networks alexnet mlp] [--methods stn delta-stn] [--rounds N] [--batches K]
+        [--threads T] [--quick]
 
 Plain and self-tuning runs alternate, a few batches each, in rounds. A cell is the median over the rounds of the ratio
 of the medians of a round, and in brackets the quartiles over the rounds. On a CPU the unit is CPU time of the process,
@@ -12,7 +13,7 @@ import logging
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +23,8 @@ from runs import Plain, Runner, Tuned
 
 TRAIN_STEPS = 5
 """Weight steps to a hyperparameter step in the whole run."""
+
+METHODS = ("stn", "delta-stn")
 
 Seconds = dict[str, float]
 
@@ -78,6 +81,17 @@ class Bench:
         run = self.runner.fit(self.tuned, self.batches, train_steps=1, perturb="example")
         return {"weight_example": run.weight_step(), "hyper_example": run.hyperparameter_step()}
 
+    def delta(self) -> Seconds:
+        """Delta-STN's weight steps, linearised and not, and its hyperparameter step with fixed scales."""
+        seconds: Seconds = {}
+        for name, linearize in (("delta", True), ("direct", False)):
+            for perturb in ("batch", "example"):
+                settings = {"method": "delta-stn", "linearize": linearize, "perturb": perturb, "tune_scales": False}
+                run = self.runner.fit(self.tuned, self.batches, train_steps=1, **settings)
+                seconds[f"{name}_{perturb}"] = run.weight_step()
+                seconds["delta_fixed"] = run.hyperparameter_step()
+        return seconds
+
     def evaluation(self) -> Seconds:
         """Evaluation of the converted network."""
         return {"evaluation": self.runner.validate(self.tuned, self.batches).evaluation()}
@@ -91,9 +105,10 @@ UNIT = {"whole_cpu": "cpu", "whole_wall": "wall", "evaluation": "evaluation"}
 """The plain quantity that is one; for all others the plain step."""
 
 
-def measure(bench: Bench, rounds: int, result: Result) -> None:
+def measure(bench: Bench, methods: Collection[str], rounds: int, result: Result) -> None:
     """Alternate plain and self-tuning runs, and collect ratios."""
     parts = [bench.whole, bench.fixed, bench.shared, bench.example, bench.evaluation, bench.exported]
+    parts = [*(parts if "stn" in methods else []), *([bench.delta] if "delta-stn" in methods else [])]
     for number in range(rounds):
         print(f"{result.network}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         base = bench.base()
@@ -141,8 +156,9 @@ def results(options: argparse.Namespace) -> Iterator[Result]:
             case = CASES[network]
             runner = Runner(case, torch.device(options.device))
             bench = Bench(runner, case.repeats * options.batches, case.repeats * options.cycles)
-            weigh(bench, result)
-            measure(bench, options.rounds, result)
+            if "stn" in options.methods:
+                weigh(bench, result)
+            measure(bench, options.methods, options.rounds, result)
         except Exception as error:
             result.notes.append(reason(error))
         yield result
@@ -152,6 +168,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--rounds", type=int, default=4, help="repetitions of everything")
     parser.add_argument("--batches", type=int, default=2, help="batches counted in each run")
     parser.add_argument("--cycles", type=int, default=1, help="hyperparameter phases in the whole run")

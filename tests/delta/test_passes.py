@@ -1,0 +1,375 @@
+"""The two passes of a Delta-STN weight step: who gets which gradient, at which hyperparameters, and what moves once."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from support import LitSmall, fit, loader, random_gates, response_layers, small_net, trainer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lightning_stn import Float, HyperparameterSet, STNCallback
+from lightning_stn.binding import bind_weight_phase, unbind
+from lightning_stn.convert import convert
+from lightning_stn.delta import base_pass, recentre, response_pass
+from lightning_stn.regularizers import Dropout
+
+DIRECT = {"method": "delta-stn", "linearize": False}
+DELTA = {"method": "delta-stn"}
+both_fits = pytest.mark.parametrize("settings", [DELTA, DIRECT], ids=["linearised", "direct"])
+
+
+def callback(**settings: Any) -> STNCallback:
+    return STNCallback(**{"train_steps": 2, "valid_steps": 1, "warmup_epochs": 0, "lr": 0.05, "seed": 1, **settings})
+
+
+def tuned(dropout: float = 0.0) -> tuple[nn.Module, HyperparameterSet]:
+    """A small network in float64, without dropout unless told otherwise, with a response that matters."""
+    torch.manual_seed(0)
+    hyperparameters = HyperparameterSet({"rate": Float(0.0, 0.9, init=0.3), "other": Float(0.0, None, init=0.1)})
+    layers = [nn.Linear(4, 6), nn.Tanh(), nn.Dropout(), nn.Linear(6, 3)]
+    net = convert(nn.Sequential(*layers), hyperparameters, dropout="rate" if dropout else None).double()
+    if not dropout:
+        net[2].p = 0.0  # type: ignore[index, assignment]
+    return random_gates(net, 0.5), hyperparameters
+
+
+X = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+Y = torch.arange(5) % 3
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_recentring_changes_nothing_that_is_computed(rows: int) -> None:
+    net, hyperparameters = tuned()
+    samples = hyperparameters.sample(rows, torch.Generator().manual_seed(0))
+    before = copy.deepcopy(net.state_dict())
+
+    def outputs() -> list[Tensor]:
+        bind_weight_phase(hyperparameters, samples)
+        at_sample = net(X)
+        unbind(hyperparameters)
+        return [at_sample, net(X)]
+
+    expected = outputs()
+    recentre(net, hyperparameters, True)
+    assert not torch.equal(net[0].weight, before["0.weight"])  # type: ignore[index, union-attr, arg-type]
+    torch.testing.assert_close(outputs(), expected, rtol=1e-6, atol=1e-7)  # lambda is float32
+    recentre(net, hyperparameters, False)
+    torch.testing.assert_close(outputs(), expected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(net.state_dict(), before, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_base_and_response_get_the_gradients_of_their_own_losses(linear: bool) -> None:
+    """Beside each other in one backward, against each alone; the response's by a loop over examples."""
+    net, hyperparameters = tuned()
+    recentre(net, hyperparameters, True)
+    responses = {id(p) for layer in response_layers(net) for p in layer.response_parameters()}
+    base, response = ([p for p in net.parameters() if (id(p) in responses) == which] for which in (False, True))
+    samples = hyperparameters.sample(len(X), torch.Generator().manual_seed(0))
+    bind_weight_phase(hyperparameters, samples)
+    with response_pass(net, hyperparameters, linear=linear):
+        response_loss = F.cross_entropy(net(X), Y)
+    with base_pass(hyperparameters):
+        base_loss = F.cross_entropy(net(X), Y)
+    unbind(hyperparameters)
+    found = torch.autograd.grad(base_loss + response_loss, [*base, *response])
+
+    names = [name for name, _ in net.named_parameters()]
+    state = dict(net.named_parameters())
+
+    def alone(x: Tensor, moved: Tensor) -> Tensor:
+        """The prediction for one example, by hand."""
+        w = {name: state[name] for name in names}
+
+        def at(t: Tensor) -> Tensor:
+            h = x
+            for place in ("0", "3"):
+                gates = [w[f"{place}.{kind}_gate"] @ moved * t for kind in ("weight", "bias")]
+                weight = w[f"{place}.weight"].detach() + gates[0][:, None] * w[f"{place}.response_weight"]
+                h = weight @ h + w[f"{place}.bias"].detach() + gates[1] * w[f"{place}.response_bias"]
+                h = h.tanh() if place == "0" else h
+            return h
+
+        one = torch.ones((), dtype=torch.float64)
+        if not linear:
+            return at(one)
+        t = torch.zeros((), dtype=torch.float64, requires_grad=True)
+        output = at(t)
+        rows = [torch.autograd.grad(entry, t, create_graph=True)[0] for entry in output]
+        return output.detach() + torch.stack(rows)
+
+    moved = (samples - hyperparameters.unconstrained).double()
+    by_hand = F.cross_entropy(torch.stack([alone(x, m) for x, m in zip(X, moved, strict=True)]), Y)
+    plain = copy.deepcopy(net)
+    expected = [
+        *torch.autograd.grad(
+            F.cross_entropy(plain_forward(plain), Y), [plain.get_parameter(n) for n in _names(net, base)]
+        ),
+        *torch.autograd.grad(by_hand, response),
+    ]
+    torch.testing.assert_close(found, tuple(expected), rtol=1e-10, atol=1e-10)
+
+
+def plain_forward(net: nn.Module) -> Tensor:
+    first, last = net[0], net[3]  # type: ignore[index]
+    return F.linear(F.linear(X, first.weight, first.bias).tanh(), last.weight, last.bias)
+
+
+def _names(net: nn.Module, parameters: list[nn.Parameter]) -> list[str]:
+    wanted = {id(parameter) for parameter in parameters}
+    return [name for name, parameter in net.named_parameters() if id(parameter) in wanted]
+
+
+def test_regularisers_act_at_the_current_hyperparameters_in_the_base_pass() -> None:
+    hyperparameters = HyperparameterSet({"rate": Float(0.0, 0.9, init=0.3)})
+    drop = Dropout("rate")
+    drop.attach(hyperparameters)
+    bind_weight_phase(hyperparameters, torch.full((2, 1), 50.0))
+    with base_pass(hyperparameters):
+        kept = drop(torch.ones(2, 20_000)) != 0
+        assert hyperparameters["rate"].tolist() == pytest.approx([0.3, 0.3])
+    assert kept.float().mean(1).tolist() == pytest.approx([0.7, 0.7], abs=0.02)
+    assert hyperparameters["rate"].tolist() == pytest.approx([0.9, 0.9])
+    unbind(hyperparameters)
+
+
+def test_primal_and_tangent_meet_the_same_dropout_mask() -> None:
+    """With dropout drawn anew from the same seed, the linearised prediction is that of the network with this mask."""
+    net, hyperparameters = tuned(dropout=0.3)
+    recentre(net, hyperparameters, True)
+    sample = hyperparameters.sample(len(X), torch.Generator().manual_seed(0))
+    bind_weight_phase(hyperparameters, sample)
+    torch.manual_seed(7)
+    with response_pass(net, hyperparameters, linear=True):
+        found = net(X)
+    values = hyperparameters.bound.values
+    steps, outputs = 1e-5, []
+    for sign in (0, 1, -1):
+        moved = hyperparameters.unconstrained + sign * steps * (sample - hyperparameters.unconstrained).double()
+        bind_weight_phase(hyperparameters, moved)
+        hyperparameters.bound.values = values
+        torch.manual_seed(7)
+        outputs.append(net(X))
+    unbind(hyperparameters)
+    expected = outputs[0] + (outputs[1] - outputs[2]) / (2 * steps)
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
+    assert (found - outputs[0]).abs().max() > 1e-2
+
+
+@both_fits
+def test_batch_statistics_move_once_a_step_and_as_those_of_the_base_network(settings: dict[str, Any]) -> None:
+    """With base weights that stand still, and no noise, they are those of the plain network on the same batches."""
+
+    class Still(LitSmall):
+        def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
+            return F.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=1e-30)
+
+    torch.manual_seed(0)
+    module = Still(dropout=None)
+    with pytest.warns(UserWarning, match="Nothing read"):
+        fit(module, callback(**settings), max_epochs=1)
+    plain = copy.deepcopy(module.export()).train()
+    plain[2].reset_running_stats()  # type: ignore[index, operator]
+    for x, _ in loader(24):
+        plain(x)
+    for name, buffer in plain[2].named_buffers():  # type: ignore[index]
+        torch.testing.assert_close(module.net[2].get_buffer(name), buffer)  # type: ignore[index]
+    assert module.net[2].num_batches_tracked == 3  # type: ignore[index]
+
+
+@both_fits
+@pytest.mark.parametrize("perturb", ["example", "batch"])
+def test_manual_and_automatic_optimization_give_the_same_run(settings: dict[str, Any], perturb: str) -> None:
+    finals = []
+    for automatic in (False, True):
+        L.seed_everything(0, verbose=False)
+        module = LitSmall()
+        module.automatic_optimization = automatic
+        _, stn = fit(module, callback(perturb=perturb, **settings))
+        finals.append((module.state_dict(), stn.schedule.rows))
+    torch.testing.assert_close(finals[0][0], finals[1][0], rtol=0, atol=0)
+    assert finals[0][1] == finals[1][1]
+
+
+def test_the_training_loss_that_is_recorded_and_returned_is_that_of_the_base_weights() -> None:
+    losses: list[float] = []
+    returned: list[float] = []
+
+    class Recording(LitSmall):
+        def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
+            loss = super().training_loss(batch, batch_idx)
+            self.log("mine", loss, on_step=True, on_epoch=False)
+            if not self.fits_response:
+                losses.append(loss.item())
+            return loss
+
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            returned.append(outputs["loss"].item())
+            assert self.trainer.callback_metrics["mine"].item() == losses[-1]
+            super().on_train_batch_end(outputs, batch, batch_idx)
+
+    module = Recording()
+    fit(module, callback(**DELTA))
+    assert returned == losses
+    assert module.events.count("weight") == 2 * len(losses) == 12
+
+
+@both_fits
+def test_a_run_moves_everything_and_is_taken_away(settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    module = LitSmall()
+    before = copy.deepcopy(module.state_dict())
+    _, stn = fit(module, callback(**settings))
+    assert module.hyperparameters.centred
+    for key, value in module.state_dict().items():
+        assert torch.equal(value, before[key]) == (key == "hyperparameters.centred" and bool(before[key])), key
+    x = next(iter(loader(8)))[0]
+    module.eval()
+    torch.testing.assert_close(module.export()(x), module.net(x))
+    assert [type(m) for m in module.export().modules()] == [type(m) for m in small_net().modules()]
+    assert stn.schedule.rows[-1].step == 6
+
+
+def test_a_checkpoint_of_either_method_says_how_its_response_is_counted(tmp_path: Path) -> None:
+    x = next(iter(loader(8)))[0]
+    for settings in (DELTA, {}):
+        module = LitSmall()
+        run, _ = fit(module, callback(**settings))
+        run.save_checkpoint(tmp_path / "saved.ckpt")
+        loaded = LitSmall.load_from_checkpoint(tmp_path / "saved.ckpt")
+        assert loaded.hyperparameters.centred == bool(settings)
+        torch.testing.assert_close(loaded.eval().net(x), module.eval().net(x))
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize(("first", "then"), [({}, DELTA), (DELTA, {"method": "stn"})])
+def test_a_run_goes_on_with_the_other_method(tmp_path: Path, first: dict[str, Any], then: dict[str, Any]) -> None:
+    """From the same function of the input: recentred, not begun anew."""
+    module = LitSmall()
+    run, _ = fit(module, callback(**first))
+    run.save_checkpoint(tmp_path / "saved.ckpt")
+    x = next(iter(loader(8)))[0]
+    expected = module.eval().net(x)
+    seen: list[Tensor] = []
+
+    class Look(LitSmall):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if not seen:
+                bound, self.hyperparameters.bound.sample = self.hyperparameters.bound.sample, None
+                self.eval()
+                seen.append(self.net(x))
+                self.train()
+                self.hyperparameters.bound.sample = bound
+
+    resumed = Look()
+    stn = callback(**then, override=["method"])
+    trainer(stn, max_epochs=3).fit(resumed, loader(24), loader(16, seed=1), ckpt_path=tmp_path / "saved.ckpt")
+    torch.testing.assert_close(seen[0], expected)
+    assert resumed.hyperparameters.centred == (then == DELTA)
+    assert stn.state_dict()["settings"]["method"] == then["method"]
+
+
+class InParts(LitSmall):
+    """Calls the network's layers one by one."""
+
+    def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        for layer in self.net:  # type: ignore[union-attr]
+            x = layer(x)
+        return F.cross_entropy(x, y)
+
+
+class Cube(torch.autograd.Function):
+    """Without a rule for tangents."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 3 * grad * ctx.saved_tensors[0] ** 2
+
+
+class Cubed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Cube.apply(x)
+
+
+class Ruleless(LitSmall):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[6] = Cubed()  # type: ignore[index]
+
+
+class Checkpointed(LitSmall):
+    def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(checkpoint(self.net, batch[0], use_reentrant=False), batch[1])
+
+
+@pytest.mark.filterwarnings("ignore:Nothing read the hyperparameters")
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (InParts, ValueError, r"calls parts of a converted network.*linearize=False"),
+        (Ruleless, NotImplementedError, r"no forward-mode derivative.*linearize=False"),
+        (Checkpointed, RuntimeError, "computed anew in the backward pass.*method='stn'"),
+    ],
+)
+def test_what_cannot_be_linearised_says_so(build: Any, error: Any, message: str) -> None:
+    module = build()
+    with pytest.raises(error, match=message):
+        fit(module, callback(**DELTA))
+    assert module.hyperparameters.bound.sample is None
+    assert not module.hyperparameters.bound.linear
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    assert not any(module_._forward_hooks for module_ in module.modules())
+
+
+@pytest.mark.filterwarnings("ignore:Nothing read the hyperparameters")
+@pytest.mark.parametrize("build", [InParts, Ruleless])
+def test_what_cannot_be_linearised_trains_directly(build: Any) -> None:
+    module = build()
+    fit(module, callback(**DIRECT))
+    assert module.hyperparameters.unconstrained.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@both_fits
+def test_a_compiled_network_trains_as_the_eager_one(settings: dict[str, Any]) -> None:
+    states = []
+    for compiled in (False, True):
+        L.seed_everything(0, verbose=False)
+        module = LitSmall()
+        if compiled:
+            module.net.compile(backend="aot_eager")
+        fit(module, callback(perturb="batch", **settings), max_epochs=1)
+        states.append(module.state_dict())
+    torch.testing.assert_close(states[1], states[0], rtol=1e-4, atol=1e-5)
+
+
+def test_weights_response_and_gates_have_rates_of_their_own() -> None:
+    module = LitSmall()
+    recentre(module, module.hyperparameters, True)
+    groups = module.parameter_groups(0.1, response_lr=0.2)
+    spread = module.hyperparameters.scale.square().sum().item()
+    assert [group["lr"] for group in groups] == [0.1, 0.2, pytest.approx(0.1 / max(1.0, spread))]
+    names = {id(p): name for name, p in module.named_parameters()}
+    kinds = [{_kind(names[id(p)]) for p in group["params"]} for group in groups]
+    assert kinds == [{"weight"}, {"response"}, {"gate"}]
+    assert sum(len(group["params"]) for group in groups) == len(names)
+
+
+def _kind(name: str) -> str:
+    last = name.rpartition(".")[2]
+    return "gate" if last.endswith("_gate") else "response" if last.startswith("response_") else "weight"
