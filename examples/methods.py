@@ -4,7 +4,7 @@
 What is compared is how well the tuned networks predict, how much that differs from seed to seed, what the knobs still
 owe to where they started, and what it costs. The test images are read once for each network, when its training is over.
 
-    python examples/methods.py digits                        # about 25 minutes on one core: five seeds, three starts
+    python examples/methods.py digits                        # about 10 minutes on one core: five seeds, three starts
     python examples/methods.py cifar10 --data-dir DIR        # some hours
     python examples/methods.py digits --seeds 0 --epochs 20
 """
@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -31,7 +31,12 @@ from lightning_stn import Float, Integer, STNCallback, STNModule
 
 Batch = tuple[Tensor, Tensor]
 
-METHODS = ("stn", "delta-stn")
+METHODS: dict[str, dict[str, Any]] = {
+    "stn": {},
+    "delta-stn": {"method": "delta-stn"},
+    "direct": {"method": "delta-stn", "linearize": False},
+}
+"""What `STNCallback` is told, by name; "direct" is Delta-STN with the network's own predictions."""
 STARTS = {"weak": (0.05, 1), "middle": (0.2, 2), "strong": (0.5, 4)}
 """Where the knobs begin: dropout rates and standard deviation of the noise; side of the cutout on an 8 by 8 image."""
 
@@ -95,7 +100,7 @@ def run(task: Task, method: str, start: str, seed: int, args: argparse.Namespace
     data = task.data(seed, args)
     trainer = L.Trainer(
         max_epochs=args.epochs or task.epochs,
-        callbacks=[STNCallback(method=method)],
+        callbacks=[STNCallback(**METHODS[method])],
         logger=False,
         accelerator="cpu",
         limit_val_batches=1.0,
@@ -133,7 +138,7 @@ def print_summary(results: Results, task: Task) -> None:
     starts = [task.module(*STARTS[start]).hyperparameters.unconstrained for start in STARTS]
     print("\nSpread of the knobs over the starts, unconstrained units, mean over knobs and seeds:")
     print(f"  at the start {_distance(starts):.2f}")
-    for method in METHODS:
+    for method in dict.fromkeys(method for method, _ in results):
         ends = [{seed: end for seed, (_, end) in results.get((method, start), {}).items()} for start in STARTS]
         seeds = [seed for seed in ends[0] if all(seed in others for others in ends)]
         if seeds:
@@ -156,6 +161,7 @@ def main() -> None:
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="train/<class>/* and test/<class>/*")
     parser.add_argument("--subset", type=int, default=6250, help="images of CIFAR-10, a fifth of which tunes the knobs")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["stn", "delta-stn"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--spread-seeds", type=int, nargs="+", help="of these, runs from every start; by default all")
     parser.add_argument("--epochs", type=int, help="of each network; by default 200 on digits, 40 on CIFAR-10")
@@ -168,7 +174,7 @@ def main() -> None:
     results: Results = {}
     for seed in args.seeds:
         everywhere = args.spread_seeds is None or seed in args.spread_seeds
-        for method in METHODS:
+        for method in args.methods:
             for start in STARTS if everywhere else [next(iter(STARTS))]:
                 results.setdefault((method, start), {})[seed] = run(task, method, start, seed, args)
     print_summary(results, task)

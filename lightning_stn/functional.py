@@ -133,7 +133,7 @@ def with_tangent(base: Tensor, tangent: Tensor) -> Tensor:
         base: a tensor that requires no gradient; its tangent may.
         tangent: broadcasts with `base`.
     """
-    primal, own = _unpack(base)
+    primal, own = parts(base)
     tangent = tangent.to(primal.dtype)
     if primal.shape != tangent.shape:
         # Contiguous, since torch copies into the parts of a dual tensor, which an expanded view forbids.
@@ -144,23 +144,34 @@ def with_tangent(base: Tensor, tangent: Tensor) -> Tensor:
     return dual
 
 
+def apply_linear(product: Callable[[Tensor], Tensor], input: Tensor, shift: Tensor | None = None) -> Tensor:
+    """`product(input) + shift`, for a product that is linear in its input, tangent by tangent.
+
+    Torch's own rules would take the product with the tangents of its other factors as well, where they have none.
+    """
+    primal, moved = parts(input)
+    output = product(primal) if shift is None else product(primal) + shift
+    return output if moved is None else with_tangent(output, product(moved))
+
+
 def without_tangent(tensor: Tensor) -> Tensor:
     """The tensor alone, where it has a tangent."""
-    return _unpack(tensor)[0]
+    return parts(tensor)[0]
 
 
 def has_tangent(tensor: Tensor) -> bool:
     """Whether the tensor has a tangent."""
-    return _unpack(tensor)[1] is not None
+    return parts(tensor)[1] is not None
 
 
 def linear_prediction(tensor: Tensor) -> Tensor:
     """Primal and tangent in one sum: the first-order prediction, without a tangent any more."""
-    primal, tangent = _unpack(tensor)
+    primal, tangent = parts(tensor)
     return primal if tangent is None else primal + tangent
 
 
-def _unpack(tensor: Tensor) -> tuple[Tensor, Tensor | None]:
+def parts(tensor: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Primal and tangent; None where there is no tangent."""
     primal, tangent = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
     return primal, tangent
 

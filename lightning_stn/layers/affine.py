@@ -48,13 +48,37 @@ class AffineResponse(ResponseLayer):
 
     def forward(self, input: Tensor, *args: Any) -> Tensor:
         """Compute at the bound sample; see `ResponseLayer.forward`."""
-        if self._linear and self._hyperparameters is not None and "weight" in self.responding:
-            sample = self._hyperparameters.bound_sample()
-            # The gates of a shared row act on the weight or, with one pass over it less, on the output.
-            if len(sample) == 1 and input.dim() >= 1 - self.channel_dim and self.weight.numel() > input.numel():
-                return self.forward_per_example(sample.expand(len(input), -1), input, *args)
-        output: Tensor = super().forward(input, *args)
-        return output
+        if self._hyperparameters is None or not self._linear:
+            output: Tensor = super().forward(input, *args)
+            return output
+        # By hand: torch's own rule would take the product with the tangent of the weight as well, where it has none.
+        primal, moved = functional.parts(input)
+        output = self.affine(primal, self.weight, self.bias, *args)
+        moved = output.new_zeros(()) if moved is None else self.affine(moved, self.weight, None, *args)
+        sample = self._hyperparameters.bound_sample()
+        batched = output.dim() >= 1 - self.channel_dim
+        if len(sample) == 1 and "weight" in self.responding and not (batched and self.weight.numel() > output.numel()):
+            names = self.responding
+            own = {name: self.response(name) * self.spread(name, self.gated(name, sample)[0]) for name in names}
+            return functional.with_tangent(output, moved + self.affine(primal, own["weight"], own.get("bias"), *args))
+        # Where the output is smaller than the weight, the gates of a shared row act on the output.
+        rows = sample.expand(len(output), -1) if len(sample) == 1 and batched else sample
+        self._check_rows(rows, primal, output)
+        return functional.with_tangent(output, self._respond(moved, output, rows, primal, *args))
+
+    def _check_rows(self, sample: Tensor, input: Tensor, output: Tensor) -> None:
+        if output.dim() < 1 - self.channel_dim or output.shape[0] != sample.shape[0]:
+            raise self.rows_error(sample, input)
+
+    def _respond(self, start: Tensor, output: Tensor, sample: Tensor, input: Tensor, *args: Any) -> Tensor:
+        """`start + (V h_n) * (R x) + (C h_n) * r`, to broadcast over `output`."""
+        if "weight" in self.responding:
+            gates = functional.align(self.gated("weight", sample), output, self.channel_dim)
+            start = torch.addcmul(start, gates, self.affine(input, self.response("weight"), None, *args))
+        if "bias" in self.responding:
+            shift = self.gated("bias", sample) * self.response("bias")
+            start = start + functional.align(shift, output, self.channel_dim)
+        return start
 
     def forward_merged(self, effective: dict[str, Tensor], input: Tensor, *args: Any) -> Tensor:
         """One plain product with the effective weight and bias."""
@@ -76,15 +100,5 @@ class AffineResponse(ResponseLayer):
     def forward_per_example(self, sample: Tensor, input: Tensor, *args: Any) -> Tensor:
         """Base and response products side by side, gated by example and channel."""
         output = self.affine(input, self.weight, self.bias, *args)
-        if output.dim() < 1 - self.channel_dim or output.shape[0] != sample.shape[0]:
-            raise self.rows_error(sample, input)
-        responding = self.responding
-        if "weight" in responding:
-            response = self.affine(self.point(input), self.response("weight"), None, *args)
-            gates = functional.align(self.gated("weight", sample), output, self.channel_dim)
-            output = self.add_response(output, gates, response)
-        if "bias" in responding:
-            shift = self.gated("bias", sample) * self.response("bias")
-            shift = functional.align(shift, output, self.channel_dim)
-            output = functional.with_tangent(output, shift) if self._linear else output + shift
-        return output
+        self._check_rows(sample, input, output)
+        return self._respond(output, output, sample, input, *args)

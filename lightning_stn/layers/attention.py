@@ -196,7 +196,12 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
         """`W x + b + (V h_n) * (R x) + (C h_n) * r` for some rows of weight and bias."""
         time_dim, responding = (1 if self.batch_first else 0), self.responding
         bias = self.in_proj_bias
-        output = F.linear(input, getattr(self, weight)[rows], None if bias is None else bias[bias_rows])
+        own = getattr(self, weight)[rows]
+        shift = None if bias is None else bias[bias_rows]
+        if self._linear:
+            output = functional.apply_linear(lambda x: F.linear(x, own), input, shift)
+        else:
+            output = F.linear(input, own, shift)
         if weight in responding:
             gates = functional.gate(sample, self.gates(weight)[rows]).unsqueeze(time_dim)
             output = self.add_response(output, gates, F.linear(self.point(input), self.response(weight)[rows]))

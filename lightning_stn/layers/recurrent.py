@@ -38,7 +38,8 @@ class _Affine(NamedTuple):
         if self.linear and self.gates is not None:
             weights, response_weights = self.weights.chunk(2)
             response = F.linear(functional.without_tangent(input), response_weights)
-            output = functional.with_tangent(F.linear(input, weights.detach()), self.gates * response)
+            output = functional.apply_linear(lambda x: F.linear(x, weights.detach()), input)
+            output = functional.with_tangent(output, self.gates * response)
         else:
             output = F.linear(input, self.weights)
             if self.gates is not None:
