@@ -1,7 +1,8 @@
 """Compiled networks, activation checkpoints and `torch.export`: each run against the same run without."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import lightning as L
@@ -93,11 +94,18 @@ HOW = {
 }
 
 
-def train(module: LitSmall, perturb: str, how: str | None = None, epochs: int = 2, **options: Any) -> LitSmall:
-    """Five training batches an epoch, two of them before every hyperparameter step."""
+def train(
+    module: LitSmall,
+    perturb: str,
+    how: str | None = None,
+    epochs: int = 2,
+    trainer_settings: Mapping[str, Any] = MappingProxyType({}),
+    **options: Any,
+) -> LitSmall:
+    """Five training batches an epoch, two of them before every hyperparameter step; the options are the compiler's."""
     compiled = None if how is None else HOW[how](module, **options)
     L.seed_everything(3, verbose=False)
-    run = trainer(callback(perturb=perturb), max_epochs=epochs)
+    run = trainer(callback(perturb=perturb), max_epochs=epochs, **trainer_settings)
     run.fit(module if compiled is None else compiled, loader(40), loader(16, seed=1))
     assert run.lightning_module is module
     return module
