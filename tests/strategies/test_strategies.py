@@ -3,17 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from callback.test_resume import assert_equal_states
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, Strategy
 from strategies.worker import BATCHES, EPOCHS, Lit, dataset, ends, launch
-from support import LitSmall, fit
+from support import LitSmall, loader, trainer
 from torch import Tensor
 
 from lightning_stn import STNCallback
-from lightning_stn.callback.checks import check_trainer
-from lightning_stn.callback.settings import Settings
 
 LAMBDA, RHO = "hyperparameters.unconstrained", "hyperparameters.raw_scale"
 DRAWN = {"drawn": True}
@@ -157,18 +156,27 @@ def test_spawned_processes_end_where_started_ones_do(two: Path, tmp_path: Path) 
     assert_equal_states(end["state"], ends(two, "ddp")[0]["state"])
 
 
-def test_fsdp1_is_refused() -> None:
-    with pytest.raises(NotImplementedError, match=r"does not support FSDPStrategy.*ModelParallelStrategy"):
-        fit_on(FSDPStrategy.__new__(FSDPStrategy))
+class Disguise(L.Callback):
+    """Gives the strategy another type while the run is set up: neither runs on a CPU, nor is DeepSpeed a dependency."""
+
+    def __init__(self, kind: type[Strategy]) -> None:
+        self.kind = kind
+
+    def setup(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        self.own, trainer.strategy.__class__ = type(trainer.strategy), self.kind
+
+    def on_exception(self, trainer: L.Trainer, *args: Any) -> None:
+        trainer.strategy.__class__ = self.own
 
 
-def test_deepspeed_is_refused() -> None:
-    with pytest.raises(NotImplementedError, match=r"does not support DeepSpeedStrategy.*strategy='ddp'"):
-        fit_on(DeepSpeedStrategy.__new__(DeepSpeedStrategy))
-
-
-def fit_on(strategy: Any) -> None:
-    """Neither runs on a CPU, and DeepSpeed is no dependency: the check is shown the strategy's type alone."""
-    run, _ = fit(LitSmall(), STNCallback(warmup_epochs=0, seed=1), max_epochs=1)
-    run.strategy.__class__ = type(strategy)
-    check_trainer(run, LitSmall(), Settings())
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (FSDPStrategy, r"does not support FSDPStrategy.*ModelParallelStrategy"),
+        (DeepSpeedStrategy, r"does not support DeepSpeedStrategy.*strategy='ddp'"),
+    ],
+)
+def test_fsdp1_and_deepspeed_are_refused(kind: type[Strategy], message: str) -> None:
+    run = trainer(Disguise(kind), STNCallback(warmup_epochs=0))
+    with pytest.raises(NotImplementedError, match=message):
+        run.fit(LitSmall(), loader(24), loader(16, seed=1))
