@@ -153,8 +153,9 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path: Path, accelerator: s
 
 
 @pytest.fixture
-def _process_group() -> Iterator[None]:
-    """Ends with the test, and so do the variables that describe it."""
+def _process_group(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ends with the test, and so do the variables that describe it; Lightning keeps to the threads there are."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     before = set(os.environ)
     yield
     if torch.distributed.is_initialized():

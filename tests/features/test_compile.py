@@ -155,7 +155,7 @@ def test_a_compiled_network_trains_as_it_does_otherwise(perturb: str) -> None:
     ],
 )
 def test_so_does_a_wrapper_around_the_network_or_the_module(how: str, perturb: str) -> None:
-    compiled = train(build(), perturb, how, epochs=1, backend="aot_eager")
+    compiled = train(build(), perturb, how, epochs=1, backend="eager")  # the graphs themselves are tested above
     keys = {"torch.compile(net)": "net._orig_mod.0.weight", "torch.compile(module)": "net.0.weight"}
     assert keys[how] in compiled.state_dict()
     plain = compiled.export()
