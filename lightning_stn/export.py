@@ -47,7 +47,10 @@ def export(net: nn.Module) -> nn.Module:
 
 
 def _without_regularizers(module: nn.Module) -> nn.Module:
-    """Replace every regulariser by its plain counterpart, the module itself included."""
+    """Replace every regulariser by its plain counterpart, the module itself included, and undo `torch.compile`."""
+    compiled = module._modules.get("_orig_mod")  # the name in torch 2.4 to 2.14; its class would take seconds to import
+    if compiled is not None:
+        return _without_regularizers(compiled)
     for name, child in module._modules.items():
         if child is not None:
             module._modules[name] = _without_regularizers(child)

@@ -442,5 +442,7 @@ class STNModule(L.LightningModule):
 
     def inherited(self, name: str) -> Callable[..., Any] | None:
         """The method of the next base, or None if that is only LightningModule's placeholder."""
-        method = getattr(super(), name)
-        return None if method.__func__ is getattr(L.LightningModule, name) else method
+        # By classes: compiled, two bound methods are never the same.
+        bases = type(self).__mro__
+        owner = next(base for base in bases[bases.index(STNModule) + 1 :] if name in base.__dict__)
+        return None if issubclass(L.LightningModule, owner) else getattr(super(), name)

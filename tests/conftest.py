@@ -1,5 +1,14 @@
-"""Settings of every test: one thread, since the networks here are too small for more."""
+"""Settings of every test: one thread, since the networks here are too small for more; no GPU tests without a GPU."""
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

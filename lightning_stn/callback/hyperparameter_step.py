@@ -141,6 +141,7 @@ class HyperparameterOptimizer:
 
         Raises:
             ValueError: the loss is not a scalar with a gradient in the hyperparameters.
+            NotImplementedError: reentrant activation checkpoints lie between the two.
         """
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
@@ -152,7 +153,7 @@ class HyperparameterOptimizer:
         gradients: list[Tensor | None] = [None]
         if loss.requires_grad:
             scaled = objective if self.scaler is None else self.scaler.scale(objective)
-            gradients = list(torch.autograd.grad(scaled, tuned, allow_unused=True))
+            gradients = list(_gradients(scaled, tuned))
         if gradients[0] is None:
             raise ValueError(
                 "The validation loss does not depend on the hyperparameters: no response layer led to it. Compute it "
@@ -218,3 +219,17 @@ class HyperparameterOptimizer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler is not None and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+
+
+def _gradients(objective: Tensor, tuned: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    """Gradients of these leaves, and of nothing else."""
+    try:
+        return torch.autograd.grad(objective, tuned, allow_unused=True)
+    except RuntimeError as error:
+        if "torch.utils.checkpoint" not in str(error):
+            raise
+        raise NotImplementedError(
+            "The hyperparameter phase differentiates the hyperparameters alone, which activation checkpoints with "
+            "use_reentrant=True do not allow; use checkpoint(..., use_reentrant=False), or checkpoint only where "
+            "self.training, which is False in this phase."
+        ) from error

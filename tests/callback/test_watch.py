@@ -1,5 +1,6 @@
 """Safety nets in real runs: nothing non-finite reaches the hyperparameters, and what looks wrong is said once."""
 
+import re
 import warnings
 from typing import Any
 
@@ -155,3 +156,55 @@ def test_nothing_is_said_where_nothing_is_wrong(specification: Any, place: float
 
 def test_an_ordinary_run_says_nothing() -> None:
     fit(LitSmall(), callback(), max_epochs=2, log_every_n_steps=1)
+
+
+class Pulled(LitSmall):
+    """Whose validation loss pulls every hyperparameter, or every scale, one way; its weights stand still."""
+
+    def __init__(self, towards: float = 0.0, wider: float = 0.0) -> None:
+        super().__init__({"noise": Float(0.0, 1.0, init=0.1), "length": Integer(0, 4, init=2)}, dropout=None)
+        self.towards = towards
+        self.wider = wider
+
+    def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        sample = self.hyperparameters.bound_sample()
+        spread = (sample - self.hyperparameters.unconstrained).square().sum()
+        return super().validation_loss(batch, batch_idx) - self.towards * sample.sum() - self.wider * spread
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=1e-30)
+
+
+@pytest.mark.parametrize(
+    ("pull", "messages"),
+    [
+        ({"towards": 100.0}, ["'noise' has arrived at its bound 1 and", "'length' has arrived at its bound 4 and"]),
+        ({"towards": -100.0}, ["'noise' has arrived at its bound 0 and", "'length' has arrived at its bound 0 and"]),
+        ({"wider": 100.0}, ["'noise' is .*over its whole range", "'length' is .*over its whole range"]),
+        ({"wider": -100.0}, ["'noise' is .*hardly perturbed", "'length' is .*hardly perturbed"]),
+    ],
+    ids=["upper bound", "lower bound", "exploding scale", "collapsing scale"],
+)
+def test_a_run_reports_bounds_and_scales_once(pull: dict[str, float], messages: list[str]) -> None:
+    """It goes on with everything finite."""
+    module = Pulled(**pull)
+    rates = {"lr": 0.5, "scale_lr": 1e-6} if "towards" in pull else {"lr": 1e-6, "scale_lr": 0.5}
+    with pytest.warns(UserWarning, match="^The hyperparameter") as caught:
+        run, _ = fit(module, callback(entropy_weight=0.0, **rates), n=160, max_epochs=2)
+    said = [text for warning in caught if (text := str(warning.message)).startswith("The hyperparameter")]
+    assert len(said) == len(messages)
+    for message in messages:
+        assert sum(re.search(message, text) is not None for text in said) == 1
+    assert run.global_step == 40
+    assert module.hyperparameters.unconstrained.isfinite().all()
+    assert module.hyperparameters.scale.isfinite().all()
+
+
+def test_a_run_reports_a_validation_stream_shorter_than_a_batch() -> None:
+    module, run = LitSmall(), trainer(callback(), max_epochs=1)
+    start = module.hyperparameters.unconstrained.clone()
+    with pytest.warns(
+        UserWarning, match="validation stream has 5 examples on each rank, fewer than its batch size of 8"
+    ):
+        run.fit(module, loader(24), loader(5, seed=1))
+    assert not torch.equal(module.hyperparameters.unconstrained, start)

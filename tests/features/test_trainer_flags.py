@@ -173,7 +173,8 @@ def test_early_stopping_may_follow_a_hyperparameter(automatic: bool) -> None:
 @pytest.mark.parametrize("automatic", MODES)
 @pytest.mark.parametrize("how", ["max_time", "timer", "timer by epoch"])
 def test_time_runs_out(tmp_path: Path, how: str, automatic: bool) -> None:
-    module, stn = Traced(automatic), callback()
+    L.seed_everything(3, verbose=False)
+    module, stn = Traced(automatic, lambda o: torch.optim.Adam(o.param_groups[0]["params"], lr=1e-3)), callback(lr=1e-3)
     limit = timedelta(seconds=0.4)
     timer = Timer(limit, interval="epoch" if "epoch" in how else "step")
     callbacks, settings = ([], {"max_time": limit}) if how == "max_time" else ([timer], {})

@@ -550,7 +550,7 @@ def test_it_compiles(case: Case, n: int) -> None:
         assert_close(compiled(input), layer(input))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:RNN module weights are not part of single contiguous chunk")
 @both
 @pytest.mark.parametrize("training", [True, False])

@@ -3,17 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from callback.test_resume import assert_equal_states
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from strategies.worker import BATCHES, EPOCHS, Lit, dataset, ends, launch
-from support import METHODS, LitSmall, fit
+from support import METHODS, LitSmall, loader, trainer
 from torch import Tensor
 
 from lightning_stn import STNCallback
-from lightning_stn.callback.checks import check_trainer
-from lightning_stn.callback.settings import Settings
 
 LAMBDA, RHO = "hyperparameters.unconstrained", "hyperparameters.raw_scale"
 DRAWN = {"drawn": True}
@@ -164,23 +163,28 @@ def test_spawned_processes_end_where_started_ones_do(two: Path, tmp_path: Path, 
     assert_equal_states(end["state"], ends(two, "ddp")[0]["state"])
 
 
-def test_fsdp1_is_refused() -> None:
-    with pytest.raises(NotImplementedError, match=r"does not support FSDPStrategy.*ModelParallelStrategy"):
-        fit_on(FSDPStrategy.__new__(FSDPStrategy))
+class Disguise(L.Callback):
+    """Gives the strategy another type while the run is set up: most need a GPU, or ranks, or a package of their own."""
+
+    def __init__(self, kind: type[Strategy]) -> None:
+        self.kind = kind
+
+    def setup(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        self.own, trainer.strategy.__class__ = type(trainer.strategy), self.kind
+
+    def on_exception(self, trainer: L.Trainer, *args: Any) -> None:
+        trainer.strategy.__class__ = self.own
 
 
-def test_linearised_predictions_are_refused_with_fsdp2() -> None:
-    with pytest.raises(NotImplementedError, match=r"ModelParallelStrategy.*linearize=False.*strategy='ddp'"):
-        fit_on(ModelParallelStrategy.__new__(ModelParallelStrategy), Settings(method="delta-stn"))
-
-
-def test_deepspeed_is_refused() -> None:
-    with pytest.raises(NotImplementedError, match=r"does not support DeepSpeedStrategy.*strategy='ddp'"):
-        fit_on(DeepSpeedStrategy.__new__(DeepSpeedStrategy))
-
-
-def fit_on(strategy: Any, settings: Settings | None = None) -> None:
-    """Most need a GPU, or ranks, and DeepSpeed is no dependency: the check is shown the strategy's type alone."""
-    run, _ = fit(LitSmall(), STNCallback(warmup_epochs=0, seed=1), max_epochs=1)
-    run.strategy.__class__ = type(strategy)
-    check_trainer(run, LitSmall(), settings or Settings())
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (FSDPStrategy, {}, r"does not support FSDPStrategy.*ModelParallelStrategy"),
+        (DeepSpeedStrategy, {}, r"does not support DeepSpeedStrategy.*strategy='ddp'"),
+        (ModelParallelStrategy, {"method": "delta-stn"}, r"ModelParallelStrategy.*linearize=False.*strategy='ddp'"),
+    ],
+)
+def test_strategies_that_cannot_work_are_refused(kind: type[Strategy], settings: dict[str, Any], message: str) -> None:
+    run = trainer(Disguise(kind), STNCallback(warmup_epochs=0, **settings))
+    with pytest.raises(NotImplementedError, match=message):
+        run.fit(LitSmall(), loader(24), loader(16, seed=1))

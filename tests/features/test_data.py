@@ -1,0 +1,289 @@
+"""Where batches come from and what they look like: data modules, several loaders, nested batches, odd sizes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from features.runs import MODES, Traced, assert_equal_weights, callback
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from support import images, loader, trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+from lightning_stn import ResumableLoader
+
+PERTURB = ("example", "batch")
+
+
+def build(kind: type[Traced] = Traced, automatic: bool = False) -> Any:
+    L.seed_everything(3, verbose=False)
+    module = kind(automatic)
+    L.seed_everything(4, verbose=False)
+    return module
+
+
+def assert_moved(module: Traced) -> None:
+    """Every hyperparameter, in as many steps as there were due."""
+    assert (module.hyperparameters.unconstrained != Traced().hyperparameters.unconstrained).all()
+    assert module.events.count("hyperparameter") == module.events.count("weight") // 2 > 0
+
+
+class Counting(L.LightningDataModule):
+    """Holds raw bytes, scaled in the hook behind the transfer; counts the calls of its hooks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def prepare_data(self) -> None:
+        self.calls.append("prepare_data")
+
+    def setup(self, stage: str) -> None:
+        self.calls.append("setup " + stage)
+        self.train, self.valid = (
+            [((x * 32 + 128).round().clamp(0, 255).byte(), y) for x, y in images(n, seed)]
+            for n, seed in ((40, 0), (16, 1))
+        )
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.train, batch_size=8)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(self.valid, batch_size=8)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        self.calls.append("training" if self.trainer.training else "validating")
+        return batch[0].float() / 32 - 4, batch[1]
+
+    def teardown(self, stage: str) -> None:
+        self.calls.append("teardown " + stage)
+
+
+@pytest.mark.parametrize("automatic", MODES)
+def test_a_data_module_and_its_hooks(automatic: bool) -> None:
+    """Its hook meets the batches of the hyperparameter phase too; the run is that on loaders of scaled images."""
+    module, data = build(automatic=automatic), Counting()
+    run = trainer(callback(), max_epochs=2)
+    run.fit(module, datamodule=data)
+    assert data.calls[:2] == ["prepare_data", "setup fit"]
+    assert data.calls[-1] == "teardown fit"
+    assert data.calls.count("training") == 2 * 5
+    assert data.calls.count("validating") == 2 * 2 + module.events.count("hyperparameter")
+    assert_moved(module)
+    plain = build(automatic=automatic)
+    scaled = [[(x.float() / 32 - 4, y) for x, y in part] for part in (data.train, data.valid)]
+    trainer(callback(), max_epochs=2).fit(plain, *(DataLoader(part, batch_size=8) for part in scaled))
+    assert_equal_weights(module, plain)
+
+
+class Sources(Traced):
+    """Keeps which batches the hyperparameter phase met, and which each validation loader gave."""
+
+    def __init__(self, automatic: bool = False) -> None:
+        super().__init__(automatic)
+        self.tuned: set[int] = set()
+
+    def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        if torch.is_grad_enabled():
+            self.tuned.add(len(batch[1]))
+        return super().validation_loss(batch, batch_idx)
+
+
+class ByLoader(Sources):
+    """Has a validation step of its own, as modules for several loaders do."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:  # type: ignore[override]
+        name = ("clean", "shifted")[dataloader_idx]
+        self.log(f"loss_{name}", self.validation_loss(batch, batch_idx), add_dataloader_idx=False)
+
+
+def expected_loss(module: Traced, source: DataLoader[Any]) -> float:
+    x, y = source.dataset[:]
+    with torch.no_grad():
+        return float(F.cross_entropy(module.eval().net(x), y))
+
+
+@pytest.mark.parametrize("mapping", [False, True])
+@pytest.mark.parametrize("chosen", ["argument", "hook"])
+@pytest.mark.parametrize("kind", [Sources, ByLoader])
+def test_several_validation_loaders(kind: type[Sources], chosen: str, mapping: bool) -> None:
+    """One of them, or a further one, is chosen to tune on; Lightning validates on all, and logs each by itself."""
+    clean, shifted, tuning = loader(16, 8, seed=1), loader(12, 4, seed=2), loader(15, 5, seed=3)
+    module = build(kind)
+    if chosen == "hook":
+        module.tuning_dataloader = lambda: tuning
+    stn = callback(dataloader=shifted if chosen == "argument" else None)
+    run = trainer(stn, max_epochs=2)
+    run.fit(module, loader(40), {"clean": clean, "shifted": shifted} if mapping else [clean, shifted])
+    assert module.tuned == {4 if chosen == "argument" else 5}
+    assert_moved(module)
+    names = [f"loss_{name}" for name in ("clean", "shifted")]
+    if kind is Sources:
+        names = ["val_loss/dataloader_idx_0", "val_loss/dataloader_idx_1"]
+    for name, source in zip(names, (clean, shifted), strict=True):
+        assert float(run.callback_metrics[name]) == pytest.approx(expected_loss(module, source), rel=1e-5)
+    assert "val_loss" not in run.callback_metrics
+    results = run.test(module, [clean, shifted], verbose=False)
+    for index, source in enumerate((clean, shifted)):
+        loss = results[index][f"test_loss/dataloader_idx_{index}"]
+        assert loss == pytest.approx(expected_loss(module, source), rel=1e-5)
+
+
+class Pair(Traced):
+    """Trains on a batch of each of two loaders at once, side by side."""
+
+    def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        parts = [part for part in batch.values() if part is not None]
+        x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        assert len(self.hyperparameters.bound_sample()) in (1, len(y))
+        return super().training_loss((x, y), batch_idx)
+
+    def infer_batch_size(self, batch: Any) -> int:
+        if isinstance(batch, Mapping):
+            return sum(len(part[1]) for part in batch.values() if part is not None)
+        return super().infer_batch_size(batch)
+
+
+PAIRS: dict[str, tuple[Callable[..., Any], int]] = {
+    "dict": (lambda a, b: {"a": a, "b": b}, 5),
+    "max_size_cycle": (lambda a, b: CombinedLoader({"a": a, "b": b}, "max_size_cycle"), 5),
+    "min_size": (lambda a, b: CombinedLoader({"a": a, "b": b}, "min_size"), 3),
+    "max_size": (lambda a, b: CombinedLoader({"a": a, "b": b}, "max_size"), 5),
+}
+
+
+@pytest.mark.parametrize("perturb", PERTURB)
+@pytest.mark.parametrize("resumable", [False, True])
+@pytest.mark.parametrize("mode", PAIRS)
+def test_several_training_loaders_at_once(mode: str, resumable: bool, perturb: str) -> None:
+    combine, batches = PAIRS[mode]
+    kind = ResumableLoader if resumable else DataLoader
+    module = build(Pair)
+    run = trainer(callback(perturb=perturb), max_epochs=2)
+    run.fit(module, combine(kind(images(40), 8), kind(images(12, 5), 4)), loader(16, seed=1))
+    assert module.events.count("weight") == 2 * batches
+    assert_moved(module)
+
+
+class Named(NamedTuple):
+    x: Tensor
+    rest: dict[str, Tensor]
+
+
+@dataclass
+class Record:
+    x: Tensor
+    rest: tuple[Tensor]
+
+
+class Strange:
+    """Neither a collection nor a dataclass."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+
+
+PACKED: dict[str, tuple[Callable[[Tensor, Tensor], Any], Callable[[Any], tuple[Tensor, Tensor]]]] = {
+    "dict": (lambda x, y: {"x": x, "y": y}, lambda b: (b["x"], b["y"])),
+    "nested tuple": (lambda x, y: ((x, (y, x.mean((1, 2, 3)))),), lambda b: (b[0][0], b[0][1][0])),
+    "nested dict": (lambda x, y: {"in": {"x": [x]}, "out": (y,)}, lambda b: (b["in"]["x"][0], b["out"][0])),
+    "named tuple": (lambda x, y: Named(x, {"y": y}), lambda b: (b.x, b.rest["y"])),
+    "dataclass": (lambda x, y: Record(x, (y,)), lambda b: (b.x, b.rest[0])),
+    "texts beside tensors": (
+        lambda x, y: {"names": [f"image {i}" for i in range(len(x))], "x": x, "y": y},
+        lambda b: (b["x"], b["y"]),
+    ),
+    "strange": (Strange, lambda b: (b.x, b.y)),
+}
+
+
+def packing(kind: str, n: int, seed: int = 0) -> DataLoader[Any]:
+    pack, _ = PACKED[kind]
+    return DataLoader(images(n, seed), batch_size=8, collate_fn=lambda rows: pack(*default_collate(rows)))
+
+
+def unpacking(kind: str, base: type[Traced] = Traced) -> type[Traced]:
+    """A module whose losses unpack the batch."""
+    _, unpack = PACKED[kind]
+
+    class Unpacks(base):  # type: ignore[misc, valid-type]
+        def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_loss(unpack(batch), batch_idx)
+
+        def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().validation_loss(unpack(batch), batch_idx)
+
+    return Unpacks
+
+
+def packed_run(kind: str, base: type[Traced] = Traced, perturb: str = "example") -> tuple[Traced, Any]:
+    module = build(unpacking(kind, base))
+    run = trainer(callback(perturb=perturb), max_epochs=2)
+    run.fit(module, packing(kind, 40), packing(kind, 16, 1))
+    return module, run
+
+
+def plain_run(n: int = 40, valid: int = 16, perturb: str = "example") -> tuple[Traced, Any]:
+    module = build()
+    run = trainer(callback(perturb=perturb), max_epochs=2)
+    run.fit(module, loader(n), loader(valid, seed=1))
+    return module, run
+
+
+@pytest.mark.parametrize("perturb", PERTURB)
+@pytest.mark.parametrize("kind", [kind for kind in PACKED if kind != "strange"])
+def test_batches_of_any_structure_give_the_same_run(kind: str, perturb: str) -> None:
+    (module, run), (plain, plain_trainer) = packed_run(kind, perturb=perturb), plain_run(perturb=perturb)
+    assert_moved(module)
+    assert_equal_weights(module, plain)
+    assert torch.equal(run.callback_metrics["val_loss"], plain_trainer.callback_metrics["val_loss"])
+
+
+def test_a_size_that_cannot_be_inferred_names_the_hook() -> None:
+    message = r"examples in a batch of type Strange cannot be inferred; override infer_batch_size\(self, batch\) in Unp"
+    with pytest.raises(ValueError, match=message):
+        packed_run("strange")
+
+
+@pytest.mark.parametrize("perturb", PERTURB)
+def test_with_the_hook_such_a_batch_is_as_good_as_any(perturb: str) -> None:
+    class Knows(Traced):
+        def infer_batch_size(self, batch: Any) -> int:
+            return len(batch.y)
+
+    module, run = packed_run("strange", Knows, perturb)
+    plain, plain_trainer = plain_run(perturb=perturb)
+    assert_moved(module)
+    assert_equal_weights(module, plain)
+    assert torch.equal(run.callback_metrics["val_loss"], plain_trainer.callback_metrics["val_loss"])
+
+
+@pytest.mark.parametrize("automatic", MODES)
+@pytest.mark.parametrize("perturb", PERTURB)
+@pytest.mark.parametrize("rest", [3, 1])
+def test_the_last_batch_may_be_smaller(rest: int, perturb: str, automatic: bool) -> None:
+    """In training every example of it has a row; the stream leaves it out; every example of validation counts once."""
+    rows: list[int] = []
+    tuned: set[int] = set()
+
+    class Watch(Traced):
+        def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
+            rows.append(len(self.hyperparameters.bound_sample()))
+            return super().training_loss(batch, batch_idx)
+
+        def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
+            if torch.is_grad_enabled():
+                tuned.add(len(batch[1]))
+            return super().validation_loss(batch, batch_idx)
+
+    module, validation = build(Watch, automatic), loader(16 + rest, seed=1)
+    run = trainer(callback(perturb=perturb), max_epochs=2)
+    run.fit(module, loader(24 + rest), validation)
+    assert rows == ([8, 8, 8, rest] if perturb == "example" else [1] * 4) * 2
+    assert tuned == {8}
+    assert_moved(module)
+    assert float(run.callback_metrics["val_loss"]) == pytest.approx(expected_loss(module, validation), rel=1e-5)
