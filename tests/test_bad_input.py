@@ -704,6 +704,12 @@ NETWORKS = {
     "parameter_groups: no rate of the gates": using(
         ValueError, "gate_lr to be positive, got 0; give", Lit, lambda module: module.parameter_groups(1.0, gate_lr=0)
     ),
+    "parameter_groups: no rate of the response": using(
+        ValueError,
+        "response_lr to be positive, got 0; give",
+        Lit,
+        lambda module: module.parameter_groups(1.0, response_lr=0),
+    ),
     "infer_batch_size: nothing to tell from": using(
         ValueError,
         r"batch of type object cannot be inferred; override infer_batch_size\(self, batch\) in Lit",
@@ -1240,6 +1246,8 @@ CALLBACK = {
     "STNCallback: scale_lr": argument("scale_lr to be positive, or None, got nan", scale_lr=NAN),
     "STNCallback: tune_scales": argument("tune_scales to be True or False, got 'yes'", tune_scales="yes"),
     "STNCallback: entropy_weight": argument("entropy_weight to be a number of at least 0, got -1", entropy_weight=-1),
+    "STNCallback: method": argument("method='stn' or method='delta-stn', got 'delta'", method="delta"),
+    "STNCallback: linearize": argument("linearize to be True or False, got 1", linearize=1),
     "STNCallback: perturb": argument("perturb='example' or perturb='batch', got 'row'", perturb="row"),
     "STNCallback: dataloader": argument("dataloader to be an iterable of batches, got int; wrap", dataloader=3),
     "STNCallback: a dataset": argument(

@@ -9,7 +9,7 @@ compared with finite differences of the validation loss at solutions that are fo
 down.
 
 STN, on the same problem, trains base weights and response together at perturbed hyperparameters. Its cosines are
-printed beside those of Delta-STN by `pytest -s -k jacobian`.
+printed beside those of Delta-STN by `pytest -s -k jacobian -m ''`.
 """
 
 from contextlib import nullcontext
@@ -206,7 +206,10 @@ def learn(problem: Problem, *, method: str, linearize: bool = True) -> Agreement
     return Agreement(*(F.cosine_similarity(a.flatten(), b.flatten(), dim=0).item() for a, b in pairs))
 
 
-@pytest.fixture(scope="module", params=[0, 1, 2])
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
+
+
+@pytest.fixture(scope="module", params=SEEDS)
 def problem(request: pytest.FixtureRequest) -> Problem:
     """A problem with its optimum."""
     free = Problem.draw(request.param)
@@ -226,7 +229,12 @@ def test_the_exact_jacobian_is_that_of_retrained_solutions(problem: Problem) -> 
 
 @pytest.mark.parametrize("linearize", [True, False])
 def test_the_response_is_the_jacobian_of_the_best_response(problem: Problem, linearize: bool) -> None:
-    delta = learn(problem, method="delta-stn", linearize=linearize)
-    stn = learn(problem, method="stn")
-    print(f"\nlinearize={linearize}: Delta-STN {delta}, STN {stn}")
-    assert min(delta) > 0.99
+    found = learn(problem, method="delta-stn", linearize=linearize)
+    print(f"\nDelta-STN, linearize={linearize}: {found}")
+    assert min(found) > 0.99
+
+
+def test_that_of_stn_is_not(problem: Problem) -> None:
+    found = learn(problem, method="stn")
+    print(f"\nSTN: {found}")
+    assert found.jacobian < 0.9
