@@ -100,7 +100,7 @@ def run(task: Task, method: str, start: str, seed: int, args: argparse.Namespace
     data = task.data(seed, args)
     trainer = L.Trainer(
         max_epochs=args.epochs or task.epochs,
-        callbacks=[STNCallback(**METHODS[method])],
+        callbacks=[STNCallback(lr=args.lr, **METHODS[method])],
         logger=False,
         accelerator="cpu",
         limit_val_batches=1.0,
@@ -165,6 +165,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--spread-seeds", type=int, nargs="+", help="of these, runs from every start; by default all")
     parser.add_argument("--epochs", type=int, help="of each network; by default 200 on digits, 40 on CIFAR-10")
+    parser.add_argument("--lr", type=float, help="of the knobs; by default from the length of the run")
     args = parser.parse_args()
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
