@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -14,6 +15,10 @@ from lightning_stn.augment import Cutout, GaussianNoise
 from lightning_stn.layers import ResponseLayer
 
 CLASSES = 3
+
+
+def lightning_before(version: str) -> bool:
+    return Version(L.__version__) < Version(version)
 
 
 def images(n: int, seed: int = 0, size: int = 6) -> TensorDataset:

@@ -7,9 +7,9 @@ import lightning as L
 import pytest
 import torch
 from callback.test_resume import assert_equal_states
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, Strategy
 from strategies.worker import BATCHES, EPOCHS, Lit, dataset, ends, launch
-from support import LitSmall, loader, trainer
+from support import LitSmall, lightning_before, loader, trainer
 from torch import Tensor
 
 from lightning_stn import STNCallback
@@ -17,6 +17,8 @@ from lightning_stn import STNCallback
 LAMBDA, RHO = "hyperparameters.unconstrained", "hyperparameters.raw_scale"
 DRAWN = {"drawn": True}
 End = dict[str, Any]
+STATIC = pytest.param("static", marks=pytest.mark.skipif(lightning_before("2.6"), reason="refused"))
+FSDP2 = pytest.mark.skipif(torch.__version__ < "2.6", reason="not public, and in torch 2.4 for CUDA alone")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     clipped = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}
     jobs: list[dict[str, Any]] = [
         {"strategy": "ddp", "name": "ddp"},
-        {"strategy": "static", "name": "static"},
+        *([] if lightning_before("2.6") else [{"strategy": "static", "name": "static"}]),
         {"strategy": "ddp", "name": "automatic", "module": {"automatic": True}},
         {"strategy": "ddp", "name": "clipped", **clipped},
         {"strategy": "ddp", "name": "example", "module": DRAWN, "every": 20},
@@ -86,7 +88,7 @@ def assert_equal_to_one_process(ours: list[End], one: End, wrapped: str) -> None
     }
 
 
-@pytest.mark.parametrize("name", ["ddp", "static", "automatic"])
+@pytest.mark.parametrize("name", ["ddp", STATIC, "automatic"])
 def test_ddp_equals_one_process_on_the_whole_batch(one: Path, two: Path, name: str) -> None:
     """56 batches with noise by example, in float64: gradients, weights, hyperparameters and scales."""
     (whole,) = ends(one, "plain", ranks=1)
@@ -99,6 +101,7 @@ def test_clipping_and_accumulation_equal_one_process(one: Path, two: Path) -> No
     assert_equal_to_one_process(ends(two, "clipped"), whole, "DistributedDataParallel")
 
 
+@FSDP2
 def test_fsdp2_equals_one_process_on_the_whole_batch(one: Path, sharded: Path) -> None:
     (whole,) = ends(one, "plain", ranks=1)
     assert_equal_to_one_process(ends(sharded, "fsdp"), whole, "DTensor")
@@ -119,7 +122,7 @@ def test_only_the_first_rank_writes_the_schedule(two: Path) -> None:
     assert len(rows) == 1 + BATCHES * EPOCHS + 1
 
 
-@pytest.mark.parametrize("folder", ["two", "sharded"])
+@pytest.mark.parametrize("folder", ["two", pytest.param("sharded", marks=FSDP2)])
 def test_an_interrupted_run_continues_bit_for_bit(request: pytest.FixtureRequest, folder: str) -> None:
     place = request.getfixturevalue(folder)
     whole, resumed = ends(place, {"two": "example", "sharded": "whole"}[folder]), ends(place, "resumed")
@@ -179,4 +182,12 @@ class Disguise(L.Callback):
 def test_fsdp1_and_deepspeed_are_refused(kind: type[Strategy], message: str) -> None:
     run = trainer(Disguise(kind), STNCallback(warmup_epochs=0))
     with pytest.raises(NotImplementedError, match=message):
+        run.fit(LitSmall(), loader(24), loader(16, seed=1))
+
+
+def test_a_static_graph_is_refused_before_lightning_2_6(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning.__version__", "2.5.6")
+    run = trainer(Disguise(DDPStrategy), STNCallback(warmup_epochs=0))
+    run.strategy._ddp_kwargs = {"static_graph": True}  # type: ignore[attr-defined]
+    with pytest.raises(NotImplementedError, match=r"static_graph=True before Lightning 2\.6.*automatic_optimization"):
         run.fit(LitSmall(), loader(24), loader(16, seed=1))
