@@ -7,6 +7,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -20,6 +21,10 @@ METHODS: dict[str, dict[str, Any]] = {"stn": {}, "delta-stn": {"method": "delta-
 """Settings of `STNCallback` by method."""
 
 both_methods = pytest.mark.parametrize("method", METHODS)
+
+
+def lightning_before(version: str) -> bool:
+    return Version(L.__version__) < Version(version)
 
 
 def images(n: int, seed: int = 0, size: int = 6) -> TensorDataset:

@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import lightning
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from lightning_stn.callback.settings import Settings
@@ -75,6 +76,14 @@ def check_trainer(trainer: Trainer, module: STNModule, settings: Settings) -> No
             "STNCallback does not support ModelParallelStrategy together with linearised predictions: FSDP2 frees its "
             "weights between forward and backward where it sees no gradient pass, and that of a tangent it does not "
             "see. Use STNCallback(method='delta-stn', linearize=False), or strategy='ddp'."
+        )
+    # Lightning 2.6 was the first to reduce the gradients of a static graph's first backward in manual optimisation.
+    static = isinstance(trainer.strategy, DDPStrategy) and trainer.strategy._ddp_kwargs.get("static_graph")
+    if static and not module.automatic_optimization and lightning.__version__.startswith("2.5."):
+        raise NotImplementedError(
+            "STNCallback does not support static_graph=True before Lightning 2.6, in whose manual optimisation each "
+            "rank would step along a gradient of its own. Update Lightning, leave static_graph out, or set "
+            "self.automatic_optimization = True."
         )
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):

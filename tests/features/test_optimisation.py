@@ -118,6 +118,7 @@ class Following(lr_scheduler.LRScheduler):
 
 
 @pytest.mark.parametrize("case", SCHEDULERS)
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")  # of torch 2.4 to its own SequentialLR
 def test_schedulers_step_when_and_on_what_the_trainer_s_do(case: str) -> None:
     configure, settings = SCHEDULERS[case]
     manual, automatic = in_both_modes(configure, LogsLate, max_epochs=5, **settings)

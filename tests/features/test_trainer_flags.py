@@ -12,7 +12,7 @@ from features.runs import MODES, Traced, assert_equal_weights, callback, in_both
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, Timer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.tuner import Tuner
-from support import images, loader, trainer
+from support import images, lightning_before, loader, trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -276,14 +276,20 @@ class Tunable(Traced):
         return loader(16, seed=1)
 
 
+BY_CALLBACK = pytest.param(
+    "callback",
+    marks=pytest.mark.skipif(lightning_before("2.5.4"), reason="Lightning keeps the rate and the search's epoch"),
+)
+
+
 @pytest.mark.parametrize("automatic", MODES)
-@pytest.mark.parametrize("how", ["tuner", "callback"])
+@pytest.mark.parametrize("how", ["tuner", BY_CALLBACK])
 def test_a_learning_rate_is_found(tmp_path: Path, how: str, automatic: bool) -> None:
     """Lightning sets the callbacks aside; the run that follows begins as if it had not been there."""
     L.seed_everything(3, verbose=False)
     module = Tunable(automatic)
     before = {key: value.clone() for key, value in module.state_dict().items()}
-    stn, settings = callback(), {"num_training_steps": 25, "max_lr": 10.0, "early_stop_threshold": None}
+    stn, settings = callback(), {"num_training_steps": 25, "max_lr": 1.0, "early_stop_threshold": None}
     finder = LearningRateFinder(**settings)  # type: ignore[arg-type]
     at_start: list[Any] = []
 
@@ -303,7 +309,7 @@ def test_a_learning_rate_is_found(tmp_path: Path, how: str, automatic: bool) -> 
     rates = found.results["lr"]
     assert rates[0] == pytest.approx(1e-8)
     assert rates == sorted(rates)
-    assert rates[-1] > 1.0
+    assert rates[-1] > 0.1
     assert module.lr == found.suggestion() != 1e-5
     assert all(torch.equal(value, before[key]) for key, value in at_start[0].items())
     assert story(module) == "wwh" * 16 + "vv"
@@ -316,12 +322,12 @@ def test_the_tuner_finds_a_batch_size(tmp_path: Path, automatic: bool) -> None:
     module = Tunable(automatic)
     run = trainer(callback(), max_epochs=1, default_root_dir=tmp_path)
     size = Tuner(run).scale_batch_size(module, steps_per_trial=2, max_trials=3)
-    assert size == module.batch_size == 8
+    assert size == module.batch_size == (16 if lightning_before("2.6") else 8)  # the next to try, or the last tried
     assert set(module.events) == {"weight"}
     assert {2, 4} <= set(module.sizes)
     module.events.clear()
     run.fit(module)
-    assert story(module) == "wwh" * 4 + "vv"
+    assert story(module) == "wwh" * (32 // size) + "vv"
 
 
 def test_an_epoch_that_the_module_skips_leaves_nothing_bound() -> None:

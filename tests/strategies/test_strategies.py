@@ -7,9 +7,15 @@ import lightning as L
 import pytest
 import torch
 from callback.test_resume import assert_equal_states
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    Strategy,
+)
 from strategies.worker import BATCHES, EPOCHS, Lit, dataset, ends, launch
-from support import METHODS, LitSmall, loader, trainer
+from support import METHODS, LitSmall, lightning_before, loader, trainer
 from torch import Tensor
 
 from lightning_stn import STNCallback
@@ -18,6 +24,8 @@ LAMBDA, RHO = "hyperparameters.unconstrained", "hyperparameters.raw_scale"
 DRAWN = {"drawn": True}
 DIRECT = {"linearize": False}
 End = dict[str, Any]
+STATIC = pytest.param("static", marks=pytest.mark.skipif(lightning_before("2.6"), reason="refused"))
+FSDP2 = pytest.mark.skipif(torch.__version__ < "2.6", reason="not public, and in torch 2.4 for CUDA alone")
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -43,7 +51,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, method: dict[str, Any]) -> Pat
     clipped = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}
     jobs: list[dict[str, Any]] = [
         {"strategy": "ddp", "name": "ddp"},
-        {"strategy": "static", "name": "static"},
+        *([] if lightning_before("2.6") else [{"strategy": "static", "name": "static"}]),
         {"strategy": "ddp", "name": "automatic", "module": {"automatic": True}},
         {"strategy": "ddp", "name": "clipped", **clipped},
         {"strategy": "ddp", "name": "example", "module": DRAWN, "every": 20},
@@ -92,7 +100,7 @@ def assert_equal_to_one_process(ours: list[End], one: End, wrapped: str) -> None
     }
 
 
-@pytest.mark.parametrize("name", ["ddp", "static", "automatic"])
+@pytest.mark.parametrize("name", ["ddp", STATIC, "automatic"])
 def test_ddp_equals_one_process_on_the_whole_batch(one: Path, two: Path, name: str) -> None:
     """56 batches with noise by example, in float64: gradients, weights, hyperparameters and scales."""
     (whole,) = ends(one, "plain", ranks=1)
@@ -105,6 +113,7 @@ def test_clipping_and_accumulation_equal_one_process(one: Path, two: Path) -> No
     assert_equal_to_one_process(ends(two, "clipped"), whole, "DistributedDataParallel")
 
 
+@FSDP2
 def test_fsdp2_equals_one_process_on_the_whole_batch(one: Path, sharded: Path) -> None:
     (whole,) = ends(one, "direct", ranks=1)
     assert_equal_to_one_process(ends(sharded, "fsdp"), whole, "DTensor")
@@ -129,6 +138,7 @@ def test_an_interrupted_run_continues_bit_for_bit(two: Path) -> None:
     assert_same(ends(two, "resumed"), ends(two, "example"))
 
 
+@FSDP2
 def test_an_interrupted_run_of_fsdp2_continues_bit_for_bit(sharded: Path) -> None:
     assert_same(ends(sharded, "resumed"), ends(sharded, "whole"))
 
@@ -187,4 +197,12 @@ class Disguise(L.Callback):
 def test_strategies_that_cannot_work_are_refused(kind: type[Strategy], settings: dict[str, Any], message: str) -> None:
     run = trainer(Disguise(kind), STNCallback(warmup_epochs=0, **settings))
     with pytest.raises(NotImplementedError, match=message):
+        run.fit(LitSmall(), loader(24), loader(16, seed=1))
+
+
+def test_a_static_graph_is_refused_before_lightning_2_6(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning.__version__", "2.5.6")
+    run = trainer(Disguise(DDPStrategy), STNCallback(warmup_epochs=0))
+    run.strategy._ddp_kwargs = {"static_graph": True}  # type: ignore[attr-defined]
+    with pytest.raises(NotImplementedError, match=r"static_graph=True before Lightning 2\.6.*automatic_optimization"):
         run.fit(LitSmall(), loader(24), loader(16, seed=1))
