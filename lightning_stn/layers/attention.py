@@ -87,6 +87,15 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
         """`[o]` along the dimension of `gate_size`."""
         return gated[:, None] if getattr(self, name).dim() == 2 else gated
 
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Compute at the bound sample; see `ResponseLayer.forward`."""
+        if self._hyperparameters is not None and self._linear and query.dim() == 3:
+            sample = self._hyperparameters.bound_sample()
+            if len(sample) == 1:  # The gates of a shared row act on the projections, which takes fewer passes.
+                sample = sample.expand(query.shape[0 if self.batch_first else 1], -1)
+                return self.forward_per_example(sample, query, key, value, *args, **kwargs)
+        return super().forward(query, key, value, *args, **kwargs)
+
     def forward_merged(
         self,
         effective: dict[str, Tensor],
