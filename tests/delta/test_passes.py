@@ -319,17 +319,17 @@ class Checkpointed(LitSmall):
 
 @pytest.mark.filterwarnings("ignore:Nothing read the hyperparameters")
 @pytest.mark.parametrize(
-    ("build", "error", "message"),
+    ("build", "settings", "error", "message"),
     [
-        (InParts, ValueError, r"calls parts of a converted network.*linearize=False"),
-        (Ruleless, NotImplementedError, r"no forward-mode derivative.*linearize=False"),
-        (Checkpointed, RuntimeError, "computed anew in the backward pass.*method='stn'"),
+        (InParts, DELTA, ValueError, r"calls parts of a converted network.*linearize=False"),
+        (Ruleless, DELTA, NotImplementedError, r"no forward-mode derivative.*linearize=False"),
+        (Checkpointed, DIRECT, RuntimeError, "computed anew in the backward pass.*method='stn'"),
     ],
 )
-def test_what_cannot_be_linearised_says_so(build: Any, error: Any, message: str) -> None:
+def test_what_cannot_work_says_so(build: Any, settings: dict[str, Any], error: Any, message: str) -> None:
     module = build()
     with pytest.raises(error, match=message):
-        fit(module, callback(**DELTA))
+        fit(module, callback(**settings))
     assert module.hyperparameters.bound.sample is None
     assert not module.hyperparameters.bound.linear
     assert all(parameter.requires_grad for parameter in module.parameters())
@@ -345,7 +345,16 @@ def test_what_cannot_be_linearised_trains_directly(build: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@both_fits
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(
+            DELTA, marks=pytest.mark.skipif(torch.__version__ < "2.6", reason="cannot run eagerly for a while")
+        ),
+        DIRECT,
+    ],
+    ids=["linearised", "direct"],
+)
 def test_a_compiled_network_trains_as_the_eager_one(settings: dict[str, Any]) -> None:
     states = []
     for compiled in (False, True):
