@@ -1293,7 +1293,7 @@ def resuming(specifications: dict[str, Any], message: str) -> Case:
     def resume(given: list[Any]) -> None:
         module, callback, folder = given
         run = trainer(callback, max_epochs=2)
-        run.fit(module, loader(24), loader(16, seed=1), ckpt_path=folder / "last.ckpt", weights_only=False)
+        run.fit(module, loader(24), loader(16, seed=1), ckpt_path=folder / "last.ckpt")
 
     return Case(given, resume, ValueError, message)
 

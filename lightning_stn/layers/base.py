@@ -12,6 +12,10 @@ from lightning_stn.binding import BoundModule
 from lightning_stn.hyperparameters import HyperparameterSet
 
 
+_KEEPS_NOTHING_COMPILED = torch.__version__ < "2.6"
+"""In torch 2.4 the compiler loses tensors that a dictionary outside its graph holds."""
+
+
 def _added_names(name: str) -> tuple[str, str]:
     """What the response weights and the gate of a parameter are called."""
     return f"response_{name}", f"{name}_gate"
@@ -199,6 +203,8 @@ class ResponseLayer(BoundModule):
         if self._hyperparameters.at_centre:
             return {}
         if bound.merged is None or bound.sample is not None or torch.is_grad_enabled():
+            return self.effective(sample)
+        if _KEEPS_NOTHING_COMPILED and torch.compiler.is_compiling():
             return self.effective(sample)
         if id(self) not in bound.merged:
             bound.merged[id(self)] = self.effective(sample)

@@ -318,6 +318,7 @@ class Checkpointed(LitSmall):
 
 
 @pytest.mark.filterwarnings("ignore:Nothing read the hyperparameters")
+@pytest.mark.filterwarnings("ignore:.torch.cpu.amp.autocast:FutureWarning")  # torch 2.4's own checkpoints use it
 @pytest.mark.parametrize(
     ("build", "settings", "error", "message"),
     [
