@@ -11,7 +11,6 @@ from lightning_stn import functional
 from lightning_stn.binding import BoundModule
 from lightning_stn.hyperparameters import HyperparameterSet
 
-
 _KEEPS_NOTHING_COMPILED = torch.__version__ < "2.6"
 """In torch 2.4 the compiler loses tensors that a dictionary outside its graph holds."""
 
