@@ -235,6 +235,10 @@ class STNCallback(Callback):
         self._metrics = {}
         self._recorder.open(trainer)
         self._recorder.record(trainer, self._clock.batches)
+        self._restore_streams(trainer)
+
+    def _restore_streams(self, trainer: Trainer) -> None:
+        """Put the training loaders and the generators where a checkpoint left them."""
         loaders = _resumable_loaders(trainer)
         if len(self._loader_states) == len(loaders):
             for loader, state in zip(loaders, self._loader_states, strict=True):

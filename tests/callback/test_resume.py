@@ -203,6 +203,8 @@ CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
     "automatic optimisation, last batch": (12, 14, {"kind": Automatic}),
     "bf16-mixed": (8, 10, {"precision": "bf16-mixed"}),
     "float64": (8, 10, {"precision": "64-true", "kind": Double}),
+    "bf16-true": (8, 10, {"precision": "bf16-true"}),
+    "16-true": (8, 10, {"precision": "16-true", "kind": LitSmall}),  # Adam's eps is zero there
     "one row for the batch": (8, 10, {"stn": {"perturb": "batch"}}),
     "fixed scales": (8, 10, {"stn": {"tune_scales": False}}),
     "SGD of the hyperparameters": (8, 10, {"stn": {"optimizer": torch.optim.SGD}}),
