@@ -1,6 +1,7 @@
 """Compiled networks, activation checkpoints and `torch.export`: each run against the same run without."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -33,11 +34,12 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
 @pytest.fixture(autouse=True)
-def _no_graphs_of_another_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    if torch.__version__ < "2.5":  # which has it so by itself; what a module has noted is a constant without it
-        monkeypatch.setattr(torch._dynamo.config, "inline_inbuilt_nn_modules", True)
+def _no_graphs_of_another_test() -> Iterator[None]:
+    # Torch 2.5 has it so by itself; without it, what a module has noted is a constant.
+    inlined = torch._dynamo.config.patch(inline_inbuilt_nn_modules=True) if torch.__version__ < "2.5" else nullcontext()
     torch.compiler.reset()
-    yield
+    with inlined:
+        yield
     torch.compiler.reset()
 
 
