@@ -25,7 +25,7 @@ DRAWN = {"drawn": True}
 DIRECT = {"linearize": False}
 End = dict[str, Any]
 STATIC = pytest.param("static", marks=pytest.mark.skipif(lightning_before("2.6"), reason="refused"))
-FSDP2 = pytest.mark.skipif(torch.__version__ < "2.6", reason="not public, and in torch 2.4 for CUDA alone")
+FSDP2 = pytest.mark.skipif(torch.__version__ < "2.7", reason="needs CUDA")
 
 
 @pytest.fixture(scope="module", params=METHODS)
