@@ -73,9 +73,9 @@ def check_trainer(trainer: Trainer, module: STNModule, settings: Settings) -> No
         )
     if isinstance(trainer.strategy, ModelParallelStrategy) and settings.method == "delta-stn" and settings.linearize:
         raise NotImplementedError(
-            "STNCallback does not support ModelParallelStrategy together with linearised predictions: FSDP2 frees its "
-            "weights between forward and backward where it sees no gradient pass, and that of a tangent it does not "
-            "see. Use STNCallback(method='delta-stn', linearize=False), or strategy='ddp'."
+            "STNCallback does not support ModelParallelStrategy together with linearised predictions: tangents through "
+            "the weights that FSDP2 shares out crash in backward. Use STNCallback(method='delta-stn', "
+            "linearize=False), or strategy='ddp'."
         )
     # Lightning 2.6 was the first to reduce the gradients of a static graph's first backward in manual optimisation.
     static = isinstance(trainer.strategy, DDPStrategy) and trainer.strategy._ddp_kwargs.get("static_graph")
