@@ -1,9 +1,10 @@
 """The responses of the LSTM and the GRU."""
 
+import functools
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,40 +13,45 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from lightning_stn import functional
 from lightning_stn.layers.base import ResponseLayer
+from lightning_stn.layers.recurrence import Cell, GRUCell, LSTMCell, Product, Recurrence, State, add_response
 from lightning_stn.layers.registry import register_response
-
-State = tuple[Tensor, ...]
-"""`(h, c)` of an LSTM, `(h,)` of a GRU."""
 
 
 class _Affine(NamedTuple):
-    """`W x + b + (V h_n) * (R x) + (C h_n) * r`, with all that does not depend on `x` computed once for a sequence.
+    """`W x + b + (V h_n) * (R x) + (C h_n) * r`.
 
     Args:
-        weights: `W` above `R`, `[2 o, i]`, so that both take one product; `W` alone where it does not respond.
-        gates: `V h_n`, `[n, o]`; None where the weight does not respond.
-        shift: `b + (C h_n) * r`, `[n, o]`; `b` alone where it does not respond; None without a bias.
-        linear: whether the response is a tangent.
+        product: `W`, `R` and `V h_n`.
+        bias: `b`, `[o]`; None without one.
+        shift: `(C h_n) * r`, `[n, o]`; None where the bias does not respond.
     """
 
-    weights: Tensor
-    gates: Tensor | None
+    product: Product
+    bias: Tensor | None
     shift: Tensor | None
-    linear: bool
 
     def apply(self, input: Tensor) -> Tensor:
-        """`[..., n, i]` to `[..., n, o]`."""
-        if self.linear and self.gates is not None:
-            weights, response_weights = self.weights.chunk(2)
-            response = F.linear(functional.without_tangent(input), response_weights)
-            output = functional.apply_linear(lambda x: F.linear(x, weights.detach()), input)
-            output = functional.with_tangent(output, self.gates * response)
-        else:
-            output = F.linear(input, self.weights)
-            if self.gates is not None:
-                base, response = output.chunk(2, -1)
-                output = torch.addcmul(base, self.gates, response)
-        return output if self.shift is None else output + self.shift
+        """`[t, n, i]` to `[t, n, o]`."""
+        output = self.respond(input, F.linear(input, self.product.weight, self.bias))
+        assert output is not None
+        return output
+
+    def base(self) -> Product:
+        """The product without the response, and with its weights held fixed."""
+        return Product(self.product.weight.detach())
+
+    def respond(self, input: Tensor, start: Tensor | None = None) -> Tensor | None:
+        """`start + (V h_n) * (R x) + (C h_n) * r`; None where there is none of them."""
+        start = _sum(start, self.shift)
+        if self.product.response is None:
+            return start
+        return add_response(input.new_zeros(()) if start is None else start, self.product, input)
+
+
+def _sum(*terms: Tensor | None) -> Tensor | None:
+    """Of those that there are; None where there are none."""
+    present = [term for term in terms if term is not None]
+    return functools.reduce(torch.add, present) if present else None
 
 
 class _ResponseRNN(ResponseLayer, nn.RNNBase):
@@ -55,18 +61,20 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
     dimension (the units of all of the cell's gates side by side), MacKay et al. (2019), arXiv:1903.03088, section 3.2.
     Every option of torch's layer is kept, and so are its ways to call it and what it returns.
 
-    A sample of one row runs torch's fused kernels on effective parameters. A row per example unrolls the sequence in
-    Python, with the input products of all time steps in one; expect it to be several times slower.
+    A sample of one row runs torch's fused kernels on effective parameters. With a row per example, and in a
+    linearised pass, the sequence is run through in Python, with one product and a few elementwise operations a step; it
+    can then be differentiated once, as with the fused kernels.
 
     Shape:
         input `[t, n, i]`, or `[n, t, i]` with `batch_first`, or a `PackedSequence`; bound sample `[n, h]`, or `[1, h]`
         to share it, in unconstrained units; initial states and results as torch's. An input without a batch dimension
         needs a sample of one row.
 
-    A family gives `plain`, `state_sizes` and `cell`.
+    A family gives `plain`, `cell` and `state_sizes`.
     """
 
     per_example = True
+    cell: ClassVar[Cell]
 
     @classmethod
     def refusal(cls, layer: nn.Module) -> str | None:
@@ -119,16 +127,6 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
         """Width of each part of the state."""
         raise NotImplementedError
 
-    def cell(self, projected: Tensor, recurrent: _Affine, state: State) -> State:
-        """One time step of all examples.
-
-        Args:
-            projected: the input product of this step, `[n, o]`.
-            recurrent: the product with the previous output.
-            state: `[n, *]` each.
-        """
-        raise NotImplementedError
-
     def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> Any:
         """Compute at the bound sample; torch's fused kernels have no forward-mode derivative."""
         if self._hyperparameters is not None and self._linear:
@@ -172,7 +170,8 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
             output, state = self._layers(sample, steps, state, active.unsqueeze(-1).to(steps.device))
             return _pack_like(input, output, lengths), state
         output, state = self._layers(sample, input.transpose(0, 1) if self.batch_first else input, state, None)
-        return output.transpose(0, 1) if self.batch_first else output, state
+        # Contiguous, for the sake of products with it.
+        return output.transpose(0, 1).contiguous() if self.batch_first else output, state
 
     def _layers(self, sample: Tensor, input: Tensor, initial: State, active: Tensor | None) -> tuple[Tensor, State]:
         """All layers and directions.
@@ -200,32 +199,69 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
         self, place: str, sample: Tensor, input: Tensor, state: State, active: Tensor | None
     ) -> tuple[Tensor, State]:
         """One layer in one direction, called `l0` or `l0_reverse`, and so on."""
-        projected = self._affine(f"ih_{place}", sample).apply(input).unbind(0)
-        recurrent = self._affine(f"hh_{place}", sample)
-        project = self._affine(f"hr_{place}", sample) if self.proj_size else None
-        outputs = list(projected)
-        order = range(len(outputs))
-        for t in reversed(order) if place.endswith("_reverse") else order:
-            new = self.cell(projected[t], recurrent, state)
-            if project is not None:
-                new = (project.apply(new[0]), *new[1:])
-            if active is not None:
-                new = tuple(torch.where(active[t], *parts) for parts in zip(new, state, strict=True))
-            state, outputs[t] = new, new[0]
-        return torch.stack(outputs), state
+        if place.endswith("_reverse"):
+            active = None if active is None else active.flip(0)
+            output, state = self._scan_forward(place, sample, input.flip(0), state, active)
+            return output.flip(0), state
+        result: tuple[Tensor, State] = self._scan_forward(place, sample, input, state, active)
+        return result
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _scan_forward(
+        self, place: str, sample: Tensor, input: Tensor, state: State, active: Tensor | None
+    ) -> tuple[Tensor, State]:
+        outer, inner = self._affine(f"ih_{place}", sample), self._affine(f"hh_{place}", sample)
+        out = self._affine(f"hr_{place}", sample) if self.proj_size else None
+        input = input.contiguous()  # Torch takes products of other layouts batch by batch.
+        if self._linear:
+            return self._scan_tangents(outer, inner, out, input, state, active)
+        drive = self.cell.drive(outer.apply(input), lambda start: _sum(start, _sum(inner.bias, inner.shift)))
+        recurrence = Recurrence(self.cell, inner.product.cast(), None if out is None else out.product.cast(), active)
+        drive, state = _alike(drive, *state)
+        return recurrence.scan(drive, state)
+
+    def _scan_tangents(
+        self, outer: _Affine, inner: _Affine, out: _Affine | None, input: Tensor, state: State, active: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """The run at the base weights, and its tangents."""
+        projection = None if out is None else out.base().cast()
+        recurrence = Recurrence(self.cell, inner.base().cast(), projection, active)
+        (input, moved), states = functional.parts(input), [functional.parts(part) for part in state]
+        projected = F.linear(input, outer.product.weight, outer.bias)
+        drive, state = _alike(
+            self.cell.drive(projected, lambda start: _sum(start, inner.bias)), *(primal for primal, _ in states)
+        )
+        with torch.no_grad():
+            trace = recurrence.run(drive, state)
+            slopes = recurrence.slopes(trace)
+        moved = None if moved is None else F.linear(moved, outer.product.weight)
+        moved = outer.respond(input, moved)
+        drive, directions = _alike(
+            self.cell.drive(
+                projected.new_zeros(projected.shape) if moved is None else moved,
+                lambda start: inner.respond(trace.previous, start),
+            ),
+            *(torch.zeros_like(primal) if tangent is None else tangent for primal, tangent in states),
+        )
+        shifted = None if out is None else out.respond(trace.hidden)
+        moved, moved_state = recurrence.scan_tangents(slopes, drive, shifted, directions)
+        final = tuple(functional.with_tangent(*pair) for pair in zip(trace.final, moved_state, strict=True))
+        return functional.with_tangent(trace.outputs, moved), final
 
     def _affine(self, place: str, sample: Tensor) -> _Affine:
         """The product with `weight_<place>`, with its bias where there is one."""
-        responding = self.responding
-        name, bias_name = f"weight_{place}", f"bias_{place}"
-        weights: Tensor = getattr(self, name)
-        bias: Tensor | None = getattr(self, bias_name, None)
-        gates = None
-        if name in responding:
-            weights, gates = torch.cat([weights, self.response(name)]), self.gated(name, sample)
-        if bias is not None and bias_name in responding:
-            bias = self.add_response(bias, self.gated(bias_name, sample), self.response(bias_name))
-        return _Affine(weights, gates, bias, self._linear)
+        weight, bias = f"weight_{place}", f"bias_{place}"
+        base, offset = self._fixed(getattr(self, weight)), self._fixed(getattr(self, bias, None))
+        response = gates = shift = None
+        if weight in self.responding:
+            response, gates = self._fixed(self.response(weight)), self.gated(weight, sample)
+        if bias in self.responding:
+            shift = self.gated(bias, sample) * self._fixed(self.response(bias))
+        return _Affine(Product(base, response, gates), offset, shift)
+
+    def _fixed(self, parameter: Any) -> Any:
+        """A parameter, without its gradient where the weights are held fixed."""
+        return parameter.detach() if self._frozen and parameter is not None else parameter
 
     def rows_error(self, sample: Tensor, input: Tensor | PackedSequence) -> ValueError:
         """The error for a sample whose rows do not match the sequences of the batch."""
@@ -237,12 +273,18 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
         )
 
 
+def _alike(drive: Tensor, *state: Tensor) -> tuple[Tensor, State]:
+    """Drive and state in one precision, the higher of theirs."""
+    kind = functools.reduce(torch.promote_types, [part.dtype for part in state], drive.dtype)
+    return drive.to(kind), tuple(part.to(kind) for part in state)
+
+
 def _pack_like(packed: PackedSequence, output: Tensor, lengths: Tensor) -> PackedSequence:
     """Pack `[t, n, o]`, with the examples in their original order, as the input was packed."""
     order = packed.sorted_indices
     if order is not None:
         output, lengths = output.index_select(1, order), lengths[order.to(lengths.device)]
-    data = pack_padded_sequence(output, lengths).data
+    data = functional.apply_linear(lambda steps: pack_padded_sequence(steps, lengths).data, output)
     return PackedSequence(data, packed.batch_sizes, order, packed.unsorted_indices)
 
 
@@ -251,18 +293,12 @@ class ResponseLSTM(_ResponseRNN, nn.LSTM):
     """`nn.LSTM` whose weights and biases respond to the hyperparameters; see `ResponseLayer`."""
 
     plain = nn.LSTM
+    cell = LSTMCell
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
         """Width of the output and of the cell's state."""
         return self.proj_size or self.hidden_size, self.hidden_size
-
-    def cell(self, projected: Tensor, recurrent: _Affine, state: State) -> State:
-        """`c' = sigmoid(f) c + sigmoid(i) tanh(g)` and `h' = sigmoid(o) tanh(c')`, as documented for `nn.LSTM`."""
-        h, c = state
-        i, f, g, o = (projected + recurrent.apply(h)).chunk(4, -1)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        return o.sigmoid() * c.tanh(), c
 
 
 @register_response(nn.GRU)
@@ -270,16 +306,9 @@ class ResponseGRU(_ResponseRNN, nn.GRU):
     """`nn.GRU` whose weights and biases respond to the hyperparameters; see `ResponseLayer`."""
 
     plain = nn.GRU
+    cell = GRUCell
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
         """Width of the output."""
         return (self.hidden_size,)
-
-    def cell(self, projected: Tensor, recurrent: _Affine, state: State) -> State:
-        """`h' = (1 - z) tanh(n_x + r n_h) + z h`, with `r, z` the sigmoids of theirs, as documented for `nn.GRU`."""
-        (h,) = state
-        r, z, n = projected.chunk(3, -1)
-        r_h, z_h, n_h = recurrent.apply(h).chunk(3, -1)
-        n = (n + (r + r_h).sigmoid() * n_h).tanh()
-        return (n + (z + z_h).sigmoid() * (h - n),)

@@ -43,6 +43,17 @@ class Recurrent(nn.Module):
         return self.head(self.recurrent(self.words(input))[0])
 
 
+class Translation(nn.Module):
+    """One recurrent layer begins where another one ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reader, self.writer = nn.LSTM(3, 4, batch_first=True), nn.LSTM(3, 4, batch_first=True)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.writer(input, self.reader(input)[1])[0]
+
+
 class Attention(nn.Module):
     """Self-attention with learned keys, between two norms."""
 
@@ -89,6 +100,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "block": (Block, real(N, 2, 4, 4)),
     "lstm": (lambda: Recurrent(nn.LSTM), words(N, 5)),
     "gru": (lambda: Recurrent(nn.GRU), words(N, 5)),
+    "translation": (Translation, real(N, 5, 3)),
     "attention": (Attention, real(N, 3, 4)),
     "encoder": (encoder, real(N, 3, 4)),
 }
@@ -105,11 +117,16 @@ def tuned(build: Callable[[], nn.Module]) -> tuple[nn.Module, HyperparameterSet]
 
 def by_double_backward(net: nn.Module, hyperparameters: HyperparameterSet, x: Tensor, moved: Tensor) -> Tensor:
     """`f + d/dt f(t)` at 0, `f(t)` being the network at `lambda + t * moved`, from two reverse passes."""
-    if len(moved) == 1:  # Torch's fused recurrent layers can be differentiated once only.
-        moved = moved.expand(len(x), -1)
     t = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    with bind(hyperparameters, hyperparameters.current() + t * moved), sdpa_kernel(SDPBackend.MATH):
-        output = net(x)
+    parts = [(x, moved)]
+    if any(isinstance(module, nn.RNNBase) for module in net.modules()) and len(moved) > 1:
+        # One by one, since only torch's own layers can be differentiated twice.
+        parts = list(zip(x.split(1), moved.split(1), strict=True))
+    outputs = []
+    for input, row in parts:
+        with bind(hyperparameters, hyperparameters.current() + t * row), sdpa_kernel(SDPBackend.MATH):
+            outputs.append(net(input))
+    output = torch.cat(outputs)
     dummy = torch.zeros_like(output, requires_grad=True)
     (by_t,) = torch.autograd.grad(output, t, dummy, create_graph=True)
     (tangent,) = torch.autograd.grad(by_t, dummy)

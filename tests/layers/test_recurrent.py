@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from lightning_stn import Float, HyperparameterSet
-from lightning_stn.binding import bind
+from lightning_stn import Float, HyperparameterSet, functional
+from lightning_stn.binding import bind, bind_weight_phase, unbind
+from lightning_stn.delta import response_pass
 from lightning_stn.layers import ResponseLayer, response_type
 from lightning_stn.layers.recurrent import ResponseGRU, ResponseLSTM
 
@@ -206,6 +207,65 @@ def test_gradcheck(case: Case, n: int) -> None:
         return tuple(tensors(at(layer, sample, input, states)))
 
     assert torch.autograd.gradcheck(run, (sample, input, *layer.parameters()), fast_mode=True)
+
+
+def linearised(layer: Any, sample: Tensor, *arguments: Any) -> list[Tensor]:
+    """The first-order prediction from `lambda = 0`, by the library."""
+    bind_weight_phase(layer.hyperparameters, sample)
+    try:
+        with response_pass(layer, layer.hyperparameters, linear=True):
+            return [functional.linear_prediction(part) for part in tensors(layer(*arguments))]
+    finally:
+        unbind(layer.hyperparameters)
+
+
+@every_case
+@pytest.mark.parametrize("n", [1, N], ids=["shared", "per-example"])
+def test_linearised_it_equals_the_naive_loop(case: Case, n: int) -> None:
+    plain = case.build()
+    layer, sample, input, states = respond(plain), rows(n), case.input(), case.states()
+
+    def predict(t: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensors(naive(layer, plain, t * sample.expand(N, H), input, states)))
+
+    primal, tangent = torch.autograd.functional.jvp(predict, torch.zeros(()).double(), torch.ones(()).double())
+    expected = [a + b for a, b in zip(primal, tangent, strict=True)]
+    assert_close(linearised(layer, sample, input, states), expected)
+    assert all((a - b).abs().max() > 1e-3 for a, b in zip(expected, primal, strict=True))
+
+
+@every_case
+@pytest.mark.parametrize("n", [1, N], ids=["shared", "per-example"])
+def test_gradcheck_of_the_linearised(case: Case, n: int) -> None:
+    layer, sample, input, states = respond(case.build()), rows(n), case.input(), case.states()
+    response = layer.response_parameters()
+
+    def run(*_: Tensor) -> tuple[Tensor, ...]:
+        return tuple(linearised(layer, sample, input, states))
+
+    assert torch.autograd.gradcheck(run, response, fast_mode=True)
+
+
+@both
+@pytest.mark.parametrize("lengths", [[5, 3, 4, 6], [1, 6, 6, 2]], ids=str)
+def test_linearised_packed_sequences_equal_each_sequence_alone(case: Case, lengths: list[int]) -> None:
+    layer, sample, input = respond(case.build()), rows(N), case.input()
+    dim = 0 if layer.batch_first else 1
+    packed = pack_padded_sequence(input, torch.tensor(lengths), layer.batch_first, enforce_sorted=False)
+    data, *states = linearised(layer, sample, packed)
+    output, _ = pad_packed_sequence(packed._replace(data=data), layer.batch_first)
+    for n, length in enumerate(lengths):
+        alone = linearised(layer, sample[n : n + 1], input.narrow(dim, n, 1).narrow(1 - dim, 0, length))
+        found = [output.narrow(dim, n, 1).narrow(1 - dim, 0, length), *(part[:, n : n + 1] for part in states)]
+        assert_close(found, alone)
+
+
+@both
+def test_a_second_derivative_is_refused_with_a_row_per_example(case: Case) -> None:
+    layer, input = respond(case.build()), case.input().requires_grad_()
+    output, _ = at(layer, rows(N), input)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(output.sum(), input, create_graph=True)
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
