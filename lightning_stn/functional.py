@@ -154,6 +154,41 @@ def apply_linear(product: Callable[[Tensor], Tensor], input: Tensor, shift: Tens
     return output if moved is None else with_tangent(output, product(moved))
 
 
+def apply_symmetric(function: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:
+    """`function(input)` with its tangent, for a function whose Jacobian is symmetric, as that of a normalisation is.
+
+    For such a function the backward pass computes the forward-mode derivative too, and torch has it in fused kernels,
+    where its rules of forward mode are many small steps.
+    """
+    primal, moved = parts(input)
+    if moved is None:
+        return function(primal)
+    with torch.enable_grad():
+        leaf = primal.detach().requires_grad_()
+        output = function(leaf)
+    tangent: Tensor = _Symmetric.apply(moved, leaf, output)
+    return with_tangent(output.detach(), tangent)
+
+
+class _Symmetric(torch.autograd.Function):
+    """`J t`, with `J` the symmetric Jacobian of `output` in `leaf`; its gradient is `J g`."""
+
+    @staticmethod
+    def forward(ctx: Any, tangent: Tensor, leaf: Tensor, output: Tensor) -> Tensor:
+        ctx.leaf, ctx.output = leaf, output
+        return _pull_back(output, leaf, tangent)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _pull_back(ctx.output, ctx.leaf, grad), None, None
+
+
+def _pull_back(output: Tensor, input: Tensor, grad: Tensor) -> Tensor:
+    """The gradient in `input`, with the graph kept, in the precision of `output`."""
+    (pulled,) = torch.autograd.grad(output, input, grad.to(output.dtype), retain_graph=True)
+    return pulled.to(output.dtype)
+
+
 def without_tangent(tensor: Tensor) -> Tensor:
     """The tensor alone, where it has a tangent."""
     return parts(tensor)[0]
@@ -306,8 +341,12 @@ def keep_mask(shape: Sequence[int], rate: Tensor | float, device: torch.device) 
     """
     # Drawn in float32: half precision has too few distinct uniform numbers for small rates.
     keep = 1 - torch.as_tensor(rate, device=device, dtype=torch.float32)
-    kept = torch.rand(shape, device=device, dtype=torch.float32) < keep
-    return kept / keep.clamp_min(torch.finfo(torch.float32).tiny)
+    # In place, since fresh memory and the step from bool to float cost more than the draw.
+    return (
+        torch.rand(shape, dtype=torch.float32, device=device)
+        .lt_(keep)
+        .div_(keep.clamp_min(torch.finfo(torch.float32).tiny))
+    )
 
 
 def dropout(input: Tensor, rate: Tensor | float, shared: Collection[int] = ()) -> Tensor:

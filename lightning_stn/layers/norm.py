@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from lightning_stn import functional
 from lightning_stn.layers.base import ResponseLayer
 from lightning_stn.layers.registry import register_response
 
@@ -33,25 +35,64 @@ class NormResponse(ResponseLayer):
         """Scales or shifts of all examples, `[n, *parameter]`, to broadcast over the output, in its precision."""
         return rows.reshape(*rows.shape[:2], *[1] * (output.dim() - 2)).to(output.dtype)
 
+    def forward(self, input: Tensor, *args: Any) -> Tensor:
+        """Compute at the bound sample; see `ResponseLayer.forward`."""
+        if self._hyperparameters is None or not self._linear:
+            output: Tensor = super().forward(input, *args)
+            return output
+        sample = self._hyperparameters.bound_sample()
+        # A normalisation without scale and shift has a symmetric Jacobian, with batch statistics and without.
+        with self.shadowed(dict.fromkeys(self._affine_names)):
+            normalised = functional.apply_symmetric(lambda input: self.plain.forward(self, input, *args), input)
+        if len(sample) > 1:
+            self._check_rows(sample, normalised)
+        return self._scale_tangents(sample, *functional.parts(normalised))
+
+    def _scale_tangents(self, sample: Tensor, normalised: Tensor, moved: Tensor | None) -> Tensor:
+        """`z * w + b` with the tangent `dz * w + z * (V h_n) * R + (C h_n) * r`."""
+        output, tangent = normalised, normalised.new_zeros(())
+        if "weight" in self._affine_names:
+            scale = self.align(self._row("weight"), normalised)
+            output = output * scale
+            moved = None if moved is None else moved * scale
+        if "bias" in self._affine_names:
+            output = output + self.align(self._row("bias"), normalised)
+        if "bias" in self.responding:
+            tangent = self.align(self._shifts("bias", sample), normalised)
+        if "weight" in self.responding:
+            tangent = torch.addcmul(tangent, normalised, self.align(self._shifts("weight", sample), normalised))
+        return functional.with_tangent(output, tangent if moved is None else moved + tangent)
+
     def forward_per_example(self, sample: Tensor, input: Tensor, *args: Any) -> Tensor:
         """Normalise plainly, then scale and shift each example by its own."""
-        names = [name for name in ("weight", "bias") if self._parameters.get(name) is not None]
-        with self.shadowed(dict.fromkeys(names)):
+        with self.shadowed(dict.fromkeys(self._affine_names)):
             output: Tensor = self.plain.forward(self, input, *args)
-        if output.dim() < 2 or output.shape[0] != len(sample):
-            raise self.rows_error(sample, input)
-        if "weight" in names:
-            output = output * self.align(self._rows("weight", sample), output)
-        if "bias" in names:
-            output = output + self.align(self._rows("bias", sample), output)
+        self._check_rows(sample, output)
+        for name, combine in (("weight", torch.mul), ("bias", torch.add)):
+            if name in self._affine_names:
+                rows = self._row(name)
+                if name in self.responding:
+                    rows = rows + self._shifts(name, sample)
+                output = combine(output, self.align(rows, output))
         return output
 
-    def _rows(self, name: str, sample: Tensor) -> Tensor:
-        """One parameter for each example, `[n, *parameter]`."""
-        parameter = getattr(self, name)
-        if name not in self.responding:
-            return parameter.expand(len(sample), *parameter.shape)  # type: ignore[no-any-return]
-        return self.add_response(parameter, self.gated(name, sample).reshape(-1, *parameter.shape), self.response(name))
+    @property
+    def _affine_names(self) -> list[str]:
+        return [name for name in ("weight", "bias") if self._parameters.get(name) is not None]
+
+    def _row(self, name: str) -> Tensor:
+        """One parameter, `[1, *parameter]`."""
+        parameter: Tensor = getattr(self, name)
+        return parameter.unsqueeze(0)
+
+    def _check_rows(self, sample: Tensor, output: Tensor) -> None:
+        if output.dim() < 2 or output.shape[0] != len(sample):
+            raise self.rows_error(sample, output)
+
+    def _shifts(self, name: str, sample: Tensor) -> Tensor:
+        """`(V h_n) * R` of one parameter, `[n, *parameter]`."""
+        response = self.response(name)
+        return self.gated(name, sample).reshape(-1, *response.shape) * response
 
 
 class _LastDimensions(NormResponse):
@@ -59,6 +100,8 @@ class _LastDimensions(NormResponse):
 
     def align(self, rows: Tensor, output: Tensor) -> Tensor:
         """`[n, *parameter]` over `[n, *, *parameter]`."""
+        if output.dim() < rows.dim():
+            return rows[0].to(output.dtype)
         between = output.dim() - rows.dim()
         return rows.reshape(rows.shape[0], *[1] * between, *rows.shape[1:]).to(output.dtype)
 
