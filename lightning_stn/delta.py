@@ -13,6 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map_only
@@ -63,7 +64,33 @@ def response_pass(root: nn.Module, hyperparameters: HyperparameterSet, *, linear
         stack.enter_context(_spare_statistics(root))
         if linear:
             stack.enter_context(_linear_predictions(hyperparameters))
+        if linear and sharded(root):
+            stack.enter_context(_keep_whole(root))
         yield
+
+
+def sharded(root: nn.Module) -> bool:
+    """Whether FSDP2 shares parameters out among the ranks."""
+    return any(map(_is_shared_out, root.parameters()))
+
+
+def _is_shared_out(parameter: Tensor) -> bool:
+    return hasattr(parameter, "full_tensor")  # a DTensor, whose public place moved with torch 2.5
+
+
+def _keep_whole(root: nn.Module) -> AbstractContextManager[None]:
+    """Save copies of weights for backward.
+
+    Outside a module's own passes FSDP2 frees what it has gathered, and hears of the backward pass from outputs that
+    require a gradient. Of first-order predictions only the tangents do.
+    """
+
+    def pack(tensor: Tensor) -> Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        gathered = (p for p in root.parameters() if not _is_shared_out(p))
+        return tensor.detach().clone() if any(p.untyped_storage().data_ptr() == place for p in gathered) else tensor
+
+    return saved_tensors_hooks(pack, lambda tensor: tensor)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_stn.binding import bind_weight_phase, keep_merged, unbind
 from lightning_stn.convert import convert
-from lightning_stn.delta import base_pass, response_pass
+from lightning_stn.delta import base_pass, response_pass, sharded
 from lightning_stn.export import export
 from lightning_stn.functional import has_tangent
 from lightning_stn.hyperparameters import HyperparameterSet
@@ -275,15 +275,22 @@ class STNModule(L.LightningModule):
 
     def _base_and_response(self, batch: Any, batch_idx: int, linear: bool) -> tuple[Tensor, Tensor]:
         """The loss of the base weights, and its sum with that of the response, so that one backward serves both."""
+        # FSDP2 reduces all gradients of a layer behind its base's, those of the response must be there by then.
+        base_first = linear and sharded(self)
+        loss = self._base_loss(batch, batch_idx) if base_first else None
         with self._fitting_response(), response_pass(self, self.hyperparameters, linear=linear):
             response_loss = self._scalar_training_loss(batch, batch_idx)
-        with base_pass(self.hyperparameters):
-            loss = self._scalar_training_loss(batch, batch_idx)
+        if loss is None:
+            loss = self._base_loss(batch, batch_idx)
         self.hyperparameters.bound.closed = (
             "A part of the network is computed anew in the backward pass, as activation checkpointing does, where "
             "method='delta-stn' cannot tell of which of its two forward passes; use method='stn', or do without."
         )
         return loss, loss + response_loss
+
+    def _base_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        with base_pass(self.hyperparameters):
+            return self._scalar_training_loss(batch, batch_idx)
 
     @contextmanager
     def _fitting_response(self) -> Iterator[None]:

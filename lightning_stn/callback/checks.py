@@ -7,7 +7,7 @@ from typing import Any
 import lightning
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from lightning_stn.callback.settings import Settings
@@ -70,12 +70,6 @@ def check_trainer(trainer: Trainer, module: STNModule, settings: Settings) -> No
         raise NotImplementedError(
             "STNCallback does not support DeepSpeedStrategy: its engine owns backward and optimiser step, and the "
             "hyperparameter phase needs a gradient beside them. Use strategy='ddp', or ModelParallelStrategy(...)."
-        )
-    if isinstance(trainer.strategy, ModelParallelStrategy) and settings.method == "delta-stn" and settings.linearize:
-        raise NotImplementedError(
-            "STNCallback does not support ModelParallelStrategy together with linearised predictions: tangents through "
-            "the weights that FSDP2 shares out crash in backward. Use STNCallback(method='delta-stn', "
-            "linearize=False), or strategy='ddp'."
         )
     # Lightning 2.6 was the first to reduce the gradients of a static graph's first backward in manual optimisation.
     static = isinstance(trainer.strategy, DDPStrategy) and trainer.strategy._ddp_kwargs.get("static_graph")

@@ -483,13 +483,16 @@ class _TangentScan(torch.autograd.Function):
     def forward(
         ctx: Any, recurrence: Recurrence, slopes: Slopes, drive: Tensor, projected: Tensor | None, *state: Tensor
     ) -> tuple[Tensor, ...]:
-        # No inputs or outputs of this function, and without gradients, so that they may be kept as they are.
-        ctx.recurrence, ctx.slopes = recurrence, slopes
+        cell, recurrent, projection, active = recurrence
+        ctx.cell = cell
+        ctx.save_for_backward(*slopes, active, *recurrent, *(projection or [None] * 3))
         outputs, final = recurrence.push(slopes, drive, projected, state)
         return outputs, *final
 
     @staticmethod
     @_once
     def backward(ctx: Any, for_outputs: Tensor, *for_state: Tensor) -> tuple[Tensor | None, ...]:
-        for_drive, for_projected, for_initial = ctx.recurrence.pull(ctx.slopes, for_outputs, for_state)
+        *slopes, active = ctx.saved_tensors[:4]
+        recurrence = _recurrence(ctx.cell, ctx.saved_tensors[4:], active)
+        for_drive, for_projected, for_initial = recurrence.pull(Slopes(*slopes), for_outputs, for_state)
         return None, None, for_drive, for_projected if ctx.needs_input_grad[3] else None, *for_initial

@@ -11,7 +11,6 @@ from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
     FSDPStrategy,
-    ModelParallelStrategy,
     Strategy,
 )
 from strategies.worker import BATCHES, EPOCHS, Lit, dataset, ends, launch
@@ -23,6 +22,7 @@ from lightning_stn import STNCallback
 LAMBDA, RHO = "hyperparameters.unconstrained", "hyperparameters.raw_scale"
 DRAWN = {"drawn": True}
 DIRECT = {"linearize": False}
+RECURRENT = {"module": {"recurrent": True}}
 End = dict[str, Any]
 STATIC = pytest.param("static", marks=pytest.mark.skipif(lightning_before("2.6"), reason="refused"))
 FSDP2 = pytest.mark.skipif(torch.__version__ < "2.7", reason="needs CUDA")
@@ -39,7 +39,12 @@ def one(tmp_path_factory: pytest.TempPathFactory, method: dict[str, Any]) -> Pat
     """Runs on one process, with batches twice as large."""
     folder = tmp_path_factory.mktemp("one")
     clipped = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}
-    jobs: list[dict[str, Any]] = [{"name": "plain"}, {"name": "direct", **DIRECT}, {"name": "clipped", **clipped}]
+    jobs: list[dict[str, Any]] = [
+        {"name": "plain"},
+        {"name": "direct", **DIRECT},
+        {"name": "recurrent", **RECURRENT},
+        {"name": "clipped", **clipped},
+    ]
     assert launch(folder, *({"strategy": "one", **method, **job} for job in jobs), ranks=1) == [0]
     return folder
 
@@ -68,12 +73,14 @@ def sharded(tmp_path_factory: pytest.TempPathFactory, method: dict[str, Any]) ->
     """Runs on two processes whose weights are shared out among them."""
     folder = tmp_path_factory.mktemp("fsdp")
     jobs: list[dict[str, Any]] = [
-        {"name": "fsdp"},
+        {"name": "plain"},
+        {"name": "direct", **DIRECT},
+        {"name": "recurrent", **RECURRENT},
         {"name": "whole", "module": DRAWN},
         {"name": "first", "module": DRAWN, "stop": 22, "every": 20},
         {"name": "resumed", "module": DRAWN, "checkpoint": saved(folder, 20), "seed": 9},
     ]
-    assert launch(folder, *({"strategy": "fsdp", **job, **method, **DIRECT} for job in jobs)) == [0, 0]
+    assert launch(folder, *({"strategy": "fsdp", **job, **method} for job in jobs)) == [0, 0]
     return folder
 
 
@@ -114,9 +121,10 @@ def test_clipping_and_accumulation_equal_one_process(one: Path, two: Path) -> No
 
 
 @FSDP2
-def test_fsdp2_equals_one_process_on_the_whole_batch(one: Path, sharded: Path) -> None:
-    (whole,) = ends(one, "direct", ranks=1)
-    assert_equal_to_one_process(ends(sharded, "fsdp"), whole, "DTensor")
+@pytest.mark.parametrize("name", ["plain", "direct", "recurrent"])
+def test_fsdp2_equals_one_process_on_the_whole_batch(one: Path, sharded: Path, name: str) -> None:
+    (whole,) = ends(one, name, ranks=1)
+    assert_equal_to_one_process(ends(sharded, name), whole, "DTensor")
 
 
 @pytest.mark.parametrize(("name", "rows"), [("example", 4), ("batch", 1)])
@@ -187,15 +195,14 @@ class Disguise(L.Callback):
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings", "message"),
+    ("kind", "message"),
     [
-        (FSDPStrategy, {}, r"does not support FSDPStrategy.*ModelParallelStrategy"),
-        (DeepSpeedStrategy, {}, r"does not support DeepSpeedStrategy.*strategy='ddp'"),
-        (ModelParallelStrategy, {"method": "delta-stn"}, r"ModelParallelStrategy.*linearize=False.*strategy='ddp'"),
+        (FSDPStrategy, r"does not support FSDPStrategy.*ModelParallelStrategy"),
+        (DeepSpeedStrategy, r"does not support DeepSpeedStrategy.*strategy='ddp'"),
     ],
 )
-def test_strategies_that_cannot_work_are_refused(kind: type[Strategy], settings: dict[str, Any], message: str) -> None:
-    run = trainer(Disguise(kind), STNCallback(warmup_epochs=0, **settings))
+def test_strategies_that_cannot_work_are_refused(kind: type[Strategy], message: str) -> None:
+    run = trainer(Disguise(kind), STNCallback(warmup_epochs=0))
     with pytest.raises(NotImplementedError, match=message):
         run.fit(LitSmall(), loader(24), loader(16, seed=1))
 

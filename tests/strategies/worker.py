@@ -39,20 +39,34 @@ def dataset(seed: int) -> TensorDataset:
     return TensorDataset(inputs, labels, torch.randn(EXAMPLES, 2, generator=generator))
 
 
+class Reader(nn.Module):
+    """Reads the inputs one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent, self.norm, self.head = nn.LSTM(1, 4, batch_first=True), nn.LayerNorm(4), nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        last: Tensor = self.head(self.norm(self.recurrent(inputs.unsqueeze(-1))[0]))[:, -1]
+        return last
+
+
 class Lit(STNModule):
     """Two knobs, a gain of the input and a penalty, on a small network in float64.
 
     Args:
         drawn: draw perturbations and dropout as any module does, rather than by example.
         automatic: leave the weight step to Lightning.
+        recurrent: read the inputs one by one.
     """
 
-    def __init__(self, drawn: bool = False, automatic: bool = False) -> None:
+    def __init__(self, drawn: bool = False, automatic: bool = False, recurrent: bool = False) -> None:
         super().__init__(hyperparameters={"gain": Float(0.0, None, init=0.5), "decay": Float(0.0, None, init=0.01)})
         self.automatic_optimization = automatic
         self.drawn = drawn
         dropout = nn.Dropout(0.1 if drawn else 0.0)
-        self.net = self.convert(nn.Sequential(nn.Linear(5, 6), nn.Tanh(), dropout, nn.Linear(6, 3))).double()
+        net = Reader() if recurrent else nn.Sequential(nn.Linear(5, 6), nn.Tanh(), dropout, nn.Linear(6, 3))
+        self.net = self.convert(net).double()
         self.samples: list[Tensor] = []
         self.gradients: list[dict[str, Tensor]] = []
         self.wrapped: set[str] = set()
@@ -78,7 +92,7 @@ class Lit(STNModule):
         return F.cross_entropy(self.net(inputs), labels)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        self.wrapped |= {type(self.trainer.strategy.model).__name__, type(self.net[0].weight).__name__}
+        self.wrapped |= {type(self.trainer.strategy.model).__name__, type(next(self.net.parameters())).__name__}
         self.gradients.append(
             {name: _whole(p.grad).clone() for name, p in self.named_parameters() if p.grad is not None}
         )
