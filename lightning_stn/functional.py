@@ -158,7 +158,7 @@ def apply_symmetric(function: Callable[[Tensor], Tensor], input: Tensor) -> Tens
     """`function(input)` with its tangent, for a function whose Jacobian is symmetric, as that of a normalisation is.
 
     For such a function the backward pass computes the forward-mode derivative too, and torch has it in fused kernels,
-    where its rules of forward mode are many small steps.
+    where its rules of forward mode are many small steps. The tangent has no gradient in the input's primal.
     """
     primal, moved = parts(input)
     if moved is None:

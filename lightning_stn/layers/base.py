@@ -170,6 +170,18 @@ class ResponseLayer(BoundModule):
         """The input at which the response is taken, without what a linearised pass carries along."""
         return functional.without_tangent(input) if self._linear else input
 
+    def refuse_gradient(self, *inputs: Tensor) -> None:
+        """For layers whose tangents are computed at fixed inputs.
+
+        Raises:
+            NotImplementedError: an input requires a gradient, as for a penalty on it.
+        """
+        if any(input.requires_grad for input in inputs):
+            raise NotImplementedError(
+                f"{type(self).__name__}: the linearised prediction of this layer has no gradient in its input, which "
+                "requires one; use STNCallback(linearize=False), or detach the input."
+            )
+
     def squared_norm(self, name: str) -> Tensor:
         """`|W + diag(V h_n) R|^2` of one parameter at the bound sample, `[n]` or `[1]`, without building it."""
         base: Tensor = getattr(self, name)

@@ -41,6 +41,7 @@ class NormResponse(ResponseLayer):
             output: Tensor = super().forward(input, *args)
             return output
         sample = self._hyperparameters.bound_sample()
+        self.refuse_gradient(functional.without_tangent(input))
         # A normalisation without scale and shift has a symmetric Jacobian, with batch statistics and without.
         with self.shadowed(dict.fromkeys(self._affine_names)):
             normalised = functional.apply_symmetric(lambda input: self.plain.forward(self, input, *args), input)

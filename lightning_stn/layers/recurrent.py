@@ -231,6 +231,7 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
         drive, state = _alike(
             self.cell.drive(projected, lambda start: _sum(start, inner.bias)), *(primal for primal, _ in states)
         )
+        self.refuse_gradient(drive, *state)
         with torch.no_grad():
             trace = recurrence.run(drive, state)
             slopes = recurrence.slopes(trace)

@@ -147,3 +147,28 @@ def test_it_equals_double_backward(name: str, rows: int) -> None:
     unbind(hyperparameters)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     assert (found - net(x)).abs().max() > 1e-3
+
+
+def predict(net: nn.Module, hyperparameters: HyperparameterSet, x: Tensor) -> Tensor:
+    """The linearised prediction at a fixed sample away from the centre."""
+    bind_weight_phase(hyperparameters, hyperparameters.current() + real(len(x), H).float().double())
+    try:
+        with response_pass(net, hyperparameters, linear=True):
+            return net(x)  # type: ignore[no-any-return]
+    finally:
+        unbind(hyperparameters)
+
+
+def test_a_gradient_in_the_input_leads_through_primal_and_tangent() -> None:
+    build, x = NETWORKS["mlp"]
+    net, hyperparameters = tuned(build)
+    assert torch.autograd.gradcheck(lambda x: predict(net, hyperparameters, x), (x.clone().requires_grad_(),))
+
+
+@pytest.mark.parametrize("name", ["block", "translation"])
+def test_layers_that_cannot_have_one_refuse_it(name: str) -> None:
+    """Normalisations and recurrent layers, whose tangents are computed at fixed inputs."""
+    build, x = NETWORKS[name]
+    net, hyperparameters = tuned(build)
+    with pytest.raises(NotImplementedError, match=r"no gradient in its input.*linearize=False"):
+        predict(net, hyperparameters, x.clone().requires_grad_())
