@@ -34,9 +34,10 @@ Batch = tuple[Tensor, Tensor]
 METHODS: dict[str, dict[str, Any]] = {
     "stn": {},
     "delta-stn": {"method": "delta-stn"},
+    "shared": {"method": "delta-stn", "share_primal": True},
     "direct": {"method": "delta-stn", "linearize": False},
 }
-"""What `STNCallback` is told, by name; "direct" is Delta-STN with the network's own predictions."""
+"""What `STNCallback` is told, by name; "shared" is Delta-STN in one pass, "direct" with the network's predictions."""
 STARTS = {"weak": (0.05, 1), "middle": (0.2, 2), "strong": (0.5, 4)}
 """Where the knobs begin: dropout rates and standard deviation of the noise; side of the cutout on an 8 by 8 image."""
 

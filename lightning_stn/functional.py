@@ -126,72 +126,101 @@ class _Merge(torch.autograd.Function):
         return grad, for_response, for_gate
 
 
-def with_tangent(base: Tensor, tangent: Tensor) -> Tensor:
-    """`base` with `tangent` added to its forward-mode tangent, in which gradients travel; to be used in a dual level.
+def parts(tensor: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Primal and tangent, the latter a constant; None where there is no tangent."""
+    primal, tangent = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+    return primal, None if tangent is None else tangent.detach()
+
+
+def with_tangent(primal: Tensor, tangent: Tensor | None) -> Tensor:
+    """A dual tensor, in a dual level; without a tangent it is `primal` itself.
 
     Args:
-        base: a tensor that requires no gradient; its tangent may.
-        tangent: broadcasts with `base`.
+        primal: a tensor without a tangent.
+        tangent: broadcasts to the shape of `primal`.
     """
-    primal, own = parts(base)
-    tangent = tangent.to(primal.dtype)
-    if primal.shape != tangent.shape:
-        # Contiguous, since torch copies into the parts of a dual tensor, which an expanded view forbids.
-        primal, tangent = (part.contiguous() for part in torch.broadcast_tensors(primal, tangent))  # type: ignore[no-untyped-call]
-    if own is not None:
-        tangent = own + tangent
+    if tangent is None:
+        return primal
+    tangent = tangent.detach().to(primal.dtype).expand(primal.shape).contiguous()
     dual: Tensor = forward_ad.make_dual(primal, tangent)  # type: ignore[no-untyped-call]
     return dual
 
 
-def apply_linear(product: Callable[[Tensor], Tensor], input: Tensor, shift: Tensor | None = None) -> Tensor:
-    """`product(input) + shift`, for a product that is linear in its input, tangent by tangent.
+def respond(output: Tensor, moved: Tensor | None, response: Tensor, *, fresh: bool) -> Tensor:
+    """A dual tensor of `output` and `moved + response`, with the gradient of `output` handed to `response` as well.
 
-    Torch's own rules would take the product with the tangents of its other factors as well, where they have none.
+    The gradient of a loss at the first-order prediction `f + J dw` in the response `dw` is `J^T dL`: what the backward
+    pass through the base network computes for weights, and nothing of it passes through tangents.
+
+    Args:
+        output: of the base network.
+        moved: its tangent, from the tangents of its inputs; None for none.
+        response: what the response adds to that; broadcasts with `output`.
+        fresh: whether `output` is nobody else's, so that it can be marked as changed, and changed in place behind.
     """
+    if output.shape != response.shape:
+        shape = torch.broadcast_shapes(output.shape, response.shape)
+        # Contiguous, since torch copies into the parts of a dual tensor, which an expanded view forbids.
+        fresh, output, response = (
+            fresh and output.shape == shape,
+            output.expand(shape).contiguous(),
+            response.expand(shape),
+        )
+    response = response.to(output.dtype)
+    tangent = response.detach() if moved is None else moved + response.detach()
+    return with_tangent(hand_gradient(output, response, fresh=fresh), tangent)
+
+
+def hand_gradient(output: Tensor, response: Tensor, *, fresh: bool) -> Tensor:
+    """`output`, whose gradient is that of `response` as well; both of one shape and one precision."""
+    handed: Tensor = _HandGradient.apply(output, response, fresh)
+    return handed
+
+
+class _HandGradient(torch.autograd.Function):
+    """The first input, with the gradient of a sum."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, response: Tensor, fresh: bool) -> Tensor:
+        if fresh:
+            ctx.mark_dirty(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        return grad, grad, None
+
+
+def apply_linear(function: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:
+    """`function(input)`, for a linear function that torch has no forward-mode rule for."""
     primal, moved = parts(input)
-    output = product(primal) if shift is None else product(primal) + shift
-    return output if moved is None else with_tangent(output, product(moved))
+    output = function(primal)
+    if moved is None:
+        return output
+    with torch.no_grad():
+        moved = function(moved)
+    return with_tangent(output, moved)
 
 
 def apply_symmetric(function: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:
     """`function(input)` with its tangent, for a function whose Jacobian is symmetric, as that of a normalisation is.
 
     For such a function the backward pass computes the forward-mode derivative too, and torch has it in fused kernels,
-    where its rules of forward mode are many small steps. The tangent has no gradient in the input's primal.
+    where its rules of forward mode are many small steps.
     """
     primal, moved = parts(input)
     if moved is None:
         return function(primal)
     with torch.enable_grad():
-        leaf = primal.detach().requires_grad_()
+        leaf = primal if primal.requires_grad else primal.detach().requires_grad_()
         output = function(leaf)
-    tangent: Tensor = _Symmetric.apply(moved, leaf, output)
-    return with_tangent(output.detach(), tangent)
-
-
-class _Symmetric(torch.autograd.Function):
-    """`J t`, with `J` the symmetric Jacobian of `output` in `leaf`; its gradient is `J g`."""
-
-    @staticmethod
-    def forward(ctx: Any, tangent: Tensor, leaf: Tensor, output: Tensor) -> Tensor:
-        ctx.leaf, ctx.output = leaf, output
-        return _pull_back(output, leaf, tangent)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _pull_back(ctx.output, ctx.leaf, grad), None, None
-
-
-def _pull_back(output: Tensor, input: Tensor, grad: Tensor) -> Tensor:
-    """The gradient in `input`, with the graph kept, in the precision of `output`."""
-    (pulled,) = torch.autograd.grad(output, input, grad.to(output.dtype), retain_graph=True)
-    return pulled.to(output.dtype)
+    (tangent,) = torch.autograd.grad(output, leaf, moved.to(output.dtype), retain_graph=True)
+    return with_tangent(output if leaf is primal else output.detach(), tangent)
 
 
 def without_tangent(tensor: Tensor) -> Tensor:
-    """The tensor alone, where it has a tangent."""
-    return parts(tensor)[0]
+    """The tensor alone, as a constant, where it has a tangent."""
+    return parts(tensor)[0].detach()
 
 
 def has_tangent(tensor: Tensor) -> bool:
@@ -200,15 +229,9 @@ def has_tangent(tensor: Tensor) -> bool:
 
 
 def linear_prediction(tensor: Tensor) -> Tensor:
-    """Primal and tangent in one sum: the first-order prediction, without a tangent any more."""
+    """Primal and tangent in one sum, without a tangent any more: the first-order prediction. See `respond`."""
     primal, tangent = parts(tensor)
     return primal if tangent is None else primal + tangent
-
-
-def parts(tensor: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Primal and tangent; None where there is no tangent."""
-    primal, tangent = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
-    return primal, tangent
 
 
 def sum_product(a: Tensor, b: Tensor, shape: torch.Size) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_stn.binding import bind_weight_phase, keep_merged, unbind
 from lightning_stn.convert import convert
-from lightning_stn.delta import base_pass, response_pass, sharded
+from lightning_stn.delta import base_pass, response_pass, shared_pass
 from lightning_stn.export import export
 from lightning_stn.functional import has_tangent
 from lightning_stn.hyperparameters import HyperparameterSet
@@ -31,6 +31,12 @@ ClipAlgorithm = Literal["norm", "value"]
 _MEANINGS = "lightning_stn_hyperparameters"
 """Where a checkpoint keeps how its hyperparameters are read."""
 
+_CLOSED = (
+    "A part of the network is computed anew in the backward pass, as activation checkpointing does, where the forward "
+    "passes of method='delta-stn' are over; use method='stn', or do without."
+)
+"""Why layers refuse to compute then."""
+
 
 @dataclass(frozen=True)
 class WeightStepSettings:
@@ -39,6 +45,7 @@ class WeightStepSettings:
     Args:
         method: how the response is counted and fitted.
         linearize: for "delta-stn", whether the response is fitted on first-order predictions.
+        share_primal: whether the base weights train on these as well, in one pass.
         perturb: what has a perturbation of its own.
         gradient_clip_val: largest norm, or largest entry, of the weights' gradient; None for no clipping.
         gradient_clip_algorithm: which of the two.
@@ -47,6 +54,7 @@ class WeightStepSettings:
 
     method: Method = "stn"
     linearize: bool = True
+    share_primal: bool = False
     perturb: Perturb = "example"
     gradient_clip_val: float | None = None
     gradient_clip_algorithm: ClipAlgorithm = "norm"
@@ -67,7 +75,7 @@ class STNModule(L.LightningModule):
 
     Attributes:
         hyperparameters: the `HyperparameterSet`; `self.hyperparameters["name"]` reads the value bound now.
-        fits_response: whether `training_loss` runs for the response, as Delta-STN lets it beside the call for the
+        fits_response: whether `training_loss` runs for the response alone, as Delta-STN lets it beside the call for the
             weights. What must happen once for a batch, as keeping a hidden state, is not for this call; `self.log` does
             nothing there.
 
@@ -248,6 +256,8 @@ class STNModule(L.LightningModule):
         settings = self.weight_step_settings
         if settings.method == "stn":
             loss = objective = self._scalar_training_loss(batch, batch_idx)
+        elif settings.share_primal:
+            loss = objective = self._shared_loss(batch, batch_idx)
         else:
             loss, objective = self._base_and_response(batch, batch_idx, settings.linearize)
         if not self.automatic_optimization:
@@ -263,8 +273,7 @@ class STNModule(L.LightningModule):
         if has_tangent(loss):
             raise ValueError(
                 "training_loss calls parts of a converted network, whose prediction is therefore not linearised; call "
-                "the network as convert() returned it, convert the parts one by one, or use "
-                "STNCallback(linearize=False)."
+                "the network as convert() returned it, or use STNCallback(linearize=False)."
             )
         if not loss.requires_grad:
             raise ValueError(
@@ -275,22 +284,19 @@ class STNModule(L.LightningModule):
 
     def _base_and_response(self, batch: Any, batch_idx: int, linear: bool) -> tuple[Tensor, Tensor]:
         """The loss of the base weights, and its sum with that of the response, so that one backward serves both."""
-        # FSDP2 reduces all gradients of a layer behind its base's, those of the response must be there by then.
-        base_first = linear and sharded(self)
-        loss = self._base_loss(batch, batch_idx) if base_first else None
         with self._fitting_response(), response_pass(self, self.hyperparameters, linear=linear):
             response_loss = self._scalar_training_loss(batch, batch_idx)
-        if loss is None:
-            loss = self._base_loss(batch, batch_idx)
-        self.hyperparameters.bound.closed = (
-            "A part of the network is computed anew in the backward pass, as activation checkpointing does, where "
-            "method='delta-stn' cannot tell of which of its two forward passes; use method='stn', or do without."
-        )
+        with base_pass(self.hyperparameters):
+            loss = self._scalar_training_loss(batch, batch_idx)
+        self.hyperparameters.bound.closed = _CLOSED
         return loss, loss + response_loss
 
-    def _base_loss(self, batch: Any, batch_idx: int) -> Tensor:
-        with base_pass(self.hyperparameters):
-            return self._scalar_training_loss(batch, batch_idx)
+    def _shared_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        """The loss of base and response at the first-order prediction."""
+        with shared_pass(self.hyperparameters):
+            loss = self._scalar_training_loss(batch, batch_idx)
+        self.hyperparameters.bound.closed = _CLOSED
+        return loss
 
     @contextmanager
     def _fitting_response(self) -> Iterator[None]:

@@ -1248,6 +1248,11 @@ CALLBACK = {
     "STNCallback: entropy_weight": argument("entropy_weight to be a number of at least 0, got -1", entropy_weight=-1),
     "STNCallback: method": argument("method='stn' or method='delta-stn', got 'delta'", method="delta"),
     "STNCallback: linearize": argument("linearize to be True or False, got 1", linearize=1),
+    "STNCallback: share_primal": argument("share_primal to be True or False, got None", share_primal=None),
+    "STNCallback: share_primal, direct": argument(
+        "share_primal=True.*linearize=False", method="delta-stn", linearize=False, share_primal=True
+    ),
+    "STNCallback: share_primal, stn": argument("share_primal=True.*method='stn'", share_primal=True),
     "STNCallback: perturb": argument("perturb='example' or perturb='batch', got 'row'", perturb="row"),
     "STNCallback: dataloader": argument("dataloader to be an iterable of batches, got int; wrap", dataloader=3),
     "STNCallback: a dataset": argument(

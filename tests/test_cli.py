@@ -182,6 +182,7 @@ def test_every_argument_of_the_callback(tmp_path: Path) -> None:
         "entropy_weight": 0.01,
         "method": "delta-stn",
         "linearize": False,
+        "share_primal": False,
         "perturb": "batch",
         "dataloader": None,
         "gradient_clip_val": 1.0,

@@ -33,6 +33,7 @@ class Settings:
     entropy_weight: float = 1e-3
     method: Method = "stn"
     linearize: bool = True
+    share_primal: bool = False
     perturb: Perturb = "example"
     gradient_clip_val: float | None = None
     gradient_clip_algorithm: ClipAlgorithm = "norm"
@@ -60,9 +61,15 @@ class Settings:
             )
         if self.seed is not None and (not isinstance(self.seed, int) or isinstance(self.seed, bool)):
             raise ValueError(f"STNCallback: expected seed to be a whole number, or None, got {self.seed!r}.")
-        for name in ("tune_scales", "linearize"):
+        for name in ("tune_scales", "linearize", "share_primal"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"STNCallback: expected {name} to be True or False, got {getattr(self, name)!r}.")
+        if self.share_primal and not (self.method == "delta-stn" and self.linearize):
+            raise ValueError(
+                "STNCallback: share_primal=True is for linearised predictions, got "
+                f"method={self.method!r}, linearize={self.linearize!r}; use method='delta-stn' with linearize=True, or "
+                "leave share_primal out."
+            )
         _ = self.phases
 
     @property

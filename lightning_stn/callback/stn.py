@@ -74,6 +74,9 @@ class STNCallback(Callback):
             current hyperparameters and fitted beside base weights that train unperturbed.
         linearize: for "delta-stn", whether the response is fitted on first-order predictions, as in that paper, or on
             the network's own, which costs less.
+        share_primal: for "delta-stn", linearised: whether base weights and response train in one pass, on the loss at
+            the first-order prediction and the perturbed hyperparameters, which costs less than either of these and runs
+            `training_loss` once. The paper has two passes, with the base weights at the current hyperparameters.
         perturb: "example" draws a perturbation for each example, "batch" one for each mini-batch and rank, which costs
             little more than plain training.
         dataloader: validation batches for the hyperparameter phase; None for the hook `tuning_dataloader()` of the
@@ -108,6 +111,7 @@ class STNCallback(Callback):
         entropy_weight: float = 1e-3,
         method: Method = "stn",
         linearize: bool = True,
+        share_primal: bool = False,
         perturb: Perturb = "example",
         dataloader: Iterable[Any] | None = None,
         gradient_clip_val: float | None = None,
@@ -127,6 +131,7 @@ class STNCallback(Callback):
             entropy_weight=entropy_weight,
             method=method,
             linearize=linearize,
+            share_primal=share_primal,
             perturb=perturb,
             gradient_clip_val=gradient_clip_val,
             gradient_clip_algorithm=gradient_clip_algorithm,

@@ -15,7 +15,7 @@ class AffineResponse(ResponseLayer):
 
     Example `n` sees `W x + b + (V h_n) * (R x) + (C h_n) * r`, MacKay et al. (2019), section 3.2.
 
-    A family gives `channel_dim` and `affine`.
+    A family gives `channel_dim`, `affine` and `growth`.
     """
 
     weight: Tensor
@@ -40,6 +40,11 @@ class AffineResponse(ResponseLayer):
         """The plain layer's computation with the given parameters; `args` are what else its `forward` takes."""
         raise NotImplementedError
 
+    @property
+    def growth(self) -> float:
+        """Entries of the output for each one of the input, roughly."""
+        raise NotImplementedError
+
     def reset_response(self) -> None:
         """Fill `R, r` with torch's own initialiser for this layer."""
         # It reads nothing but these two attributes, and the weight's shape even where the weight does not respond.
@@ -53,18 +58,37 @@ class AffineResponse(ResponseLayer):
             return output
         # By hand: torch's own rule would take the product with the tangent of the weight as well, where it has none.
         primal, moved = functional.parts(input)
-        output = self.affine(primal, self.weight, self.bias, *args)
-        moved = output.new_zeros(()) if moved is None else self.affine(moved, self.weight, None, *args)
+        with torch.no_grad():
+            moved = None if moved is None else self.affine(moved, self.weight, None, *args)
         sample = self._hyperparameters.bound_sample()
-        batched = output.dim() >= 1 - self.channel_dim
-        if len(sample) == 1 and "weight" in self.responding and not (batched and self.weight.numel() > output.numel()):
-            names = self.responding
-            own = {name: self.response(name) * self.spread(name, self.gated(name, sample)[0]) for name in names}
-            return functional.with_tangent(output, moved + self.affine(primal, own["weight"], own.get("bias"), *args))
-        # Where the output is smaller than the weight, the gates of a shared row act on the output.
-        rows = sample.expand(len(output), -1) if len(sample) == 1 and batched else sample
+        if self._merges(sample, primal):
+            return self._respond_merged(sample, primal, moved, *args)
+        output = self.affine(primal, self.weight, self.bias, *args)
+        # The gates of a shared row act on the output as well.
+        rows = sample.expand(len(output), -1) if len(sample) == 1 and output.dim() >= 1 - self.channel_dim else sample
         self._check_rows(rows, primal, output)
-        return functional.with_tangent(output, self._respond(moved, output, rows, primal, *args))
+        response = self._respond(output.new_zeros(()), output, rows, primal.detach(), *args)
+        return functional.respond(output, moved, response, fresh=True)
+
+    def _merges(self, sample: Tensor, input: Tensor) -> bool:
+        """Whether a linearised pass takes the response into the weight: for a shared row, if not the output is smaller."""
+        if len(sample) > 1 or "weight" not in self.responding:
+            return False
+        return input.dim() < 1 - self.channel_dim or self.weight.numel() <= input.numel() * self.growth
+
+    def _respond_merged(self, sample: Tensor, input: Tensor, moved: Tensor | None, *args: Any) -> Tensor:
+        """A linearised pass with the response of a shared row in the weight."""
+        own = {name: self.response(name) * self.spread(name, self.gated(name, sample)[0]) for name in self.responding}
+        weight, bias = (
+            functional.hand_gradient(getattr(self, name), own[name], fresh=False)
+            if name in own
+            else getattr(self, name)
+            for name in ("weight", "bias")
+        )
+        output = self.affine(input, weight, bias, *args)
+        with torch.no_grad():
+            tangent = self.affine(input, own["weight"], own.get("bias"), *args)
+        return functional.with_tangent(output, tangent if moved is None else moved.add_(tangent))
 
     def _check_rows(self, sample: Tensor, input: Tensor, output: Tensor) -> None:
         if output.dim() < 1 - self.channel_dim or output.shape[0] != sample.shape[0]:

@@ -203,22 +203,29 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
 
     def _project(self, sample: Tensor, input: Tensor, weight: str, rows: slice, bias_rows: slice) -> Tensor:
         """`W x + b + (V h_n) * (R x) + (C h_n) * r` for some rows of weight and bias."""
-        time_dim, responding = (1 if self.batch_first else 0), self.responding
-        bias = self.in_proj_bias
-        own = getattr(self, weight)[rows]
+        own, bias = getattr(self, weight)[rows], self.in_proj_bias
         shift = None if bias is None else bias[bias_rows]
-        if self._linear:
-            output = functional.apply_linear(lambda x: F.linear(x, own), input, shift)
-        else:
-            output = F.linear(input, own, shift)
-        if weight in responding:
+        if not self._linear:
+            return self._respond(F.linear(input, own, shift), sample, input, weight, rows, bias_rows)
+        primal, moved = functional.parts(input)
+        output = F.linear(primal, own, shift)
+        with torch.no_grad():
+            moved = None if moved is None else F.linear(moved, own)
+        response = self._respond(output.new_zeros(()), sample, primal.detach(), weight, rows, bias_rows)
+        return functional.respond(output, moved, response, fresh=True)
+
+    def _respond(
+        self, start: Tensor, sample: Tensor, input: Tensor, weight: str, rows: slice, bias_rows: slice
+    ) -> Tensor:
+        """`start + (V h_n) * (R x) + (C h_n) * r` for some rows of weight and bias."""
+        time_dim = 1 if self.batch_first else 0
+        if weight in self.responding:
             gates = functional.gate(sample, self.gates(weight)[rows]).unsqueeze(time_dim)
-            output = self.add_response(output, gates, F.linear(self.point(input), self.response(weight)[rows]))
-        if "in_proj_bias" in responding:
+            start = torch.addcmul(start, gates, F.linear(input, self.response(weight)[rows]))
+        if "in_proj_bias" in self.responding:
             shift = self.gated("in_proj_bias", sample) * self.response("in_proj_bias")
-            shift = shift[:, bias_rows].unsqueeze(time_dim)
-            output = functional.with_tangent(output, shift) if self._linear else output + shift
-        return output
+            start = start + shift[:, bias_rows].unsqueeze(time_dim)
+        return start
 
     @property
     def _added_keys(self) -> int:
@@ -230,7 +237,8 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
         if bias is not None:
             row = bias
             if name in self.responding:
-                row = self.add_response(bias, self.gated(name, sample).unsqueeze(1), self.response(name))
+                gates = self.gated(name, sample).unsqueeze(1)
+                row = self.add_response(bias, gates, self.response(name), fresh=False)
             projected = torch.cat([projected, row.expand(len(sample), -1, -1)], 1)
         return F.pad(projected, (0, 0, 0, 1)) if self.add_zero_attn else projected
 

@@ -152,35 +152,19 @@ class ResponseLayer(BoundModule):
             if self._frozen:
                 base, response = base.detach(), response.detach()
             if self._linear:
-                effective[name] = functional.with_tangent(base, response * self.spread(name, gated))
+                effective[name] = functional.respond(base, None, response * self.spread(name, gated), fresh=False)
             else:
                 effective[name] = functional.merge(base, response, self.spread(name, gated))
         return effective
 
-    def add_response(self, output: Tensor, gates: Tensor, response: Tensor) -> Tensor:
+    def add_response(self, output: Tensor, gates: Tensor, response: Tensor, *, fresh: bool = True) -> Tensor:
         """`output + gates * response`, with the sum's second part as a tangent in a linearised pass.
 
-        There `response` must have no tangent: it is to be computed from `point` of an input.
+        There `output` must have no tangent by itself; see `functional.respond`, also on `fresh`.
         """
         if self._linear:
-            return functional.with_tangent(output, gates * response)
+            return functional.respond(output, None, gates * response, fresh=fresh)
         return torch.addcmul(output, gates, response)
-
-    def point(self, input: Tensor) -> Tensor:
-        """The input at which the response is taken, without what a linearised pass carries along."""
-        return functional.without_tangent(input) if self._linear else input
-
-    def refuse_gradient(self, *inputs: Tensor) -> None:
-        """For layers whose tangents are computed at fixed inputs.
-
-        Raises:
-            NotImplementedError: an input requires a gradient, as for a penalty on it.
-        """
-        if any(input.requires_grad for input in inputs):
-            raise NotImplementedError(
-                f"{type(self).__name__}: the linearised prediction of this layer has no gradient in its input, which "
-                "requires one; use STNCallback(linearize=False), or detach the input."
-            )
 
     def squared_norm(self, name: str) -> Tensor:
         """`|W + diag(V h_n) R|^2` of one parameter at the bound sample, `[n]` or `[1]`, without building it."""

@@ -1,5 +1,6 @@
 """The responses of the convolutions, plain and transposed."""
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -22,6 +23,14 @@ class _ResponseConv(AffineResponse):
     """
 
     kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    in_channels: int
+    out_channels: int
+
+    @property
+    def growth(self) -> float:
+        """Output channels for each input channel, at the positions that the stride leaves."""
+        return self.out_channels / self.in_channels / math.prod(self.stride)
 
     @property
     def channel_dim(self) -> int:
@@ -41,8 +50,12 @@ class _ResponseConvTranspose(_ResponseConv):
     """
 
     transposed_convolution: ClassVar[Callable[..., Tensor]]
-    out_channels: int
     groups: int
+
+    @property
+    def growth(self) -> float:
+        """Output channels for each input channel, at all positions that the stride makes."""
+        return self.out_channels / self.in_channels * math.prod(self.stride)
 
     def gate_size(self, name: str) -> int:
         """A gate for each output channel."""

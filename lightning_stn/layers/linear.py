@@ -27,6 +27,11 @@ class ResponseLinear(AffineResponse, nn.Linear):  # type: ignore[misc]
         """The last dimension."""
         return -1
 
+    @property
+    def growth(self) -> float:
+        """Output features for each input feature."""
+        return self.out_features / self.in_features
+
     def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
         """`W x + b`."""
         return F.linear(input, weight, bias)

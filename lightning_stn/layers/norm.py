@@ -41,28 +41,28 @@ class NormResponse(ResponseLayer):
             output: Tensor = super().forward(input, *args)
             return output
         sample = self._hyperparameters.bound_sample()
-        self.refuse_gradient(functional.without_tangent(input))
         # A normalisation without scale and shift has a symmetric Jacobian, with batch statistics and without.
         with self.shadowed(dict.fromkeys(self._affine_names)):
             normalised = functional.apply_symmetric(lambda input: self.plain.forward(self, input, *args), input)
         if len(sample) > 1:
             self._check_rows(sample, normalised)
-        return self._scale_tangents(sample, *functional.parts(normalised))
+        return self._scale(sample, *functional.parts(normalised))
 
-    def _scale_tangents(self, sample: Tensor, normalised: Tensor, moved: Tensor | None) -> Tensor:
+    def _scale(self, sample: Tensor, normalised: Tensor, moved: Tensor | None) -> Tensor:
         """`z * w + b` with the tangent `dz * w + z * (V h_n) * R + (C h_n) * r`."""
-        output, tangent = normalised, normalised.new_zeros(())
-        if "weight" in self._affine_names:
-            scale = self.align(self._row("weight"), normalised)
-            output = output * scale
-            moved = None if moved is None else moved * scale
-        if "bias" in self._affine_names:
-            output = output + self.align(self._row("bias"), normalised)
+        output, response = normalised, normalised.new_zeros(())
+        rows = {name: self.align(self._row(name), normalised) for name in self._affine_names}
+        if "weight" in rows:
+            output = torch.addcmul(rows.get("bias", response), output, rows["weight"])
+            moved = None if moved is None else moved.mul_(rows["weight"].detach())
         if "bias" in self.responding:
-            tangent = self.align(self._shifts("bias", sample), normalised)
+            response = self.align(self._shifts("bias", sample), normalised)
         if "weight" in self.responding:
-            tangent = torch.addcmul(tangent, normalised, self.align(self._shifts("weight", sample), normalised))
-        return functional.with_tangent(output, tangent if moved is None else moved + tangent)
+            scales = self.align(self._shifts("weight", sample), normalised)
+            response = torch.addcmul(response, normalised.detach(), scales)
+        if not self.responding:
+            return functional.with_tangent(output, moved)
+        return functional.respond(output, moved, response, fresh=True)
 
     def forward_per_example(self, sample: Tensor, input: Tensor, *args: Any) -> Tensor:
         """Normalise plainly, then scale and shift each example by its own."""

@@ -274,8 +274,20 @@ class Recurrence(NamedTuple):
 
         Gradients lead to everything, and can be taken once.
         """
+        with torch.no_grad():
+            trace = self.run(drive, state)
+        return self.attach(trace, drive, None, state)
+
+    def attach(self, trace: Trace, drive: Tensor, projected: Tensor | None, state: State) -> tuple[Tensor, State]:
+        """Outputs and last state of a run, through which gradients lead to everything, and can be taken once.
+
+        Args:
+            trace: that of the run.
+            drive: see `scan`, and likewise `state`.
+            projected: something that has the gradient of the projections, `[t, n, o]`; None for nothing.
+        """
         outputs, *final = _Scan.apply(
-            self.cell, self.active, drive, *self.recurrent, *(self.projection or [None] * 3), *state
+            self, trace, drive, projected, *self.recurrent, *(self.projection or [None] * 3), *state
         )
         return outputs, tuple(final)
 
@@ -308,9 +320,8 @@ class Recurrence(NamedTuple):
         before, after = (tuple(part[place] for part in trace.states) for place in (slice(-1), slice(1, None)))
         return self.cell.slopes(trace.units, before, after)
 
-    def scan_tangents(
-        self, slopes: Slopes, drive: Tensor, projected: Tensor | None, state: State
-    ) -> tuple[Tensor, State]:
+    @_in_full
+    def push(self, slopes: Slopes, drive: Tensor, projected: Tensor | None, state: State) -> tuple[Tensor, State]:
         """The derivative of a run in direction of drive, projections and initial state, at fixed weights.
 
         Args:
@@ -320,15 +331,8 @@ class Recurrence(NamedTuple):
             state: `[n, *]` each.
 
         Returns:
-            Derivatives of the outputs, `[t, n, o]`, and of the last state, through which gradients lead to the
-            directions.
+            Derivatives of the outputs, `[t, n, o]`, and of the last state.
         """
-        outputs, *final = _TangentScan.apply(self, slopes, drive, projected, *state)
-        return outputs, tuple(final)
-
-    @_in_full
-    def push(self, slopes: Slopes, drive: Tensor, projected: Tensor | None, state: State) -> tuple[Tensor, State]:
-        """`scan_tangents` without a graph."""
         factors, out_factors = self._factors()
         outputs = []
         for t, (slope, entering) in enumerate(zip(slopes.steps(), drive.unbind(0), strict=True)):
@@ -394,11 +398,11 @@ class _Scan(torch.autograd.Function):
     """A run with all its gradients."""
 
     @staticmethod
-    def forward(ctx: Any, cell: Cell, active: Tensor | None, drive: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        products, state = rest[:6], rest[6:]
-        trace = _recurrence(cell, products, active).run(drive, state)
-        ctx.cell = cell
-        ctx.save_for_backward(active, *products, *trace[1:], *trace.states)
+    def forward(
+        ctx: Any, recurrence: Recurrence, trace: Trace, drive: Tensor, projected: Tensor | None, *rest: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        ctx.cell = recurrence.cell
+        ctx.save_for_backward(recurrence.active, *rest[:6], *trace[1:], *trace.states)
         # Copies, since autograd forbids to work in place on a view that a function returns.
         return trace.outputs.clone(), *(part.clone() for part in trace.final)
 
@@ -409,13 +413,13 @@ class _Scan(torch.autograd.Function):
         trace = Trace(ctx.saved_tensors[11:], *ctx.saved_tensors[7:11])
         recurrence = _recurrence(ctx.cell, products, active)
         for_drive, for_projected, for_initial = recurrence.pull(recurrence.slopes(trace), for_outputs, for_state)
-        needed, units = ctx.needs_input_grad[3:9], len(recurrence.recurrent.weight)
+        needed, units = ctx.needs_input_grad[4:10], len(recurrence.recurrent.weight)
         grads = _gradients(recurrence.recurrent, needed[:3], for_drive[..., -units:], trace.previous, trace.response)
         if recurrence.projection is not None and for_projected is not None and trace.hidden is not None:
             grads += _gradients(recurrence.projection, needed[3:], for_projected, trace.hidden, trace.out_response)
         else:
             grads += [None] * 3
-        return None, None, for_drive, *grads, *for_initial
+        return None, None, for_drive, for_projected if ctx.needs_input_grad[3] else None, *grads, *for_initial
 
 
 def _recurrence(cell: Cell, products: Sequence[Any], active: Tensor | None) -> Recurrence:
@@ -474,25 +478,3 @@ class _Response(torch.autograd.Function):
             _, response, gates = product
             for_input = _pull(_transpose((response, None)), grad * gates)
         return grad.sum_to_size(ctx.shape), *grads, for_input
-
-
-class _TangentScan(torch.autograd.Function):
-    """A linear recurrence and its transpose."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, recurrence: Recurrence, slopes: Slopes, drive: Tensor, projected: Tensor | None, *state: Tensor
-    ) -> tuple[Tensor, ...]:
-        cell, recurrent, projection, active = recurrence
-        ctx.cell = cell
-        ctx.save_for_backward(*slopes, active, *recurrent, *(projection or [None] * 3))
-        outputs, final = recurrence.push(slopes, drive, projected, state)
-        return outputs, *final
-
-    @staticmethod
-    @_once
-    def backward(ctx: Any, for_outputs: Tensor, *for_state: Tensor) -> tuple[Tensor | None, ...]:
-        *slopes, active = ctx.saved_tensors[:4]
-        recurrence = _recurrence(ctx.cell, ctx.saved_tensors[4:], active)
-        for_drive, for_projected, for_initial = recurrence.pull(Slopes(*slopes), for_outputs, for_state)
-        return None, None, for_drive, for_projected if ctx.needs_input_grad[3] else None, *for_initial

@@ -37,8 +37,8 @@ class _Affine(NamedTuple):
         return output
 
     def base(self) -> Product:
-        """The product without the response, and with its weights held fixed."""
-        return Product(self.product.weight.detach())
+        """The product without the response."""
+        return Product(self.product.weight)
 
     def respond(self, input: Tensor, start: Tensor | None = None) -> Tensor | None:
         """`start + (V h_n) * (R x) + (C h_n) * r`; None where there is none of them."""
@@ -231,23 +231,27 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
         drive, state = _alike(
             self.cell.drive(projected, lambda start: _sum(start, inner.bias)), *(primal for primal, _ in states)
         )
-        self.refuse_gradient(drive, *state)
         with torch.no_grad():
             trace = recurrence.run(drive, state)
             slopes = recurrence.slopes(trace)
-        moved = None if moved is None else F.linear(moved, outer.product.weight)
-        moved = outer.respond(input, moved)
-        drive, directions = _alike(
-            self.cell.drive(
-                projected.new_zeros(projected.shape) if moved is None else moved,
-                lambda start: inner.respond(trace.previous, start),
-            ),
-            *(torch.zeros_like(primal) if tangent is None else tangent for primal, tangent in states),
+            moved = None if moved is None else F.linear(moved, outer.product.weight)
+        # What the response adds to drive and projections, and the same with what comes from the layers before.
+        response = outer.respond(input.detach())
+        own = self.cell.drive(
+            projected.new_zeros(projected.shape) if response is None else response,
+            lambda start: inner.respond(trace.previous, start),
         )
-        shifted = None if out is None else out.respond(trace.hidden)
-        moved, moved_state = recurrence.scan_tangents(slopes, drive, shifted, directions)
-        final = tuple(functional.with_tangent(*pair) for pair in zip(trace.final, moved_state, strict=True))
-        return functional.with_tangent(trace.outputs, moved), final
+        own_projected = None if out is None else out.respond(trace.hidden)
+        with torch.no_grad():
+            push = own if moved is None else own + self.cell.drive(moved, lambda start: start)
+            push, directions = _alike(
+                push, *(torch.zeros_like(primal) if tangent is None else tangent for primal, tangent in states)
+            )
+            tangents, final_tangents = recurrence.push(slopes, push, own_projected, directions)
+        drive = functional.hand_gradient(drive, own, fresh=False)
+        outputs, final = recurrence.attach(trace, drive, own_projected, state)
+        final = tuple(functional.with_tangent(*pair) for pair in zip(final, final_tangents, strict=True))
+        return functional.with_tangent(outputs, tangents), final
 
     def _affine(self, place: str, sample: Tensor) -> _Affine:
         """The product with `weight_<place>`, with its bias where there is one."""

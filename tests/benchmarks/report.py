@@ -15,6 +15,8 @@ TIMES = {
     "weight_example": "weight step, example",
     "delta_batch": "Delta-STN, weight step, batch",
     "delta_example": "Delta-STN, weight step, example",
+    "shared_batch": "in one pass, batch",
+    "shared_example": "in one pass, example",
     "direct_batch": "not linearised, batch",
     "direct_example": "not linearised, example",
     "delta_fixed": "Delta-STN, hyper step, fixed scales",

@@ -82,11 +82,12 @@ class Bench:
         return {"weight_example": run.weight_step(), "hyper_example": run.hyperparameter_step()}
 
     def delta(self) -> Seconds:
-        """Delta-STN's weight steps, linearised and not, and its hyperparameter step with fixed scales."""
+        """Delta-STN's weight steps and its hyperparameter step with fixed scales."""
         seconds: Seconds = {}
-        for name, linearize in (("delta", True), ("direct", False)):
+        forms = {"delta": {}, "shared": {"share_primal": True}, "direct": {"linearize": False}}
+        for name, form in forms.items():
             for perturb in ("batch", "example"):
-                settings = {"method": "delta-stn", "linearize": linearize, "perturb": perturb, "tune_scales": False}
+                settings = {"method": "delta-stn", "perturb": perturb, "tune_scales": False, **form}
                 run = self.runner.fit(self.tuned, self.batches, train_steps=1, **settings)
                 seconds[f"{name}_{perturb}"] = run.weight_step()
                 seconds["delta_fixed"] = run.hyperparameter_step()

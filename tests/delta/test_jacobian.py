@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lightning_stn import Float, HyperparameterSet, functional
 from lightning_stn.binding import attach, bind, bind_weight_phase, unbind
 from lightning_stn.convert import convert
-from lightning_stn.delta import recentre, response_pass
+from lightning_stn.delta import recentre, response_pass, shared_pass
 from lightning_stn.regularizers import ActivationPenalty, L2Penalty
 
 EXAMPLES, HELD_OUT, UNITS, SCALE, LR, STEPS = 30, 40, 4, 0.1, 0.02, 1000
@@ -179,17 +179,20 @@ class Agreement(NamedTuple):
     hypergradient: float
 
 
-def learn(problem: Problem, *, method: str, linearize: bool = True) -> Agreement:
+def learn(
+    problem: Problem, *, method: str, linearize: bool = True, shared: bool = False, steps: int = STEPS
+) -> Agreement:
     """Learn the response with one perturbation for the batch, from the optimum, and compare."""
     centred, optimum = method == "delta-stn", problem.optimum
     tuned = Tuned(problem, optimum, centred)
     hyperparameters = tuned.hyperparameters
     generator = torch.Generator().manual_seed(1)
     optimizer = torch.optim.Adam(tuned.parameters(), lr=LR)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    for _ in range(STEPS):
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
         bind_weight_phase(hyperparameters, hyperparameters.sample(1, generator))
-        with response_pass(tuned, hyperparameters, linear=linearize) if centred else nullcontext():
+        alone = response_pass(tuned, hyperparameters, linear=linearize) if centred else nullcontext()
+        with shared_pass(hyperparameters) if shared else alone:
             loss = tuned()
         unbind(hyperparameters)
         optimizer.zero_grad()
@@ -231,6 +234,15 @@ def test_the_response_is_the_jacobian_of_the_best_response(problem: Problem, lin
     found = learn(problem, method="delta-stn", linearize=linearize)
     print(f"\nDelta-STN, linearize={linearize}: {found}")
     assert min(found) > 0.99
+
+
+@pytest.mark.slow
+def test_it_comes_near_where_the_base_weights_train_in_the_same_pass(problem: Problem) -> None:
+    """Their noise is the response's too: it takes more steps to come less near."""
+    few = learn(problem, method="delta-stn", shared=True)
+    many = learn(problem, method="delta-stn", shared=True, steps=4 * STEPS)
+    print(f"\nDelta-STN, share_primal=True: {few}, with four times the steps {many}")
+    assert min(many) > 0.95
 
 
 def test_that_of_stn_is_not(problem: Problem) -> None:

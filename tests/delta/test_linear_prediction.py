@@ -149,26 +149,31 @@ def test_it_equals_double_backward(name: str, rows: int) -> None:
     assert (found - net(x)).abs().max() > 1e-3
 
 
-def predict(net: nn.Module, hyperparameters: HyperparameterSet, x: Tensor) -> Tensor:
-    """The linearised prediction at a fixed sample away from the centre."""
-    bind_weight_phase(hyperparameters, hyperparameters.current() + real(len(x), H).float().double())
-    try:
-        with response_pass(net, hyperparameters, linear=True):
-            return net(x)  # type: ignore[no-any-return]
-    finally:
-        unbind(hyperparameters)
+@pytest.mark.parametrize("rows", [1, N])
+def test_networks_behind_one_another_are_linearised_as_one(rows: int) -> None:
+    """The prediction of the first goes into the second with its tangent."""
+    build, x = NETWORKS["block"]
+    whole, hyperparameters = tuned(lambda: nn.Sequential(build(), nn.Conv2d(2, 3, 1), nn.Tanh()))
+    moved = real(rows, H).float().double()
+    expected = by_double_backward(whole, hyperparameters, x, moved)
+    hyperparameters.networks[:] = [whole[0], whole[1:]]  # type: ignore[index]
+    bind_weight_phase(hyperparameters, hyperparameters.current() + moved)
+    with response_pass(whole, hyperparameters, linear=True):
+        first, second = hyperparameters.networks
+        found = second(input=first(x))
+    unbind(hyperparameters)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_a_gradient_in_the_input_leads_through_primal_and_tangent() -> None:
-    build, x = NETWORKS["mlp"]
-    net, hyperparameters = tuned(build)
-    assert torch.autograd.gradcheck(lambda x: predict(net, hyperparameters, x), (x.clone().requires_grad_(),))
-
-
-@pytest.mark.parametrize("name", ["block", "translation"])
-def test_layers_that_cannot_have_one_refuse_it(name: str) -> None:
-    """Normalisations and recurrent layers, whose tangents are computed at fixed inputs."""
+@pytest.mark.parametrize("name", ["mlp", "block", "translation"])
+def test_an_input_that_requires_a_gradient_is_refused(name: str) -> None:
+    """Gradients pass through primals only, so that one in the input would lack the tangent's part."""
     build, x = NETWORKS[name]
     net, hyperparameters = tuned(build)
-    with pytest.raises(NotImplementedError, match=r"no gradient in its input.*linearize=False"):
-        predict(net, hyperparameters, x.clone().requires_grad_())
+    bind_weight_phase(hyperparameters, hyperparameters.current() + real(len(x), H).float().double())
+    with (
+        pytest.raises(NotImplementedError, match=r"input that requires a gradient.*linearize=False"),
+        response_pass(net, hyperparameters, linear=True),
+    ):
+        net(x.clone().requires_grad_())
+    unbind(hyperparameters)

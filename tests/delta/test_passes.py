@@ -15,12 +15,13 @@ from torch.utils.checkpoint import checkpoint
 from lightning_stn import Float, HyperparameterSet, STNCallback
 from lightning_stn.binding import bind_weight_phase, unbind
 from lightning_stn.convert import convert
-from lightning_stn.delta import base_pass, recentre, response_pass
+from lightning_stn.delta import base_pass, recentre, response_pass, shared_pass
 from lightning_stn.regularizers import Dropout
 
 DIRECT = {"method": "delta-stn", "linearize": False}
 DELTA = {"method": "delta-stn"}
-both_fits = pytest.mark.parametrize("settings", [DELTA, DIRECT], ids=["linearised", "direct"])
+SHARED = {"method": "delta-stn", "share_primal": True}
+all_fits = pytest.mark.parametrize("settings", [DELTA, SHARED, DIRECT], ids=["linearised", "shared", "direct"])
 
 
 def callback(**settings: Any) -> STNCallback:
@@ -68,8 +69,7 @@ def test_base_and_response_get_the_gradients_of_their_own_losses(linear: bool) -
     """Beside each other in one backward, against each alone; the response's by a loop over examples."""
     net, hyperparameters = tuned()
     recentre(net, hyperparameters, True)
-    responses = {id(p) for layer in response_layers(net) for p in layer.response_parameters()}
-    base, response = ([p for p in net.parameters() if (id(p) in responses) == which] for which in (False, True))
+    base, response = _base_and_response(net)
     samples = hyperparameters.sample(len(X), torch.Generator().manual_seed(0))
     bind_weight_phase(hyperparameters, samples)
     with response_pass(net, hyperparameters, linear=linear):
@@ -78,14 +78,50 @@ def test_base_and_response_get_the_gradients_of_their_own_losses(linear: bool) -
         base_loss = F.cross_entropy(net(X), Y)
     unbind(hyperparameters)
     found = torch.autograd.grad(base_loss + response_loss, [*base, *response])
+    by_hand = F.cross_entropy(by_loop(net, samples - hyperparameters.unconstrained, linear=linear), Y)
+    expected = [
+        *torch.autograd.grad(F.cross_entropy(plain_forward(net), Y), base),
+        *torch.autograd.grad(by_hand, response),
+    ]
+    torch.testing.assert_close(found, tuple(expected), rtol=1e-10, atol=1e-10)
 
-    names = [name for name, _ in net.named_parameters()]
-    state = dict(net.named_parameters())
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_one_pass_gives_both_the_gradient_at_the_linearised_prediction(rows: int) -> None:
+    """The response that of the loss there, the base weights the same loss's derivative through the base network."""
+    net, hyperparameters = tuned()
+    recentre(net, hyperparameters, True)
+    base, response = _base_and_response(net)
+    samples = hyperparameters.sample(rows, torch.Generator().manual_seed(0))
+    bind_weight_phase(hyperparameters, samples)
+    with shared_pass(hyperparameters):
+        loss = F.cross_entropy(net(X), Y)
+    unbind(hyperparameters)
+    found = torch.autograd.grad(loss, [*base, *response])
+
+    predictions = by_loop(net, (samples - hyperparameters.unconstrained).expand(len(X), -1), linear=True)
+    by_hand = F.cross_entropy(predictions, Y)
+    leaf = predictions.detach().requires_grad_()
+    (at_prediction,) = torch.autograd.grad(F.cross_entropy(leaf, Y), leaf)
+    expected = [
+        *torch.autograd.grad(plain_forward(net), base, at_prediction),
+        *torch.autograd.grad(by_hand, response),
+    ]
+    torch.testing.assert_close(loss, by_hand, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, tuple(expected), rtol=1e-10, atol=1e-10)
+
+
+def _base_and_response(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    responses = {id(p) for layer in response_layers(net) for p in layer.response_parameters()}
+    base, response = ([p for p in net.parameters() if (id(p) in responses) == which] for which in (False, True))
+    return base, response
+
+
+def by_loop(net: nn.Module, moved: Tensor, *, linear: bool) -> Tensor:
+    """Predictions at `moved` from the centre, with the base weights held fixed, example by example, by hand."""
+    w = dict(net.named_parameters())
 
     def alone(x: Tensor, moved: Tensor) -> Tensor:
-        """The prediction for one example, by hand."""
-        w = {name: state[name] for name in names}
-
         def at(t: Tensor) -> Tensor:
             h = x
             for place in ("0", "3"):
@@ -95,34 +131,19 @@ def test_base_and_response_get_the_gradients_of_their_own_losses(linear: bool) -
                 h = h.tanh() if place == "0" else h
             return h
 
-        one = torch.ones((), dtype=torch.float64)
         if not linear:
-            return at(one)
+            return at(torch.ones((), dtype=torch.float64))
         t = torch.zeros((), dtype=torch.float64, requires_grad=True)
         output = at(t)
         rows = [torch.autograd.grad(entry, t, create_graph=True)[0] for entry in output]
         return output.detach() + torch.stack(rows)
 
-    moved = (samples - hyperparameters.unconstrained).double()
-    by_hand = F.cross_entropy(torch.stack([alone(x, m) for x, m in zip(X, moved, strict=True)]), Y)
-    plain = copy.deepcopy(net)
-    expected = [
-        *torch.autograd.grad(
-            F.cross_entropy(plain_forward(plain), Y), [plain.get_parameter(n) for n in _names(net, base)]
-        ),
-        *torch.autograd.grad(by_hand, response),
-    ]
-    torch.testing.assert_close(found, tuple(expected), rtol=1e-10, atol=1e-10)
+    return torch.stack([alone(x, m) for x, m in zip(X, moved.double(), strict=True)])
 
 
 def plain_forward(net: nn.Module) -> Tensor:
     first, last = net[0], net[3]  # type: ignore[index]
     return F.linear(F.linear(X, first.weight, first.bias).tanh(), last.weight, last.bias)
-
-
-def _names(net: nn.Module, parameters: list[nn.Parameter]) -> list[str]:
-    wanted = {id(parameter) for parameter in parameters}
-    return [name for name, parameter in net.named_parameters() if id(parameter) in wanted]
 
 
 def test_regularisers_act_at_the_current_hyperparameters_in_the_base_pass() -> None:
@@ -161,7 +182,7 @@ def test_primal_and_tangent_meet_the_same_dropout_mask() -> None:
     assert (found - outputs[0]).abs().max() > 1e-2
 
 
-@both_fits
+@all_fits
 def test_batch_statistics_move_once_a_step_and_as_those_of_the_base_network(settings: dict[str, Any]) -> None:
     """With base weights that stand still, and no noise, they are those of the plain network on the same batches."""
 
@@ -185,7 +206,7 @@ def test_batch_statistics_move_once_a_step_and_as_those_of_the_base_network(sett
     assert module.net[2].num_batches_tracked == 3  # type: ignore[index]
 
 
-@both_fits
+@all_fits
 @pytest.mark.parametrize("perturb", ["example", "batch"])
 def test_manual_and_automatic_optimization_give_the_same_run(settings: dict[str, Any], perturb: str) -> None:
     finals = []
@@ -222,7 +243,7 @@ def test_the_training_loss_that_is_recorded_and_returned_is_that_of_the_base_wei
     assert module.events.count("weight") == 2 * len(losses) == 12
 
 
-@both_fits
+@all_fits
 def test_a_run_moves_everything_and_is_taken_away(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
     module = LitSmall()
