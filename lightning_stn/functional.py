@@ -154,20 +154,18 @@ def respond(output: Tensor, moved: Tensor | None, response: Tensor, *, fresh: bo
 
     Args:
         output: of the base network.
-        moved: its tangent, from the tangents of its inputs; None for none.
+        moved: its tangent, from the tangents of its inputs, which is overwritten; None for none.
         response: what the response adds to that; broadcasts with `output`.
         fresh: whether `output` is nobody else's, so that it can be marked as changed, and changed in place behind.
     """
     if output.shape != response.shape:
-        shape = torch.broadcast_shapes(output.shape, response.shape)
+        shape = torch.broadcast_shapes(output.shape, response.shape)  # type: ignore[no-untyped-call]
+        fresh = fresh and output.shape == shape
         # Contiguous, since torch copies into the parts of a dual tensor, which an expanded view forbids.
-        fresh, output, response = (
-            fresh and output.shape == shape,
-            output.expand(shape).contiguous(),
-            response.expand(shape),
-        )
+        output, response = output.expand(shape).contiguous(), response.expand(shape)
     response = response.to(output.dtype)
-    tangent = response.detach() if moved is None else moved + response.detach()
+    # In place, since fresh memory costs as much as the sum.
+    tangent = response.detach() if moved is None else moved.add_(response.detach())
     return with_tangent(hand_gradient(output, response, fresh=fresh), tangent)
 
 

@@ -71,7 +71,7 @@ class AffineResponse(ResponseLayer):
         return functional.respond(output, moved, response, fresh=True)
 
     def _merges(self, sample: Tensor, input: Tensor) -> bool:
-        """Whether a linearised pass takes the response into the weight: for a shared row, if not the output is smaller."""
+        """Whether a linearised pass takes the response into the weight: a shared row's, if the output is no smaller."""
         if len(sample) > 1 or "weight" not in self.responding:
             return False
         return input.dim() < 1 - self.channel_dim or self.weight.numel() <= input.numel() * self.growth
@@ -79,13 +79,8 @@ class AffineResponse(ResponseLayer):
     def _respond_merged(self, sample: Tensor, input: Tensor, moved: Tensor | None, *args: Any) -> Tensor:
         """A linearised pass with the response of a shared row in the weight."""
         own = {name: self.response(name) * self.spread(name, self.gated(name, sample)[0]) for name in self.responding}
-        weight, bias = (
-            functional.hand_gradient(getattr(self, name), own[name], fresh=False)
-            if name in own
-            else getattr(self, name)
-            for name in ("weight", "bias")
-        )
-        output = self.affine(input, weight, bias, *args)
+        handed = {name: functional.hand_gradient(getattr(self, name), own[name], fresh=False) for name in own}
+        output = self.affine(input, handed["weight"], handed.get("bias", self.bias), *args)
         with torch.no_grad():
             tangent = self.affine(input, own["weight"], own.get("bias"), *args)
         return functional.with_tangent(output, tangent if moved is None else moved.add_(tangent))

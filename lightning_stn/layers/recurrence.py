@@ -128,8 +128,14 @@ class LSTMCell:
         """At all time steps, from the activations `i, f, g, o` and the states before and after each step."""
         i, f, g, o = units.chunk(4, -1)
         squashed = after[1].tanh()
-        drive = torch.cat([g * i * (1 - i), before[1] * f * (1 - f), i * (1 - g * g), squashed * o * (1 - o)], -1)
-        return Slopes(drive, f, o * (1 - squashed * squashed))
+        # All sigmoids' slopes, s (1 - s), in one pass, then in place.
+        drive = torch.addcmul(units, units, units, value=-1)
+        for_i, for_f, for_g, for_o = drive.chunk(4, -1)
+        for_i.mul_(g)
+        for_f.mul_(before[1])
+        torch.addcmul(i, i, g * g, value=-1, out=for_g)
+        for_o.mul_(squashed)
+        return Slopes(drive, f, torch.addcmul(o, o, squashed * squashed, value=-1))
 
     @staticmethod
     def push(slopes: Slopes, drive: Tensor, factors: Factors, state: State) -> State:
@@ -213,14 +219,14 @@ class Trace(NamedTuple):
     Args:
         states: every part of the state before the first step and after each, `[t + 1, n, *]`.
         hidden: the outputs before their projection, `[t, n, o]`; None without one.
-        units: what the slopes are computed from, `[t, n, *]`.
+        units: what the slopes are computed from, `[t, n, *]`; None where they have been.
         response: `R h` of the recurrent product, `[t, n, *]`; None where it does not respond.
         out_response: the same of the projection.
     """
 
     states: State
     hidden: Tensor | None
-    units: Tensor
+    units: Tensor | None
     response: Tensor | None
     out_response: Tensor | None
 
@@ -276,18 +282,22 @@ class Recurrence(NamedTuple):
         """
         with torch.no_grad():
             trace = self.run(drive, state)
-        return self.attach(trace, drive, None, state)
+        return self.attach(trace, None, drive, None, state)
 
-    def attach(self, trace: Trace, drive: Tensor, projected: Tensor | None, state: State) -> tuple[Tensor, State]:
+    def attach(
+        self, trace: Trace, slopes: Slopes | None, drive: Tensor, projected: Tensor | None, state: State
+    ) -> tuple[Tensor, State]:
         """Outputs and last state of a run, through which gradients lead to everything, and can be taken once.
 
         Args:
             trace: that of the run.
-            drive: see `scan`, and likewise `state`.
+            slopes: likewise; None where they are not known yet.
+            drive: see `scan`.
             projected: something that has the gradient of the projections, `[t, n, o]`; None for nothing.
+            state: see `scan`.
         """
         outputs, *final = _Scan.apply(
-            self, trace, drive, projected, *self.recurrent, *(self.projection or [None] * 3), *state
+            self, trace, slopes, drive, projected, *self.recurrent, *(self.projection or [None] * 3), *state
         )
         return outputs, tuple(final)
 
@@ -318,6 +328,7 @@ class Recurrence(NamedTuple):
     def slopes(self, trace: Trace) -> Slopes:
         """The derivatives at all steps of a run."""
         before, after = (tuple(part[place] for part in trace.states) for place in (slice(-1), slice(1, None)))
+        assert trace.units is not None
         return self.cell.slopes(trace.units, before, after)
 
     @_in_full
@@ -399,10 +410,18 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, recurrence: Recurrence, trace: Trace, drive: Tensor, projected: Tensor | None, *rest: Tensor | None
+        ctx: Any,
+        recurrence: Recurrence,
+        trace: Trace,
+        slopes: Slopes | None,
+        drive: Tensor,
+        projected: Tensor | None,
+        *rest: Tensor | None,
     ) -> tuple[Tensor, ...]:
         ctx.cell = recurrence.cell
-        ctx.save_for_backward(recurrence.active, *rest[:6], *trace[1:], *trace.states)
+        if slopes is not None:
+            trace = trace._replace(units=None)  # done with
+        ctx.save_for_backward(recurrence.active, *rest[:6], *(slopes or [None] * 3), *trace[1:], *trace.states)
         # Copies, since autograd forbids to work in place on a view that a function returns.
         return trace.outputs.clone(), *(part.clone() for part in trace.final)
 
@@ -410,16 +429,17 @@ class _Scan(torch.autograd.Function):
     @_once
     def backward(ctx: Any, for_outputs: Tensor, *for_state: Tensor) -> tuple[Tensor | None, ...]:
         active, *products = ctx.saved_tensors[:7]
-        trace = Trace(ctx.saved_tensors[11:], *ctx.saved_tensors[7:11])
+        trace = Trace(ctx.saved_tensors[14:], *ctx.saved_tensors[10:14])
         recurrence = _recurrence(ctx.cell, products, active)
-        for_drive, for_projected, for_initial = recurrence.pull(recurrence.slopes(trace), for_outputs, for_state)
-        needed, units = ctx.needs_input_grad[4:10], len(recurrence.recurrent.weight)
+        slopes = Slopes(*ctx.saved_tensors[7:10]) if trace.units is None else recurrence.slopes(trace)
+        for_drive, for_projected, for_initial = recurrence.pull(slopes, for_outputs, for_state)
+        needed, units = ctx.needs_input_grad[5:11], len(recurrence.recurrent.weight)
         grads = _gradients(recurrence.recurrent, needed[:3], for_drive[..., -units:], trace.previous, trace.response)
         if recurrence.projection is not None and for_projected is not None and trace.hidden is not None:
             grads += _gradients(recurrence.projection, needed[3:], for_projected, trace.hidden, trace.out_response)
         else:
             grads += [None] * 3
-        return None, None, for_drive, for_projected if ctx.needs_input_grad[3] else None, *grads, *for_initial
+        return None, None, None, for_drive, for_projected if ctx.needs_input_grad[4] else None, *grads, *for_initial
 
 
 def _recurrence(cell: Cell, products: Sequence[Any], active: Tensor | None) -> Recurrence:

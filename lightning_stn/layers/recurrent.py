@@ -238,18 +238,18 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
         # What the response adds to drive and projections, and the same with what comes from the layers before.
         response = outer.respond(input.detach())
         own = self.cell.drive(
-            projected.new_zeros(projected.shape) if response is None else response,
+            (projected.new_zeros(()) if response is None else response).expand(projected.shape),
             lambda start: inner.respond(trace.previous, start),
         )
         own_projected = None if out is None else out.respond(trace.hidden)
         with torch.no_grad():
-            push = own if moved is None else own + self.cell.drive(moved, lambda start: start)
+            push = own if moved is None else self.cell.drive(moved, lambda start: start).add_(own)
             push, directions = _alike(
                 push, *(torch.zeros_like(primal) if tangent is None else tangent for primal, tangent in states)
             )
             tangents, final_tangents = recurrence.push(slopes, push, own_projected, directions)
         drive = functional.hand_gradient(drive, own, fresh=False)
-        outputs, final = recurrence.attach(trace, drive, own_projected, state)
+        outputs, final = recurrence.attach(trace, slopes, drive, own_projected, state)
         final = tuple(functional.with_tangent(*pair) for pair in zip(final, final_tangents, strict=True))
         return functional.with_tangent(outputs, tangents), final
 

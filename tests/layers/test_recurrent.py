@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from lightning_stn import Float, HyperparameterSet, functional
 from lightning_stn.binding import bind, bind_weight_phase, unbind
-from lightning_stn.delta import response_pass
+from lightning_stn.convert import convert
+from lightning_stn.delta import recentre, response_pass
 from lightning_stn.layers import ResponseLayer, response_type
 from lightning_stn.layers.recurrent import ResponseGRU, ResponseLSTM
 
@@ -232,6 +233,34 @@ def test_linearised_it_equals_the_naive_loop(case: Case, n: int) -> None:
     expected = [a + b for a, b in zip(primal, tangent, strict=True)]
     assert_close(linearised(layer, sample, input, states), expected)
     assert all((a - b).abs().max() > 1e-3 for a, b in zip(expected, primal, strict=True))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize(
+    "frozen", [("weight",), ("weight_hh", "bias_hh"), ("weight_ih", "bias_ih"), ("weight", "bias")]
+)
+def test_linearised_with_parameters_that_do_not_respond(kind: Any, frozen: tuple[str, ...]) -> None:
+    """Against finite differences, behind a layer that responds."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(3, 3), kind(3, 4, batch_first=True))
+    for name, parameter in plain[1].named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen))
+    hyperparameters = HyperparameterSet({f"h{i}": Float(0.0, 1.0, init=0.5) for i in range(H)})
+    net = random_gates(convert(plain, hyperparameters).double(), 0.5)
+    recentre(net, hyperparameters, True)
+    x, moved = torch.randn(N, 5, 3).double(), torch.randn(N, H).double()
+
+    def at(t: float) -> Tensor:
+        with bind(hyperparameters, hyperparameters.current() + t * moved), torch.no_grad():
+            return net(x)[0]  # type: ignore[no-any-return]
+
+    expected = at(0.0) + (at(1e-5) - at(-1e-5)) / 2e-5
+    bind_weight_phase(hyperparameters, hyperparameters.current() + moved)
+    with response_pass(net, hyperparameters, linear=True):
+        found = net(x)[0]
+    unbind(hyperparameters)
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-8)
+    assert (found - at(0.0)).abs().max() > 1e-3
 
 
 @every_case

@@ -43,6 +43,7 @@ def one(tmp_path_factory: pytest.TempPathFactory, method: dict[str, Any]) -> Pat
         {"name": "plain"},
         {"name": "direct", **DIRECT},
         {"name": "recurrent", **RECURRENT},
+        *shared(method),
         {"name": "clipped", **clipped},
     ]
     assert launch(folder, *({"strategy": "one", **method, **job} for job in jobs), ranks=1) == [0]
@@ -76,12 +77,18 @@ def sharded(tmp_path_factory: pytest.TempPathFactory, method: dict[str, Any]) ->
         {"name": "plain"},
         {"name": "direct", **DIRECT},
         {"name": "recurrent", **RECURRENT},
+        *shared(method),
         {"name": "whole", "module": DRAWN},
         {"name": "first", "module": DRAWN, "stop": 22, "every": 20},
         {"name": "resumed", "module": DRAWN, "checkpoint": saved(folder, 20), "seed": 9},
     ]
     assert launch(folder, *({"strategy": "fsdp", **job, **method} for job in jobs)) == [0, 0]
     return folder
+
+
+def shared(method: dict[str, Any]) -> list[dict[str, Any]]:
+    """Delta-STN's run in one pass."""
+    return [{"name": "shared", "share_primal": True}] if method else []
 
 
 def saved(folder: Path, step: int) -> str:
@@ -121,8 +128,12 @@ def test_clipping_and_accumulation_equal_one_process(one: Path, two: Path) -> No
 
 
 @FSDP2
-@pytest.mark.parametrize("name", ["plain", "direct", "recurrent"])
-def test_fsdp2_equals_one_process_on_the_whole_batch(one: Path, sharded: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["plain", "direct", "recurrent", "shared"])
+def test_fsdp2_equals_one_process_on_the_whole_batch(
+    one: Path, sharded: Path, method: dict[str, Any], name: str
+) -> None:
+    if name == "shared" and not method:
+        pytest.skip("only Delta-STN has it")
     (whole,) = ends(one, name, ranks=1)
     assert_equal_to_one_process(ends(sharded, name), whole, "DTensor")
 
