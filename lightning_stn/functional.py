@@ -216,11 +216,6 @@ def apply_symmetric(function: Callable[[Tensor], Tensor], input: Tensor) -> Tens
     return with_tangent(output if leaf is primal else output.detach(), tangent)
 
 
-def without_tangent(tensor: Tensor) -> Tensor:
-    """The tensor alone, as a constant, where it has a tangent."""
-    return parts(tensor)[0].detach()
-
-
 def has_tangent(tensor: Tensor) -> bool:
     """Whether the tensor has a tangent."""
     return parts(tensor)[1] is not None
