@@ -128,22 +128,77 @@ class ResponseGroupNorm(NormResponse, nn.GroupNorm):
     plain = nn.GroupNorm
 
 
+class _BatchNormResponse(NormResponse):
+    """Statistics of each channel."""
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+    momentum: float | None
+    eps: float
+
+    def forward(self, input: Tensor, *args: Any) -> Tensor:
+        """Compute at the bound sample; see `ResponseLayer.forward`."""
+        hyperparameters = self._hyperparameters
+        if hyperparameters is not None and self._linear and (self.training or self.running_mean is None):
+            sample = hyperparameters.bound_sample()
+            # Of a single value for each channel torch's layer complains.
+            if len(sample) == 1 and "weight" in self._affine_names and input.numel() > input.shape[1]:
+                return self._forward_fused(sample, input)
+        output: Tensor = super().forward(input, *args)
+        return output
+
+    def _forward_fused(self, sample: Tensor, input: Tensor) -> Tensor:
+        """A linearised pass with statistics of the batch, in torch's fused kernels.
+
+        Scales commute with the Jacobian of the normalisation, so that its symmetry is that of the whole layer.
+        """
+        self._check_input_dim(input)  # type: ignore[operator]
+        primal, moved = functional.parts(input)
+        own = {name: self._shifts(name, sample)[0] for name in self.responding}
+        handed = {name: functional.hand_gradient(getattr(self, name), own[name], fresh=False) for name in own}
+        weight, bias = (handed.get(name, getattr(self, name)) for name in ("weight", "bias"))
+        moving = (self.running_mean, self.running_var) if self.training else (None, None)
+        output, mean, inverse = torch.native_batch_norm(
+            primal, weight, bias, *moving, True, self._advance() if self.training else 0.0, self.eps
+        )
+        with torch.no_grad():
+            if moved is not None:
+                moved, *_ = torch.ops.aten.native_batch_norm_backward(
+                    moved, primal, weight, *moving, mean, inverse, True, self.eps, [True, False, False]
+                )
+            zero = mean.new_zeros(())
+            scale = own.get("weight", zero) * inverse
+            shift = own.get("bias", zero) - mean * scale
+            # Of the affine map from the input to what the response adds.
+            rows = (self.align(row.unsqueeze(0), output) for row in (shift, scale))
+            tangent = torch.addcmul(next(rows), primal, next(rows))
+        return functional.with_tangent(output, tangent if moved is None else moved.add_(tangent))
+
+    def _advance(self) -> float:
+        """Count the batch, and tell how much it moves the running statistics, as torch does."""
+        if self.num_batches_tracked is None:
+            return 0.0
+        self.num_batches_tracked.add_(1)
+        return 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+
+
 @register_response(nn.BatchNorm1d)
-class ResponseBatchNorm1d(NormResponse, nn.BatchNorm1d):
+class ResponseBatchNorm1d(_BatchNormResponse, nn.BatchNorm1d):
     """`nn.BatchNorm1d` whose scale and shift respond; see `NormResponse`."""
 
     plain = nn.BatchNorm1d
 
 
 @register_response(nn.BatchNorm2d)
-class ResponseBatchNorm2d(NormResponse, nn.BatchNorm2d):
+class ResponseBatchNorm2d(_BatchNormResponse, nn.BatchNorm2d):
     """`nn.BatchNorm2d` whose scale and shift respond; see `NormResponse`."""
 
     plain = nn.BatchNorm2d
 
 
 @register_response(nn.BatchNorm3d)
-class ResponseBatchNorm3d(NormResponse, nn.BatchNorm3d):
+class ResponseBatchNorm3d(_BatchNormResponse, nn.BatchNorm3d):
     """`nn.BatchNorm3d` whose scale and shift respond; see `NormResponse`."""
 
     plain = nn.BatchNorm3d

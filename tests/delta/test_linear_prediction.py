@@ -1,18 +1,19 @@
 """The linearised prediction of Delta-STN against the same by double backward, in float64."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from support import random_gates
+from support import random_gates, response_layers
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_stn import Float, HyperparameterSet
 from lightning_stn.binding import bind, bind_weight_phase, unbind
 from lightning_stn.convert import convert
-from lightning_stn.delta import recentre, response_pass
+from lightning_stn.delta import recentre, response_pass, shared_pass
 
 N, H = 4, 3
 
@@ -147,6 +148,43 @@ def test_it_equals_double_backward(name: str, rows: int) -> None:
     unbind(hyperparameters)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     assert (found - net(x)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("rows", [1, N])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_its_gradient_in_the_response_is_that_of_finite_differences(name: str, rows: int) -> None:
+    build, x = NETWORKS[name]
+    net, hyperparameters = tuned(build)
+    sample = hyperparameters.current() + real(rows, H).float().double()
+    response = [p for layer in response_layers(net) for p in layer.response_parameters()]
+
+    def predict(*_: Tensor) -> Tensor:
+        bind_weight_phase(hyperparameters, sample)
+        with response_pass(net, hyperparameters, linear=True):
+            output = net(x)
+        unbind(hyperparameters)
+        return output  # type: ignore[no-any-return]
+
+    assert torch.autograd.gradcheck(predict, response, fast_mode=True)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_batch_statistics_move_as_in_torch(momentum: float | None) -> None:
+    torch.manual_seed(0)
+    plain = nn.BatchNorm2d(2, momentum=momentum).double()
+    hyperparameters = HyperparameterSet({"h": Float(0.0, 1.0, init=0.5)})
+    net = random_gates(convert(copy.deepcopy(plain), hyperparameters), 0.5)
+    recentre(net, hyperparameters, True)
+    for _ in range(3):
+        x = torch.randn(N, 2, 3, 3).double()
+        plain(x)
+        bind_weight_phase(hyperparameters, hyperparameters.sample(1))
+        with shared_pass(hyperparameters):
+            net(x)
+        unbind(hyperparameters)
+    assert net.num_batches_tracked == 3
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(net.get_buffer(name), buffer)
 
 
 @pytest.mark.parametrize("rows", [1, N])
