@@ -55,17 +55,22 @@ Factors = tuple[Tensor, Tensor | None]
 """A product's weights, the response's below the base's, `[o, i]` or `[2 o, i]`, and its gates."""
 
 
-def _push(factors: Factors, input: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """`start + W x + g * (R x)`, in the input's precision, and `R x` where there is one."""
+def _push(
+    factors: Factors, input: Tensor, start: Tensor | None = None, out: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """`start + W x + g * (R x)`, in the input's precision, and `R x` where there is one.
+
+    The first is fresh, or in `out`, which wants a `start`.
+    """
     weights, gates = factors
     if gates is None and start is not None and start.dtype == input.dtype == weights.dtype:
-        return torch.addmm(start, input, weights.t()), None
+        return torch.addmm(start, input, weights.t(), out=out), None
     output = F.linear(input.to(weights.dtype), weights).to(input.dtype)
     response = None
     if gates is not None:
         output, response = output.chunk(2, -1)
         output = torch.addcmul(output, gates.to(output.dtype), response)
-    return output if start is None else output + start, response
+    return output if start is None else torch.add(output, start, out=out), response
 
 
 def _transpose(factors: Factors) -> Factors:
@@ -111,17 +116,16 @@ class LSTMCell:
         return drive
 
     @staticmethod
-    def step(drive: Tensor, factors: Factors, state: State) -> tuple[State, Tensor, Tensor | None]:
-        """The next state, what the slopes are computed from, and `R h`."""
+    def step(drive: Tensor, factors: Factors, state: State, out: Tensor) -> tuple[State, Tensor | None]:
+        """The next state, and `R h`; in `out`, shaped as the drive, what the slopes are computed from."""
         h, c = state
-        units, response = _push(factors, h, drive)
-        o = c.shape[-1]
-        units[:, : 2 * o].sigmoid_()
-        units[:, 2 * o : 3 * o].tanh_()
-        units[:, 3 * o :].sigmoid_()
-        i, f, g, out = units.chunk(4, -1)
+        units, response = _push(factors, h, drive, out)
+        i, f, g, o = units.chunk(4, -1)
+        units[:, : 2 * c.shape[-1]].sigmoid_()
+        g.tanh_()
+        o.sigmoid_()
         c = torch.addcmul(i * g, f, c)
-        return (out * c.tanh(), c), units, response
+        return (o * c.tanh(), c), response
 
     @staticmethod
     def slopes(units: Tensor, before: State, after: State) -> Slopes:
@@ -141,22 +145,21 @@ class LSTMCell:
     def push(slopes: Slopes, drive: Tensor, factors: Factors, state: State) -> State:
         """A step's derivative in direction of `drive` and `state`."""
         h, c = state
-        moved = (slopes.drive * _push(factors, h, drive)[0]).view(len(c), 4, c.shape[-1])
+        moved = _push(factors, h, drive)[0].mul_(slopes.drive).view(len(c), 4, c.shape[-1])
         c = moved[:, :3].sum(1).addcmul_(slopes.carry, c)
         assert slopes.output is not None
         return torch.addcmul(moved[:, 3], slopes.output, c), c
 
     @staticmethod
-    def pull(slopes: Slopes, factors: Factors, grad: State) -> tuple[Tensor, State]:
-        """A step's gradient in the drive and in the state before, from that in the state behind it."""
+    def pull(slopes: Slopes, factors: Factors, grad: State, out: Tensor) -> State:
+        """A step's gradient in the state before, from that in the state behind it; in `out` that in the drive."""
         h, c = grad
         assert slopes.output is not None
         c = torch.addcmul(c, slopes.output, h)
-        for_drive = torch.empty_like(slopes.drive)
-        gates, columns = (part.view(len(c), 4, c.shape[-1]) for part in (slopes.drive, for_drive))
+        gates, columns = (part.view(len(c), 4, c.shape[-1]) for part in (slopes.drive, out))
         torch.mul(gates[:, :3], c.unsqueeze(1), out=columns[:, :3])
         torch.mul(gates[:, 3], h, out=columns[:, 3])
-        return for_drive, (_pull(factors, for_drive), slopes.carry * c)
+        return _pull(factors, out), slopes.carry * c
 
 
 class GRUCell:
@@ -176,15 +179,16 @@ class GRUCell:
         return torch.cat([projected[..., 2 * o :], both, added[..., 2 * o :]], -1)
 
     @staticmethod
-    def step(drive: Tensor, factors: Factors, state: State) -> tuple[State, Tensor, Tensor | None]:
-        """The next state, what the slopes are computed from, and `R h`."""
+    def step(drive: Tensor, factors: Factors, state: State, out: Tensor) -> tuple[State, Tensor | None]:
+        """The next state, and `R h`; in `out`, shaped as the drive, what the slopes are computed from."""
         (h,) = state
         o = h.shape[-1]
         units, response = _push(factors, h, drive[:, o:])
         units[:, : 2 * o].sigmoid_()
         r, z, n_h = units.chunk(3, -1)
         n = torch.addcmul(drive[:, :o], r, n_h).tanh_()
-        return (torch.addcmul(n, z, h - n),), torch.cat([n, units], -1), response
+        torch.cat([n, units], -1, out=out)
+        return (torch.addcmul(n, z, h - n),), response
 
     @staticmethod
     def slopes(units: Tensor, before: State, after: State) -> Slopes:
@@ -198,16 +202,17 @@ class GRUCell:
         """A step's derivative in direction of `drive` and `state`."""
         (h,) = state
         o = h.shape[-1]
-        moved = slopes.drive[:, o:] * _push(factors, h, drive[:, o:])[0]
+        moved = _push(factors, h, drive[:, o:])[0].mul_(slopes.drive[:, o:])
         new = moved.view(len(h), 3, o).sum(1).addcmul_(slopes.drive[:, :o], drive[:, :o])
         return (new.addcmul_(slopes.carry, h),)
 
     @staticmethod
-    def pull(slopes: Slopes, factors: Factors, grad: State) -> tuple[Tensor, State]:
-        """A step's gradient in the drive and in the state before, from that in the state behind it."""
+    def pull(slopes: Slopes, factors: Factors, grad: State, out: Tensor) -> State:
+        """A step's gradient in the state before, from that in the state behind it; in `out` that in the drive."""
         (h,) = grad
-        for_drive = (slopes.drive.view(len(h), 4, h.shape[-1]) * h.unsqueeze(1)).flatten(1)
-        return for_drive, (torch.addcmul(_pull(factors, for_drive[:, h.shape[-1] :]), slopes.carry, h),)
+        gates, columns = (part.view(len(h), 4, h.shape[-1]) for part in (slopes.drive, out))
+        torch.mul(gates, h.unsqueeze(1), out=columns)
+        return (torch.addcmul(_pull(factors, out[:, h.shape[-1] :]), slopes.carry, h),)
 
 
 Cell = type[LSTMCell] | type[GRUCell]
@@ -305,10 +310,10 @@ class Recurrence(NamedTuple):
     def run(self, drive: Tensor, state: State) -> Trace:
         """The same without a graph, and with all that comes up on the way."""
         factors, out_factors = self._factors()
-        states, hidden, units, responses, out_responses = [state], [], [], [], []
-        for t, entering in enumerate(drive.unbind(0)):
-            new, unit, response = self.cell.step(entering, factors, state)
-            units.append(unit)
+        states, hidden, responses, out_responses = [state], [], [], []
+        units = torch.empty_like(drive)
+        for t, (entering, unit) in enumerate(zip(drive.unbind(0), units.unbind(0), strict=True)):
+            new, response = self.cell.step(entering, factors, state, unit)
             responses.append(response)
             if out_factors is not None:
                 hidden.append(new[0])
@@ -320,7 +325,7 @@ class Recurrence(NamedTuple):
         return Trace(
             states=tuple(torch.stack(parts) for parts in zip(*states, strict=True)),
             hidden=_stack(hidden),
-            units=torch.stack(units),
+            units=units,
             response=_stack(responses),
             out_response=_stack(out_responses),
         )
@@ -368,7 +373,7 @@ class Recurrence(NamedTuple):
             if for_projected is not None and out_factors is not None:
                 for_projected[t] = grad[0]
                 grad = (_pull(out_factors, grad[0]), *grad[1:])
-            for_drive[t], grad = self.cell.pull(slope, factors, grad)
+            grad = self.cell.pull(slope, factors, grad, for_drive[t])
             if self.active is not None:
                 passed = (part.where(~self.active[t], 0) for part in arrived)
                 grad = tuple(new + old for new, old in zip(grad, passed, strict=True))
