@@ -6,9 +6,9 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torchvision.ops import StochasticDepth  # type: ignore[import-untyped]
 
-from lightning_stn.binding import Regularizer
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers import ResponseLayer, generic_response, response_type
+from lightning_stn.regularizer import Regularizer
 from lightning_stn.regularizers import Dropout, DropPath, tuned_dropout
 from lightning_stn.specifications import Float
 

@@ -5,8 +5,9 @@ import copy
 import torch
 from torch import nn
 
-from lightning_stn.binding import BoundModule, Regularizer
+from lightning_stn.binding import BoundModule
 from lightning_stn.layers import ResponseLayer
+from lightning_stn.regularizer import Regularizer
 
 
 def export(net: nn.Module) -> nn.Module:

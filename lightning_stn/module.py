@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from lightning_stn.binding import bind_weight_phase, keep_merged, unbind
 from lightning_stn.convert import convert
-from lightning_stn.delta import base_pass, response_pass, shared_pass
+from lightning_stn.dual import has_tangent
 from lightning_stn.export import export
-from lightning_stn.functional import has_tangent
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers import ResponseLayer
+from lightning_stn.methods.delta import base_pass, response_pass, shared_pass
 from lightning_stn.specifications import Hyperparameter
 
 Method = Literal["stn", "delta-stn"]

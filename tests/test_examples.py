@@ -13,7 +13,8 @@ from support import trainer
 from torch import Tensor, nn
 
 from lightning_stn import STNCallback, STNModule, recommended_augmentation, recommended_hyperparameters
-from lightning_stn.binding import Regularizer, attach
+from lightning_stn.binding import attach
+from lightning_stn.regularizer import Regularizer
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

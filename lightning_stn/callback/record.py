@@ -2,7 +2,6 @@
 
 import csv
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
@@ -11,20 +10,26 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
-from lightning_stn.callback.hyperparameter_step import HyperparameterOptimizer
+from lightning_stn.callback.tensorboard import (
+    ENTROPY,
+    HYPERGRADIENT,
+    LOWER,
+    PROBABILITY,
+    SCALE,
+    SKIPPED,
+    TRAIN_LOSS,
+    UPPER,
+    VALID_LOSS,
+    VALUE,
+    layout,
+    summarise,
+)
 from lightning_stn.functional import choice_probabilities
 from lightning_stn.hyperparameters import HyperparameterSet
-from lightning_stn.schedule import Row, Schedule, Value
+from lightning_stn.methods.hypergradient import HyperparameterOptimizer
+from lightning_stn.schedule import Row, Value
 from lightning_stn.specifications import Categorical
-
-VALUE, SCALE, LOWER, UPPER = "stn/value", "stn/scale", "stn/lower", "stn/upper"
-INIT, PROBABILITY = "stn/init", "stn/probability"
-HYPERGRADIENT, ENTROPY = "stn/hypergrad", "stn/entropy"
-TRAIN_LOSS, VALID_LOSS = "stn/train_loss", "stn/valid_loss"
-SKIPPED = "stn/skipped_steps"
 
 
 class Mean:
@@ -175,38 +180,5 @@ def _folder(logger: Logger) -> Path | None:
     return Path(logger.save_dir, str(logger.name), version)
 
 
-def summarise(hyperparameters: HyperparameterSet, writer: SummaryWriter) -> None:
-    """Let the tab HPARAMS show where the hyperparameters start, and as metrics the last points of their curves.
-
-    Lightning's `log_hyperparams` would draw a point on each of these curves, also on that of `val_loss`. Hence this way
-    to the event file, which is private in torch, up to 2.15, and used by Lightning likewise.
-    """
-    starts = {f"{INIT}/{name}": specification.init for name, specification in hyperparameters.specifications.items()}
-    curves = [*(f"{VALUE}/{name}" for name in hyperparameters.names), TRAIN_LOSS, VALID_LOSS, "val_loss"]
-    experiment, session, _ = hparams(starts, dict.fromkeys(curves, 0.0))  # type: ignore[no-untyped-call]
-    for summary in (experiment, session):
-        writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
-
-
-def layout(schedule: Schedule) -> dict[str, dict[str, list[object]]]:
-    """TensorBoard's custom scalars: all schedules on one chart, then a chart for each hyperparameter.
-
-    It shows a number with its band of one scale up and down, and of a `Categorical` how probably each choice is drawn.
-    """
-    charts: dict[str, list[object]] = {"all": ["Multiline", _exactly(f"{VALUE}/{name}" for name in schedule.names)]}
-    for name in schedule.names:
-        if name in schedule.choices:
-            tags = _exactly(f"{PROBABILITY}/{name}/{choice}" for choice in schedule.choices[name])
-            charts[name] = ["Multiline", tags]
-        else:
-            charts[name] = ["Margin", [f"{tag}/{name}" for tag in (VALUE, LOWER, UPPER)]]
-    return {"Self-tuned hyperparameters": charts}
-
-
 def _tagged(kind: str, labels: Iterable[str], values: Iterable[float]) -> dict[str, float]:
     return {f"{kind}/{label}": value for label, value in zip(labels, values, strict=True)}
-
-
-def _exactly(tags: Iterable[str]) -> list[str]:
-    """Patterns that match these tags and no others."""
-    return [f"^{re.escape(tag)}$" for tag in tags]

@@ -20,7 +20,15 @@ from lightning_stn.callback.checks import (
     require_stn_module,
     tuning_loader,
 )
-from lightning_stn.callback.hyperparameter_step import (
+from lightning_stn.callback.record import Recorder
+from lightning_stn.callback.settings import Settings, checked_override
+from lightning_stn.callback.stream import ValidationStream
+from lightning_stn.callback.watch import Watch
+from lightning_stn.functional import FrozenWeightsError
+from lightning_stn.hyperparameters import HyperparameterSet
+from lightning_stn.manual_optimization import MetricSteps, SchedulerSettings
+from lightning_stn.methods.delta import recentre
+from lightning_stn.methods.hypergradient import (
     RATES,
     HyperparameterOptimizer,
     Leaves,
@@ -28,14 +36,6 @@ from lightning_stn.callback.hyperparameter_step import (
     derived_rate,
     own_scaler,
 )
-from lightning_stn.callback.record import Recorder
-from lightning_stn.callback.schedulers import MetricSteps, SchedulerSettings
-from lightning_stn.callback.settings import Settings, checked_override
-from lightning_stn.callback.stream import ValidationStream
-from lightning_stn.callback.watch import Watch
-from lightning_stn.delta import recentre
-from lightning_stn.functional import FrozenWeightsError
-from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.module import ClipAlgorithm, Method, Perturb, STNModule
 from lightning_stn.phases import Phase, PhaseClock, PhaseSchedule
 from lightning_stn.randomness import derive_seed, random_state, set_random_state

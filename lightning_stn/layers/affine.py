@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_stn import functional
+from lightning_stn import dual, functional
 from lightning_stn.layers.base import ResponseLayer
 
 
@@ -57,7 +57,7 @@ class AffineResponse(ResponseLayer):
             output: Tensor = super().forward(input, *args)
             return output
         # By hand: torch's own rule would take the product with the tangent of the weight as well, where it has none.
-        primal, moved = functional.parts(input)
+        primal, moved = dual.parts(input)
         with torch.no_grad():
             moved = None if moved is None else self.affine(moved, self.weight, None, *args)
         sample = self._hyperparameters.bound_sample()
@@ -68,7 +68,7 @@ class AffineResponse(ResponseLayer):
         rows = sample.expand(len(output), -1) if len(sample) == 1 and output.dim() >= 1 - self.channel_dim else sample
         self._check_rows(rows, primal, output)
         response = self._respond(output.new_zeros(()), output, rows, primal.detach(), *args)
-        return functional.respond(output, moved, response, fresh=True)
+        return dual.respond(output, moved, response, fresh=True)
 
     def _merges(self, sample: Tensor, input: Tensor) -> bool:
         """Whether a linearised pass takes the response into the weight: a shared row's, if the output is no smaller."""
@@ -79,11 +79,11 @@ class AffineResponse(ResponseLayer):
     def _respond_merged(self, sample: Tensor, input: Tensor, moved: Tensor | None, *args: Any) -> Tensor:
         """A linearised pass with the response of a shared row in the weight."""
         own = {name: self.response(name) * self.spread(name, self.gated(name, sample)[0]) for name in self.responding}
-        handed = {name: functional.hand_gradient(getattr(self, name), own[name], fresh=False) for name in own}
+        handed = {name: dual.share_gradient(getattr(self, name), own[name], fresh=False) for name in own}
         output = self.affine(input, handed["weight"], handed.get("bias", self.bias), *args)
         with torch.no_grad():
             tangent = self.affine(input, own["weight"], own.get("bias"), *args)
-        return functional.with_tangent(output, tangent if moved is None else moved.add_(tangent))
+        return dual.with_tangent(output, tangent if moved is None else moved.add_(tangent))
 
     def _check_rows(self, sample: Tensor, input: Tensor, output: Tensor) -> None:
         if output.dim() < 1 - self.channel_dim or output.shape[0] != sample.shape[0]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from lightning_stn import functional
+from lightning_stn import dual, functional
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers.attend import attend, score_mask, swap_batch_and_time
 from lightning_stn.layers.base import ResponseLayer
@@ -207,12 +207,12 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
         shift = None if bias is None else bias[bias_rows]
         if not self._linear:
             return self._respond(F.linear(input, own, shift), sample, input, weight, rows, bias_rows)
-        primal, moved = functional.parts(input)
+        primal, moved = dual.parts(input)
         output = F.linear(primal, own, shift)
         with torch.no_grad():
             moved = None if moved is None else F.linear(moved, own)
         response = self._respond(output.new_zeros(()), sample, primal.detach(), weight, rows, bias_rows)
-        return functional.respond(output, moved, response, fresh=True)
+        return dual.respond(output, moved, response, fresh=True)
 
     def _respond(
         self, start: Tensor, sample: Tensor, input: Tensor, weight: str, rows: slice, bias_rows: slice

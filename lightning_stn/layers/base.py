@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_stn import functional
+from lightning_stn import dual, functional
 from lightning_stn.binding import BoundModule
 from lightning_stn.hyperparameters import HyperparameterSet
 
@@ -152,7 +152,7 @@ class ResponseLayer(BoundModule):
             if self._frozen:
                 base, response = base.detach(), response.detach()
             if self._linear:
-                effective[name] = functional.respond(base, None, response * self.spread(name, gated), fresh=False)
+                effective[name] = dual.respond(base, None, response * self.spread(name, gated), fresh=False)
             else:
                 effective[name] = functional.merge(base, response, self.spread(name, gated))
         return effective
@@ -160,10 +160,10 @@ class ResponseLayer(BoundModule):
     def add_response(self, output: Tensor, gates: Tensor, response: Tensor, *, fresh: bool = True) -> Tensor:
         """`output + gates * response`, with the sum's second part as a tangent in a linearised pass.
 
-        There `output` must have no tangent by itself; see `functional.respond`, also on `fresh`.
+        There `output` must have no tangent by itself; see `dual.respond`, also on `fresh`.
         """
         if self._linear:
-            return functional.respond(output, None, gates * response, fresh=fresh)
+            return dual.respond(output, None, gates * response, fresh=fresh)
         return torch.addcmul(output, gates, response)
 
     def squared_norm(self, name: str) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_stn import functional
+from lightning_stn import dual
 from lightning_stn.layers.base import ResponseLayer
 from lightning_stn.layers.registry import register_response
 
@@ -43,10 +43,10 @@ class NormResponse(ResponseLayer):
         sample = self._hyperparameters.bound_sample()
         # A normalisation without scale and shift has a symmetric Jacobian, with batch statistics and without.
         with self.shadowed(dict.fromkeys(self._affine_names)):
-            normalised = functional.apply_symmetric(lambda input: self.plain.forward(self, input, *args), input)
+            normalised = dual.apply_symmetric(lambda input: self.plain.forward(self, input, *args), input)
         if len(sample) > 1:
             self._check_rows(sample, normalised)
-        return self._scale(sample, *functional.parts(normalised))
+        return self._scale(sample, *dual.parts(normalised))
 
     def _scale(self, sample: Tensor, normalised: Tensor, moved: Tensor | None) -> Tensor:
         """`z * w + b` with the tangent `dz * w + z * (V h_n) * R + (C h_n) * r`."""
@@ -61,8 +61,8 @@ class NormResponse(ResponseLayer):
             scales = self.align(self._shifts("weight", sample), normalised)
             response = torch.addcmul(response, normalised.detach(), scales)
         if not self.responding:
-            return functional.with_tangent(output, moved)
-        return functional.respond(output, moved, response, fresh=True)
+            return dual.with_tangent(output, moved)
+        return dual.respond(output, moved, response, fresh=True)
 
     def forward_per_example(self, sample: Tensor, input: Tensor, *args: Any) -> Tensor:
         """Normalise plainly, then scale and shift each example by its own."""
@@ -154,9 +154,9 @@ class _BatchNormResponse(NormResponse):
         Scales commute with the Jacobian of the normalisation, so that its symmetry is that of the whole layer.
         """
         self._check_input_dim(input)  # type: ignore[operator]
-        primal, moved = functional.parts(input)
+        primal, moved = dual.parts(input)
         own = {name: self._shifts(name, sample)[0] for name in self.responding}
-        handed = {name: functional.hand_gradient(getattr(self, name), own[name], fresh=False) for name in own}
+        handed = {name: dual.share_gradient(getattr(self, name), own[name], fresh=False) for name in own}
         weight, bias = (handed.get(name, getattr(self, name)) for name in ("weight", "bias"))
         moving = (self.running_mean, self.running_var) if self.training else (None, None)
         output, mean, inverse = torch.native_batch_norm(
@@ -173,7 +173,7 @@ class _BatchNormResponse(NormResponse):
             # Of the affine map from the input to what the response adds.
             rows = (self.align(row.unsqueeze(0), output) for row in (shift, scale))
             tangent = torch.addcmul(next(rows), primal, next(rows))
-        return functional.with_tangent(output, tangent if moved is None else moved.add_(tangent))
+        return dual.with_tangent(output, tangent if moved is None else moved.add_(tangent))
 
     def _advance(self) -> float:
         """Count the batch, and tell how much it moves the running statistics, as torch does."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from lightning_stn import functional
+from lightning_stn import dual
 from lightning_stn.layers.base import ResponseLayer
 from lightning_stn.layers.recurrence import Cell, GRUCell, LSTMCell, Product, Recurrence, State, add_response
 from lightning_stn.layers.registry import register_response
@@ -226,7 +226,7 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
         """The run at the base weights, and its tangents."""
         projection = None if out is None else out.base().cast()
         recurrence = Recurrence(self.cell, inner.base().cast(), projection, active)
-        (input, moved), states = functional.parts(input), [functional.parts(part) for part in state]
+        (input, moved), states = dual.parts(input), [dual.parts(part) for part in state]
         projected = F.linear(input, outer.product.weight, outer.bias)
         drive, state = _alike(
             self.cell.drive(projected, lambda start: _sum(start, inner.bias)), *(primal for primal, _ in states)
@@ -248,10 +248,10 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
                 push, *(torch.zeros_like(primal) if tangent is None else tangent for primal, tangent in states)
             )
             tangents, final_tangents = recurrence.push(slopes, push, own_projected, directions)
-        drive = functional.hand_gradient(drive, own, fresh=False)
+        drive = dual.share_gradient(drive, own, fresh=False)
         outputs, final = recurrence.attach(trace, slopes, drive, own_projected, state)
-        final = tuple(functional.with_tangent(*pair) for pair in zip(final, final_tangents, strict=True))
-        return functional.with_tangent(outputs, tangents), final
+        final = tuple(dual.with_tangent(*pair) for pair in zip(final, final_tangents, strict=True))
+        return dual.with_tangent(outputs, tangents), final
 
     def _affine(self, place: str, sample: Tensor) -> _Affine:
         """The product with `weight_<place>`, with its bias where there is one."""
@@ -289,7 +289,7 @@ def _pack_like(packed: PackedSequence, output: Tensor, lengths: Tensor) -> Packe
     order = packed.sorted_indices
     if order is not None:
         output, lengths = output.index_select(1, order), lengths[order.to(lengths.device)]
-    data = functional.apply_linear(lambda steps: pack_padded_sequence(steps, lengths).data, output)
+    data = dual.apply_linear(lambda steps: pack_padded_sequence(steps, lengths).data, output)
     return PackedSequence(data, packed.batch_sizes, order, packed.unsorted_indices)
 
 

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth  # type: ignore[import-untyped]
 
 from lightning_stn import functional
-from lightning_stn.binding import Regularizer
 from lightning_stn.hyperparameters import HyperparameterSet
+from lightning_stn.regularizer import Regularizer
 
 
 class TunedDropout(Regularizer):

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_stn.binding import Regularizer
 from lightning_stn.layers import ResponseLayer
+from lightning_stn.regularizer import Regularizer
 
 
 class Penalty(Regularizer):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_stn import functional
-from lightning_stn.binding import Regularizer
+from lightning_stn.regularizer import Regularizer
 
 
 class LockedDropout(Regularizer):

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_stn import functional
-from lightning_stn.binding import Regularizer
 from lightning_stn.layers import ResponseLayer
+from lightning_stn.regularizer import Regularizer
 
 
 class WeightDrop(Regularizer):

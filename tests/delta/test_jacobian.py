@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from science.oracles import minimize
 from torch import Tensor, nn
 
-from lightning_stn import Float, HyperparameterSet, functional
+from lightning_stn import Float, HyperparameterSet, dual
 from lightning_stn.binding import attach, bind, bind_weight_phase, unbind
 from lightning_stn.convert import convert
-from lightning_stn.delta import recentre, response_pass, shared_pass
+from lightning_stn.methods.delta import recentre, response_pass, shared_pass
 from lightning_stn.regularizers import ActivationPenalty, L2Penalty
 
 EXAMPLES, HELD_OUT, UNITS, SCALE, LR, STEPS = 30, 40, 4, 0.1, 0.02, 1000
@@ -157,7 +157,7 @@ class Tuned(nn.Module):
         """`L_T` at the bound sample."""
         output, hidden = self.net(self.problem.inputs)
         penalties = self.inner(self.net) + self.outer(self.net) + self.activity(hidden)
-        damping = self.problem.damped(functional.linear_prediction(self.effective()))
+        damping = self.problem.damped(dual.linear_prediction(self.effective()))
         return F.mse_loss(output, self.problem.targets) + penalties + damping
 
     def effective(self) -> Tensor:

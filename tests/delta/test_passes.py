@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from lightning_stn import Float, HyperparameterSet, STNCallback
 from lightning_stn.binding import bind_weight_phase, unbind
 from lightning_stn.convert import convert
-from lightning_stn.delta import base_pass, recentre, response_pass, shared_pass
+from lightning_stn.methods.delta import base_pass, recentre, response_pass, shared_pass
 from lightning_stn.regularizers import Dropout
 
 DIRECT = {"method": "delta-stn", "linearize": False}

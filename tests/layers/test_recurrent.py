@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from lightning_stn import Float, HyperparameterSet, functional
+from lightning_stn import Float, HyperparameterSet, dual
 from lightning_stn.binding import bind, bind_weight_phase, unbind
 from lightning_stn.convert import convert
-from lightning_stn.delta import recentre, response_pass
 from lightning_stn.layers import ResponseLayer, response_type
 from lightning_stn.layers.recurrent import ResponseGRU, ResponseLSTM
+from lightning_stn.methods.delta import recentre, response_pass
 
 H, N, I, O = 2, 4, 5, 3  # noqa: E741
 
@@ -215,7 +215,7 @@ def linearised(layer: Any, sample: Tensor, *arguments: Any) -> list[Tensor]:
     bind_weight_phase(layer.hyperparameters, sample)
     try:
         with response_pass(layer, layer.hyperparameters, linear=True):
-            return [functional.linear_prediction(part) for part in tensors(layer(*arguments))]
+            return [dual.linear_prediction(part) for part in tensors(layer(*arguments))]
     finally:
         unbind(layer.hyperparameters)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_stn import Float, HyperparameterSet, Integer, STNCallback, convert
 from lightning_stn.augment import Cutout, GaussianNoise
 from lightning_stn.binding import attach, bind, bind_weight_phase, unbind
-from lightning_stn.callback.hyperparameter_step import HyperparameterOptimizer, Leaves
+from lightning_stn.methods.hypergradient import HyperparameterOptimizer, Leaves
 
 EXAMPLES = 6
 SPECIFICATIONS = {

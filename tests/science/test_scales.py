@@ -8,7 +8,7 @@ from science.oracles import double
 from torch import Tensor
 
 from lightning_stn import Float, HyperparameterSet, functional
-from lightning_stn.callback.hyperparameter_step import HyperparameterOptimizer, Leaves
+from lightning_stn.methods.hypergradient import HyperparameterOptimizer, Leaves
 
 SCALES = {"narrow": 0.01, "middling": 0.5, "wide": 7.0}
 

@@ -2,7 +2,7 @@
 
 Tangents are carried by response layers, and in between by torch's forward-mode derivatives. They are constants: the
 gradient of a prediction is that of its primal, which response layers hand on to the response; see
-`functional.respond`.
+`dual.respond`.
 """
 
 import warnings
@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 
-from lightning_stn import functional
+from lightning_stn import dual
 from lightning_stn.hyperparameters import HyperparameterSet
 
 _DUAL = "_lightning_stn_dual"
@@ -72,7 +72,7 @@ def _load_rules() -> None:
     """Let torch compile its rules of forward-mode differentiation, which it does once, with a warning to itself."""
     with warnings.catch_warnings(), forward_ad.dual_level():
         warnings.simplefilter("ignore", FutureWarning)
-        functional.with_tangent(torch.zeros(()), torch.zeros(()))
+        dual.with_tangent(torch.zeros(()), torch.zeros(()))
 
 
 def _eager() -> AbstractContextManager[None]:
@@ -103,7 +103,7 @@ class _Passage:
         if self.depth > 1:
             return None
 
-        def dual(tensor: Tensor) -> Tensor:
+        def with_known_tangent(tensor: Tensor) -> Tensor:
             known: Tensor = getattr(tensor, _DUAL, tensor)
             if known is tensor and tensor.requires_grad and (tensor.is_leaf or not self.shared):
                 raise NotImplementedError(
@@ -113,7 +113,7 @@ class _Passage:
                 )
             return known
 
-        return tree_map_only(Tensor, dual, (args, kwargs))
+        return tree_map_only(Tensor, with_known_tangent, (args, kwargs))
 
     def leave(self, network: nn.Module, args: Any, output: Any) -> Any:
         """Return primal and tangent in one sum."""
@@ -121,10 +121,10 @@ class _Passage:
         return None if self.depth else tree_map_only(Tensor, _prediction, output)
 
 
-def _prediction(dual: Tensor) -> Tensor:
-    prediction = functional.linear_prediction(dual)
-    if prediction is not dual:
-        setattr(prediction, _DUAL, dual)
+def _prediction(output: Tensor) -> Tensor:
+    prediction = dual.linear_prediction(output)
+    if prediction is not output:
+        setattr(prediction, _DUAL, output)
     return prediction
 
 
@@ -133,7 +133,7 @@ def _spare(module: nn.Module) -> tuple[Any, Any]:
     tangents: list[Tensor | None] = []
 
     def lay_aside(tensor: Tensor) -> Tensor:
-        primal, tangent = functional.parts(tensor)
+        primal, tangent = dual.parts(tensor)
         tangents.append(tangent)
         return primal
 
@@ -142,7 +142,7 @@ def _spare(module: nn.Module) -> tuple[Any, Any]:
         return tree_map_only(Tensor, lay_aside, (args, kwargs))
 
     def behind(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return tree_map_only(Tensor, lambda primal: functional.with_tangent(primal, tangents.pop(0)), (args, kwargs))
+        return tree_map_only(Tensor, lambda primal: dual.with_tangent(primal, tangents.pop(0)), (args, kwargs))
 
     return (
         module.register_forward_pre_hook(before, prepend=True, with_kwargs=True),

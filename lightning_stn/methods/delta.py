@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_stn.hyperparameters import Bound, HyperparameterSet
 from lightning_stn.layers import ResponseLayer
-from lightning_stn.linearized import linear_predictions
+from lightning_stn.methods.linearized import linear_predictions
 
 
 def recentre(root: nn.Module, hyperparameters: HyperparameterSet, centred: bool) -> None:

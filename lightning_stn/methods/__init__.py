@@ -1,0 +1,1 @@
+"""Methods that fit a response and step hyperparameters, without Lightning."""
