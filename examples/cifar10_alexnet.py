@@ -146,7 +146,7 @@ def compare_networks(seed: int, args: argparse.Namespace) -> dict[str, Scores]:
     stn = STNCallback(
         train_steps=2,
         valid_steps=1,
-        warmup_epochs=5,
+        warmup=5,
         lr=args.hyperparameter_lr,
         method=args.method,
         perturb=args.perturb,

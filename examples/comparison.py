@@ -9,7 +9,7 @@ import matplotlib
 import torch
 from lightning import Callback, LightningModule
 
-from lightning_stn import Float, HyperparameterSet, Schedule, STNCallback
+from lightning_stn import Float, HyperparameterSet, Phase, Schedule, STNCallback
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -59,7 +59,7 @@ def plot_schedules(
     rows = math.ceil((len(schedule.names) + 1) / columns)
     figure, grid = plt.subplots(rows, columns, figsize=(4 * columns, 3 * rows), layout="constrained")
     steps = [row.step for row in schedule.rows]
-    warmup = max((row.step for row in schedule.rows if row.epoch < stn.phases.warmup_epochs), default=0)
+    warm = [row.step for row in schedule.rows if stn.phases.phase(row.step, row.epoch) is Phase.WARMUP]
     for name, axes in zip(schedule.names, grid.flat, strict=False):
         specification = hyperparameters.specifications[name]
         values = torch.tensor([row.values[name] for row in schedule.rows], dtype=torch.float64)
@@ -69,7 +69,7 @@ def plot_schedules(
             centre = specification.transform.inv(values)  # the band is symmetric in unconstrained units
             low, high = specification.constrain(centre - scales), specification.constrain(centre + scales)
             axes.fill_between(steps, low, high, alpha=0.3, label="value ± one sigma")
-        axes.axvspan(0, warmup, color="0.8", zorder=0, label="warm-up")
+        axes.axvspan(0, max(warm, default=0), color="0.8", zorder=0, label="warm-up")
         axes.set(title=name, xlabel="training batches", ylabel=units.get(name, "rate"), ylim=(0, None))
     rest = list(grid.flat)[len(schedule.names) :]
     for axes in rest:

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.text import Perplexity
 
-from lightning_stn import STNCallback, STNModule, recommended_hyperparameters
+from lightning_stn import STNCallback, STNModule, WeightStep, recommended_hyperparameters
 from lightning_stn.regularizers import (
     ActivationPenalty,
     EmbeddingDropout,
@@ -348,8 +348,8 @@ def compare_networks(seed: int, args: argparse.Namespace) -> dict[str, Scores]:
         train_steps=args.train_steps,
         method=args.method,
         perturb=args.perturb,
-        gradient_clip_val=args.clip,
-        warmup_epochs=args.warmup,
+        weight_step=WeightStep(gradient_clip_val=args.clip),
+        warmup=args.warmup,
     )
     title = f"Regularisation schedules that one self-tuned run of a language model found, seed {seed}"
     picture = args.out / f"seed{seed}" / "schedules.png"

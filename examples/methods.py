@@ -27,15 +27,15 @@ from comparison import Scores
 from digits import DigitsCNN, LitDigits, load_data
 from torch import Tensor
 
-from lightning_stn import Float, Integer, STNCallback, STNModule
+from lightning_stn import DeltaSTN, Float, Integer, STNCallback, STNModule
 
 Batch = tuple[Tensor, Tensor]
 
 METHODS: dict[str, dict[str, Any]] = {
     "stn": {},
     "delta-stn": {"method": "delta-stn"},
-    "shared": {"method": "delta-stn", "share_primal": True},
-    "direct": {"method": "delta-stn", "linearize": False},
+    "shared": {"method": DeltaSTN(passes=1)},
+    "direct": {"method": DeltaSTN(linearize=False)},
 }
 """What `STNCallback` is told, by name; "shared" is Delta-STN in one pass, "direct" with the network's predictions."""
 STARTS = {"weak": (0.05, 1), "middle": (0.2, 2), "strong": (0.5, 4)}

@@ -4,8 +4,10 @@ from lightning_stn.callback import STNCallback
 from lightning_stn.convert import ConversionError, convert
 from lightning_stn.export import export
 from lightning_stn.hyperparameters import HyperparameterSet
+from lightning_stn.manual_optimization import WeightStep
+from lightning_stn.methods import STN, DeltaSTN, Method, Scales
 from lightning_stn.module import STNModule
-from lightning_stn.phases import Phase, PhaseSchedule
+from lightning_stn.phases import Phase, PhaseSchedule, Warmup
 from lightning_stn.recipes import recommended_augmentation, recommended_hyperparameters
 from lightning_stn.resumable import ResumableLoader
 from lightning_stn.schedule import Schedule
@@ -14,18 +16,24 @@ from lightning_stn.specifications import Categorical, Float, Hyperparameter, Int
 __version__ = "0.1.0"
 
 __all__ = [
+    "STN",
     "Categorical",
     "ConversionError",
+    "DeltaSTN",
     "Float",
     "Hyperparameter",
     "HyperparameterSet",
     "Integer",
+    "Method",
     "Phase",
     "PhaseSchedule",
     "ResumableLoader",
     "STNCallback",
     "STNModule",
+    "Scales",
     "Schedule",
+    "Warmup",
+    "WeightStep",
     "convert",
     "export",
     "recommended_augmentation",

@@ -1,11 +1,12 @@
-"""The base of every module that reads the hyperparameters, and what binds a sample for the duration of a step."""
+"""Which set a module reads, and the passes that bind a sample of it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from lightning_stn.hyperparameters import Bound, HyperparameterSet
+from lightning_stn.hyperparameters import HyperparameterSet
+from lightning_stn.passes import Pass
 
 
 class BoundModule(nn.Module):
@@ -88,15 +89,19 @@ def attach(root: nn.Module, hyperparameters: HyperparameterSet) -> None:
 
 
 def bind_weight_phase(hyperparameters: HyperparameterSet, sample: Tensor) -> None:
-    """Bind a sample and its values: response layers respond, regularisers act. `unbind` ends it.
+    """Bind a sample and its values: response layers respond, regularisers act. `unbind` ends the weight phase.
+
+    Args:
+        hyperparameters: the set.
+        sample: `[n, h]` or `[1, h]`, unconstrained units.
 
     Raises:
-        ValueError: the sample is none of this set.
+        ValueError: the sample has another shape.
     """
     _check_sample(hyperparameters, sample)
-    hyperparameters.bound.sample = hyperparameters.from_centre(sample)
-    hyperparameters.bound.merged = None
-    hyperparameters.bound.values = hyperparameters.bound_values(sample)
+    hyperparameters.current_pass = Pass(
+        hyperparameters.from_centre(sample), values=hyperparameters.bound_values(sample)
+    )
 
 
 def _check_sample(hyperparameters: HyperparameterSet, sample: Tensor) -> None:
@@ -109,33 +114,27 @@ def _check_sample(hyperparameters: HyperparameterSet, sample: Tensor) -> None:
 
 
 def unbind(hyperparameters: HyperparameterSet) -> None:
-    """End a step: layers respond to the current hyperparameters again, and regularisers rest."""
-    bound = hyperparameters.bound
-    bound.sample = bound.values = None
-    bound.linear, bound.closed = False, ""
+    """End a step: layers respond to the current hyperparameters again, and regularisers do not act."""
+    hyperparameters.current_pass = Pass()
 
 
-def keep_merged(hyperparameters: HyperparameterSet, keep: bool) -> None:
-    """Reuse effective parameters from batch to batch, for as long as neither weights nor hyperparameters move."""
-    hyperparameters.bound.merged = {} if keep else None
+def cache_effective_parameters(hyperparameters: HyperparameterSet, keep: bool) -> None:
+    """Start or end the reuse of effective parameters, for a loop in which weights and hyperparameters stay the same."""
+    hyperparameters.current_pass = Pass(cache={} if keep else None)
 
 
 @contextmanager
 def bind(hyperparameters: HyperparameterSet, sample: Tensor, *, frozen: bool = False) -> Iterator[None]:
-    """Bind a sample that only response layers read; what was bound before is bound again at the end.
+    """Bind a sample for response layers alone; on exit the previous pass is current again.
 
     Args:
         hyperparameters: the set.
         sample: `[n, h]` or `[1, h]`, unconstrained units.
-        frozen: hold the network's weights fixed, so that gradients reach the sample more cheaply, and only the sample.
+        frozen: detach the network's weights, so that only the sample gets a gradient, at a lower cost.
 
     Raises:
-        ValueError: the sample is none of this set.
+        ValueError: the sample has another shape.
     """
     _check_sample(hyperparameters, sample)
-    bound = hyperparameters.bound
-    hyperparameters.bound = Bound(hyperparameters.from_centre(sample), frozen=frozen, read=bound.read)
-    try:
+    with hyperparameters.running(Pass(hyperparameters.from_centre(sample), frozen=frozen)):
         yield
-    finally:
-        hyperparameters.bound = bound

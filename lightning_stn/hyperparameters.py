@@ -1,14 +1,15 @@
 """The set that holds the hyperparameters' current values, scales and bound sample."""
 
 import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_stn import functional
+from lightning_stn.passes import Pass
 from lightning_stn.schedule import Schedule, Value
 from lightning_stn.specifications import Categorical, Hyperparameter
 from lightning_stn.transforms import positive, positive_inverse
@@ -17,32 +18,6 @@ _STATE = ("unconstrained", "raw_scale")
 """What a state dict holds of a set, entry by entry."""
 
 _CENTRED = "centred"
-
-
-@dataclass
-class Bound:
-    """What a network reads during one step; empty between steps.
-
-    Args:
-        sample: `[n, h]` or `[1, h]`, unconstrained units, counted from the centre of the response; read by response
-            layers.
-        values: natural units by name, `[n]` or scalar; present in the weight phase only, read by regularisers.
-        frozen: whether the network's weights are held fixed, so that only the sample needs a gradient.
-        linear: whether the response enters as the tangent of a forward-mode derivative at the base weights.
-        held: identities of trainable parameters that get no gradient now.
-        closed: why no layer may compute now; empty where it may.
-        merged: by layer, effective parameters at the current hyperparameters; present while an evaluation loop runs.
-        read: the names read in a weight phase so far (a dict, since compiled graphs can write to one).
-    """
-
-    sample: Tensor | None = None
-    values: dict[str, Tensor] | None = None
-    frozen: bool = False
-    linear: bool = False
-    held: frozenset[int] = frozenset()
-    closed: str = ""
-    merged: dict[int, dict[str, Tensor]] | None = None
-    read: dict[str, bool] = field(default_factory=dict)
 
 
 class HyperparameterSet(nn.Module):
@@ -64,6 +39,7 @@ class HyperparameterSet(nn.Module):
             the base weights are those at `lambda`: Delta-STN, Bae and Grosse (2020), arXiv:2010.13514. Otherwise, and
             at first, they are counted from zero.
         networks: the networks that were converted to respond to the set, each as a whole.
+        current_pass: what the network runs for now; `running` changes it for the duration of a block.
         names: the names, in the order of the entries.
         entries: name to the slice of its entries.
 
@@ -92,7 +68,8 @@ class HyperparameterSet(nn.Module):
         self._frozen = False
         self.centred = False
         self.networks: list[nn.Module] = []
-        self.bound = Bound()
+        self.current_pass = Pass()
+        self._read: dict[str, bool] = {}  # a dictionary, since compiled graphs can write to one
         self._extend(specifications)
 
     def _extend(self, specifications: Mapping[str, Hyperparameter]) -> None:
@@ -166,23 +143,23 @@ class HyperparameterSet(nn.Module):
         return self._specifications
 
     @property
-    def meanings(self) -> dict[str, str]:
+    def signature(self) -> dict[str, str]:
         """How the unconstrained entries are read, by name; two sets that agree in it can exchange their state."""
-        return {name: specification.meaning for name, specification in self.specifications.items()}
+        return {name: specification.signature for name, specification in self.specifications.items()}
 
-    def require_meanings(self, saved: Mapping[str, str]) -> None:
+    def require_signature(self, saved: Mapping[str, str]) -> None:
         """Check that saved hyperparameters mean what these mean.
 
         Args:
-            saved: the `meanings` of the set that was saved.
+            saved: the `signature` of the set that was saved.
 
         Raises:
             ValueError: they have other names, another order, other ranges or choices.
         """
-        if list(self.meanings.items()) != list(saved.items()):
+        if list(self.signature.items()) != list(saved.items()):
             raise ValueError(
                 f"The checkpoint was saved with the hyperparameters {dict(saved)}, but this module has "
-                f"{self.meanings}, so that what was learnt would be read in a wrong way; resume with the "
+                f"{self.signature}, so that what was learnt would be read in a wrong way; resume with the "
                 "hyperparameters of the checkpoint (init and scale may differ), or begin a new run."
             )
 
@@ -293,17 +270,27 @@ class HyperparameterSet(nn.Module):
         """A sample as response layers read it, counted from the centre of the response; gradients reach the sample."""
         return sample - self.unconstrained if self.centred else sample
 
+    @contextmanager
+    def running(self, run: Pass) -> Iterator[None]:
+        """Enter a pass; on exit the network runs for what it ran for before."""
+        before, self.current_pass = self.current_pass, run
+        try:
+            yield
+        finally:
+            self.current_pass = before
+
     @property
     def at_centre(self) -> bool:
         """Whether layers compute with their base weights alone."""
-        return self.centred and self.bound.sample is None
+        return self.centred and self.current_pass.sample is None
 
     def bound_sample(self) -> Tensor:
-        """What response layers read: the sample bound now or, between steps, that of the current hyperparameters.
+        """What response layers read: the sample of the current pass or, without one, the current hyperparameters.
 
         `[n, h]` or `[1, h]`, counted from the centre of the response.
         """
-        return self.from_centre(self.current()) if self.bound.sample is None else self.bound.sample
+        sample = self.current_pass.sample
+        return self.from_centre(self.current()) if sample is None else sample
 
     def bound_values(self, sample: Tensor) -> dict[str, Tensor]:
         """Natural units of a sample, by name: `[n]`, or a scalar for what the batch shares."""
@@ -315,7 +302,7 @@ class HyperparameterSet(nn.Module):
 
     def unread(self) -> list[str]:
         """Names that nothing has read in the weight phase so far."""
-        return [name for name in self.names if name not in self.bound.read]
+        return [name for name in self.names if name not in self._read]
 
     def __getitem__(self, name: str) -> Tensor:
         """The value bound now, in natural units, without a gradient; of a `Categorical` the index of the choice, int64.
@@ -323,10 +310,11 @@ class HyperparameterSet(nn.Module):
         In the weight phase `[n]`, or a scalar tensor where the batch shares it (`per="batch"`, or a sample of one row);
         otherwise the current value, a scalar tensor.
         """
-        if self.bound.values is not None:
+        values = self.current_pass.values
+        if values is not None:
             self.require(name, "The training loss")
-            self.bound.read[name] = True
-            return self.bound.values[name]
+            self._read[name] = True
+            return values[name]
         self.require(name, "This code")
         return self.specifications[name].read(self.unconstrained[self.entries[name]])
 

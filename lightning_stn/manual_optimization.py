@@ -1,29 +1,151 @@
-"""Learning-rate schedulers in manual optimisation: what Lightning drops of their configuration is kept."""
+"""What exists only because optimisation is manual: the weight step, clipping, accumulation, schedulers, scaler."""
 
-from typing import Any
+import math
+import warnings
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
 
-from lightning_stn.module import STNModule
+ClipAlgorithm = Literal["norm", "value"]
 
 _DROPPED = ("monitor", "reduce_on_plateau", "strict")
 """Keys of a scheduler's dictionary that Lightning ignores in manual optimisation, with a warning."""
 
 
+@dataclass(frozen=True)
+class WeightStep:
+    """How a step of the weights is taken in manual optimisation, where the Trainer's own arguments are not available.
+
+    Args:
+        gradient_clip_val: largest norm, or largest entry, of the weights' gradient; None for no clipping.
+        gradient_clip_algorithm: "norm" or "value".
+        accumulate_grad_batches: training batches whose gradients one step averages.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: ClipAlgorithm = "norm"
+    accumulate_grad_batches: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        limit, accumulate = self.gradient_clip_val, self.accumulate_grad_batches
+        number = isinstance(limit, int | float) and not isinstance(limit, bool)
+        if limit is not None and not (number and 0 < limit < math.inf):
+            raise ValueError(f"WeightStep: expected gradient_clip_val to be positive, or None, got {limit!r}.")
+        if self.gradient_clip_algorithm not in get_args(ClipAlgorithm):
+            raise ValueError(
+                "WeightStep: expected gradient_clip_algorithm='norm' or gradient_clip_algorithm='value', got "
+                f"{self.gradient_clip_algorithm!r}."
+            )
+        if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
+            raise ValueError(
+                f"WeightStep: expected accumulate_grad_batches to be a whole number of at least 1, got {accumulate!r}."
+            )
+
+    def completes(self, batch_idx: int, is_last_batch: bool) -> bool:
+        """Whether a step follows this batch of an epoch, or its gradients only accumulate."""
+        return (batch_idx + 1) % self.accumulate_grad_batches == 0 or is_last_batch
+
+    def clip(self, module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradients that an optimiser is about to use, after a gradient scaler has been undone."""
+        if self.gradient_clip_val is not None:
+            module.clip_gradients(
+                optimizer,
+                gradient_clip_val=self.gradient_clip_val,
+                gradient_clip_algorithm=self.gradient_clip_algorithm,
+            )
+
+    def take(self, module: LightningModule, objective: Tensor, batch_idx: int) -> None:
+        """Differentiate the objective and, where the batch completes a step, step optimisers and schedulers."""
+        module.manual_backward(objective / self.accumulate_grad_batches)
+        is_last_batch = module.trainer.is_last_batch
+        if not self.completes(batch_idx, is_last_batch):
+            return
+        optimizers = module.optimizers()
+        _step_all(module, optimizers if isinstance(optimizers, list) else [optimizers])
+        step_schedulers(module, "step", batch_idx)
+        if is_last_batch:
+            step_schedulers(module, "epoch", module.current_epoch)
+
+
+def _step_all(module: LightningModule, optimizers: list[Any]) -> None:
+    """Step the optimisers, all at the scale with which their gradients were computed.
+
+    After each of them Lightning updates the scaler of float16; the next would then unscale by another factor.
+    """
+    scaler = getattr(module.trainer.precision_plugin, "scaler", None) if len(optimizers) > 1 else None
+    before, after = scaler and scaler.state_dict(), []
+    for optimizer in optimizers:
+        if scaler is not None:
+            scaler.load_state_dict(before)
+        optimizer.step()
+        # Freed now, so that the hyperparameter phase has no gradient of the weights in memory.
+        optimizer.zero_grad()
+        if scaler is not None:
+            after.append(scaler.state_dict())
+    if scaler is not None:
+        scaler.load_state_dict(min(after, key=lambda state: float(state["scale"])))
+
+
+def step_schedulers(module: LightningModule, interval: str, index: int, *, on_metric: bool = False) -> None:
+    """Step the learning-rate schedulers that are due, which Lightning leaves to manual optimisation.
+
+    Args:
+        module: the module that trains.
+        interval: "step" or "epoch".
+        index: number of the batch in its epoch, or of the epoch.
+        on_metric: whether to step the schedulers that follow a metric, or the others.
+
+    Raises:
+        RuntimeError: the metric of a scheduler was not logged (unless the scheduler is not `strict`).
+    """
+    trainer = module.trainer
+    for config in trainer.lr_scheduler_configs:
+        due = config.interval == interval and (index + 1) % config.frequency == 0
+        if not due or config.reduce_on_plateau != on_metric:
+            continue
+        metric = trainer.callback_metrics.get(config.monitor) if on_metric else None  # type: ignore[arg-type]
+        if metric is None and on_metric:
+            message = (
+                f"The learning-rate scheduler {type(config.scheduler).__name__} follows {config.monitor!r}, which "
+                f"was not logged; there are {sorted(trainer.callback_metrics)}."
+            )
+            if config.strict:
+                raise RuntimeError(f"{message} Log it, name another as 'monitor', or set 'strict' to False.")
+            warnings.warn(message, stacklevel=2)
+            continue
+        module.lr_scheduler_step(config.scheduler, metric)
+
+
+def save_checkpoints_by_time(module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    """Save checkpoints that are due by time, which Lightning leaves out in manual optimisation."""
+    for callback in module.trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback._train_time_interval is not None:
+            automatic: Any = SimpleNamespace(automatic_optimization=True)
+            callback.on_train_batch_end(module.trainer, automatic, outputs, batch, batch_idx)
+
+
 class SchedulerSettings:
-    """Remembers what `configure_optimizers` says of metrics, and hands it to Lightning's configurations."""
+    """Keeps the metric settings of the schedulers that `configure_optimizers` returns, which Lightning drops."""
 
     def __init__(self) -> None:
         self._settings: dict[int, dict[str, Any]] = {}
         self._watching = False
         self._assigned: Any = None
 
-    def watch(self, module: STNModule) -> None:
-        """Look at what `configure_optimizers` returns when the strategy calls it."""
+    def watch(self, module: LightningModule) -> None:
+        """Wrap `configure_optimizers`, so that the settings are kept when the strategy calls it."""
         own = module.__dict__
-        self._assigned = own.get("configure_optimizers")  # As LightningCLI does.
+        self._assigned = own.get("configure_optimizers")  # LightningCLI assigns it on the instance.
         configure = module.configure_optimizers
 
         def configure_optimizers() -> Any:
@@ -33,8 +155,8 @@ class SchedulerSettings:
         own["configure_optimizers"] = configure_optimizers
         self._watching = True
 
-    def release(self, module: STNModule) -> None:
-        """Look no more; the strategy has called, or will not."""
+    def release(self, module: LightningModule) -> None:
+        """Unwrap `configure_optimizers`, after the strategy has called it or where it will not."""
         if self._watching:
             own = module.__dict__
             own.pop("configure_optimizers")
@@ -43,7 +165,7 @@ class SchedulerSettings:
             self._watching, self._assigned = False, None
 
     def restore(self, trainer: Trainer) -> None:
-        """Give the configurations back what was dropped.
+        """Put the settings that Lightning dropped into its configurations.
 
         Raises:
             ValueError: a scheduler follows a metric that has no name.
@@ -80,53 +202,50 @@ class SchedulerSettings:
 
 
 class MetricSteps:
-    """When the schedulers that follow a metric step: as late as Lightning does it, behind validation and its logs.
+    """When schedulers that follow a metric step: as late as in Lightning, after validation and its logs.
 
-    What is due when a checkpoint is written is saved with it, so that a resumed run makes up for it. Lightning itself
-    forgets it there, and leaves those of an epoch out of the whole epoch in which a run was resumed; in automatic
-    optimisation, where they are Lightning's to step, the latter are made up for, too.
+    Steps that are due when a checkpoint is written are saved with it, so that a resumed run takes them. Lightning
+    forgets them, and leaves those of an epoch out of the whole epoch in which a run was resumed; with automatic
+    optimisation, where Lightning takes the steps, the latter are taken here.
     """
 
     def __init__(self) -> None:
         self._due: list[tuple[str, int]] = []
         self._forgotten = False
 
-    def finish_batch(self, module: STNModule, batch_idx: int) -> None:
-        """Those of a batch are due, unless its gradients only accumulate."""
-        settings = module.weight_step_settings
-        assert settings is not None
-        whole = (batch_idx + 1) % settings.accumulate_grad_batches == 0 or module.trainer.is_last_batch
-        if whole and not module.automatic_optimization:
+    def finish_batch(self, module: LightningModule, step: WeightStep, batch_idx: int) -> None:
+        """Note the steps of a batch, unless its gradients only accumulate."""
+        if step.completes(batch_idx, module.trainer.is_last_batch) and not module.automatic_optimization:
             self._due.append(("step", batch_idx))
 
-    def finish_epoch(self, module: STNModule) -> None:
-        """Those of an epoch are due, unless it was broken off."""
-        self.settle(module)
+    def finish_epoch(self, module: LightningModule) -> None:
+        """Note the steps of an epoch, unless it ended early."""
+        self.take(module)
         trainer = module.trainer
         if trainer.is_last_batch:
             self._due.append(("epoch", trainer.current_epoch))
         self._forgotten |= trainer.fit_loop.restarting
         if not (module.automatic_optimization or _logs_later(module)):
-            self.settle(module)
+            self.take(module)
 
-    def settle(self, module: STNModule) -> None:
-        """Step what is due, and Lightning does not."""
+    def take(self, module: LightningModule) -> None:
+        """Take the steps that are due, and that Lightning does not take."""
         due, self._due = self._due, []
         if self._forgotten or not module.automatic_optimization:
             for interval, index in due:
-                module.step_schedulers(interval, index, on_metric=True)
+                step_schedulers(module, interval, index, on_metric=True)
         self._forgotten = False
 
     def state_dict(self) -> list[list[Any]]:
-        """Interval and index of what is due."""
+        """Interval and index of each step that is due."""
         return [list(one) for one in self._due]
 
     def load_state_dict(self, state: list[list[Any]]) -> None:
-        """Make up for what was due."""
+        """Continue from a saved state, whose steps Lightning has forgotten."""
         self._due = [(interval, index) for interval, index in state]
         self._forgotten = bool(state)
 
 
 def _logs_later(module: LightningModule) -> bool:
-    """Whether the module may log a metric of the epoch when the callbacks are done with it."""
+    """Whether the module may log a metric of the epoch after the callbacks' hooks."""
     return is_overridden("on_train_epoch_end", module)

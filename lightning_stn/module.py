@@ -1,64 +1,45 @@
-"""`STNModule`: the two losses of a self-tuning network, and its weight step."""
+"""`STNModule`: the two losses of a self-tuning network."""
 
 import inspect
-import math
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from types import SimpleNamespace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor, nn
 
-from lightning_stn.binding import bind_weight_phase, keep_merged, unbind
+from lightning_stn.binding import bind_weight_phase, cache_effective_parameters, unbind
 from lightning_stn.convert import convert
-from lightning_stn.dual import has_tangent
 from lightning_stn.export import export
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers import ResponseLayer
-from lightning_stn.methods.delta import base_pass, response_pass, shared_pass
+from lightning_stn.manual_optimization import WeightStep, save_checkpoints_by_time
+from lightning_stn.methods import STN, Method, parameter_groups
+from lightning_stn.methods.base import check_loss
 from lightning_stn.specifications import Hyperparameter
 
-Method = Literal["stn", "delta-stn"]
 Perturb = Literal["example", "batch"]
-ClipAlgorithm = Literal["norm", "value"]
 
-_MEANINGS = "lightning_stn_hyperparameters"
-"""Where a checkpoint keeps how its hyperparameters are read."""
-
-_CLOSED = (
-    "A part of the network is computed anew in the backward pass, as activation checkpointing does, where the forward "
-    "passes of method='delta-stn' are over; use method='stn', or do without."
-)
-"""Why layers refuse to compute then."""
+_SIGNATURE = "lightning_stn_hyperparameters"
+"""Key of the signature of the hyperparameters in a checkpoint."""
 
 
 @dataclass(frozen=True)
-class WeightStepSettings:
-    """How the weight step runs; set by the callback.
+class WeightPhase:
+    """How the weight phase of a run works; `STNCallback` gives it to the module.
 
     Args:
-        method: how the response is counted and fitted.
-        linearize: for "delta-stn", whether the response is fitted on first-order predictions.
-        share_primal: whether the base weights train on these as well, in one pass.
+        method: computes the objective.
         perturb: what has a perturbation of its own.
-        gradient_clip_val: largest norm, or largest entry, of the weights' gradient; None for no clipping.
-        gradient_clip_algorithm: which of the two.
-        accumulate_grad_batches: training batches whose gradients one optimiser step averages.
+        step: how the weights step in manual optimisation.
     """
 
-    method: Method = "stn"
-    linearize: bool = True
-    share_primal: bool = False
+    method: Method = field(default_factory=STN)
     perturb: Perturb = "example"
-    gradient_clip_val: float | None = None
-    gradient_clip_algorithm: ClipAlgorithm = "norm"
-    accumulate_grad_batches: int = 1
+    step: WeightStep = field(default_factory=WeightStep)
 
 
 class STNModule(L.LightningModule):
@@ -70,14 +51,11 @@ class STNModule(L.LightningModule):
     Optimisation is manual unless `self.automatic_optimization = True` is set after `super().__init__`.
 
     Args:
-        *args: handed to the next base, and likewise `**kwargs`, so that an existing module keeps its constructor.
+        *args: passed to the next base, as is `**kwargs`, so that an existing module keeps its constructor.
         hyperparameters: name to `Float`, `Integer` or `Categorical`.
 
     Attributes:
-        hyperparameters: the `HyperparameterSet`; `self.hyperparameters["name"]` reads the value bound now.
-        fits_response: whether `training_loss` runs for the response alone, as Delta-STN lets it beside the call for the
-            weights. What must happen once for a batch, as keeping a hidden state, is not for this call; `self.log` does
-            nothing there.
+        hyperparameters: the `HyperparameterSet`; `self.hyperparameters["name"]` reads the active value.
 
     Example:
         >>> import torch.nn.functional as F
@@ -106,9 +84,17 @@ class STNModule(L.LightningModule):
         super().__init__(*args, **kwargs)
         self.automatic_optimization = False
         self.hyperparameters = HyperparameterSet(hyperparameters)
-        self.weight_step_settings: WeightStepSettings | None = None
-        self.fits_response = False
+        self._weight_phase: WeightPhase | None = None
         self._muted = False
+
+    @property
+    def fits_response(self) -> bool:
+        """Whether `training_loss` now runs for the response alone, as it does in Delta-STN beside the call for weights.
+
+        What must happen once for a batch, such as keeping a hidden state, belongs to the other call; `self.log` does
+        nothing in this one.
+        """
+        return self.hyperparameters.current_pass.fits_response
 
     def convert(
         self,
@@ -147,44 +133,11 @@ class STNModule(L.LightningModule):
     def parameter_groups(
         self, lr: float, *, response_lr: float | None = None, gate_lr: float | None = None
     ) -> list[dict[str, Any]]:
-        """Parameter groups for an optimiser whose steps grow with its rate, `SGD(self.parameter_groups(lr=30.0))`.
+        """Weights, response weights and gates in groups, for SGD at large rates; see `methods.parameter_groups`.
 
-        A step of the gates moves the effective weights along the response by `|h|^2` times as much as a step of the
-        weights does, `h` being the sample in unconstrained units: with many hyperparameters far from zero, and a large
-        rate, more than training bears. The gates have a rate of their own here. Adam and its kind have no need of it.
-
-        Args:
-            lr: learning rate of the weights.
-            response_lr: learning rate of the response weights; None for `lr`.
-            gate_lr: learning rate of the gates; None for `lr / max(1, E|h|^2)` at the current hyperparameters, counted
-                from the centre of the response.
-
-        Returns:
-            Three groups with every parameter that requires a gradient: weights, response weights, gates.
-
-        Raises:
-            ValueError: a rate is not a positive number.
+        `torch.optim.SGD(self.parameter_groups(lr=30.0))`; Adam and its kind have no need of it.
         """
-        hyperparameters = self.hyperparameters
-        for name, rate in (("lr", lr), ("response_lr", response_lr), ("gate_lr", gate_lr)):
-            number = isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate < math.inf
-            if not number and not (rate is None and name != "lr"):
-                raise ValueError(f"parameter_groups: expected {name} to be positive, got {rate!r}; give a number.")
-        if gate_lr is None:
-            centre = hyperparameters.from_centre(hyperparameters.unconstrained)
-            squared_norm = (centre.square() + hyperparameters.scale.square()).sum().item()
-            gate_lr = lr / max(1.0, squared_norm)
-        if response_lr is None:
-            response_lr = lr
-        layers = [module for module in self.modules() if isinstance(module, ResponseLayer)]
-        gates = {id(gate): gate for layer in layers for gate in map(layer.gates, layer.responding)}
-        responses = {id(r): r for layer in layers for r in map(layer.response, layer.responding)}
-        weights = [p for p in self.parameters() if p.requires_grad and id(p) not in gates | responses]
-        return [
-            {"params": weights, "lr": lr},
-            {"params": list(responses.values()), "lr": response_lr},
-            {"params": list(gates.values()), "lr": gate_lr},
-        ]
+        return parameter_groups(self, self.hyperparameters, lr, response_lr=response_lr, gate_lr=gate_lr)
 
     def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
         """`L_T`, the loss of the weight phase, regularisation and augmentation included.
@@ -194,7 +147,7 @@ class STNModule(L.LightningModule):
         Returns:
             A scalar with a gradient in the weights.
         """
-        step = self.inherited("training_step")
+        step = self._inherited("training_step")
         if step is None:
             raise NotImplementedError(
                 f"{type(self).__name__} has no training loss; define training_loss(self, batch, batch_idx)."
@@ -230,51 +183,40 @@ class STNModule(L.LightningModule):
                 f"override infer_batch_size(self, batch) in {type(self).__name__}."
             ) from error
 
-    def perturb(self, batch: Any, generator: torch.Generator | None = None) -> None:
+    def _perturb(self, batch: Any, generator: torch.Generator | None = None) -> None:
         """Bind a perturbed sample for a weight step on `batch`: a row for each example, or one."""
-        assert self.weight_step_settings is not None
-        rows = self.infer_batch_size(batch) if self.weight_step_settings.perturb == "example" else 1
+        assert self._weight_phase is not None
+        rows = self.infer_batch_size(batch) if self._weight_phase.perturb == "example" else 1
         bind_weight_phase(self.hyperparameters, self.hyperparameters.sample(rows, generator))
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """One weight step on `training_loss`, at the sample that `STNCallback` has bound.
 
         Returns:
-            The training loss; with automatic optimisation and Delta-STN a dictionary with the `loss` that is
-            differentiated, that of base and response, and beside it the `training_loss`.
+            The training loss. Where the method differentiates another objective and optimisation is automatic: a
+            dictionary with the objective as `loss`, and the `training_loss` beside it.
 
         Raises:
             RuntimeError: there is no `STNCallback`.
             ValueError: `training_loss` returns anything but a scalar tensor with a gradient.
         """
-        if self.weight_step_settings is None:
+        phase = self._weight_phase
+        if phase is None:
             raise RuntimeError(
                 f"{type(self).__name__} trains without its callback; pass callbacks=[STNCallback(...)] to the Trainer."
             )
-        if self.hyperparameters.bound.values is None:  # Lightning's Tuner puts the callbacks aside.
-            self.perturb(batch)
-        settings = self.weight_step_settings
-        if settings.method == "stn":
-            loss = objective = self._scalar_training_loss(batch, batch_idx)
-        elif settings.share_primal:
-            loss = objective = self._shared_loss(batch, batch_idx)
-        else:
-            loss, objective = self._base_and_response(batch, batch_idx, settings.linearize)
+        if self.hyperparameters.current_pass.values is None:  # Lightning's Tuner puts the callbacks aside.
+            self._perturb(batch)
+        loss, objective = phase.method.objective(
+            self, self.hyperparameters, lambda: self._checked_training_loss(batch, batch_idx)
+        )
         if not self.automatic_optimization:
-            self._weight_step(objective, batch_idx, settings.accumulate_grad_batches)
+            phase.step.take(self, objective, batch_idx)
             return loss
         return loss if objective is loss else {"loss": objective, "training_loss": loss.detach()}
 
-    def _scalar_training_loss(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = self.training_loss(batch, batch_idx)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(f"Expected training_loss to return a scalar tensor, got {got}; return the mean loss.")
-        if has_tangent(loss):
-            raise ValueError(
-                "training_loss calls parts of a converted network, whose prediction is therefore not linearised; call "
-                "the network as convert() returned it, or use STNCallback(linearize=False)."
-            )
+    def _checked_training_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = check_loss(self.training_loss(batch, batch_idx), "training_loss")
         if not loss.requires_grad:
             raise ValueError(
                 "Expected training_loss to return a loss with a gradient in the weights, got one without; compute it "
@@ -282,101 +224,17 @@ class STNModule(L.LightningModule):
             )
         return loss
 
-    def _base_and_response(self, batch: Any, batch_idx: int, linear: bool) -> tuple[Tensor, Tensor]:
-        """The loss of the base weights, and its sum with that of the response, so that one backward serves both."""
-        with self._fitting_response(), response_pass(self, self.hyperparameters, linear=linear):
-            response_loss = self._scalar_training_loss(batch, batch_idx)
-        with base_pass(self.hyperparameters):
-            loss = self._scalar_training_loss(batch, batch_idx)
-        self.hyperparameters.bound.closed = _CLOSED
-        return loss, loss + response_loss
-
-    def _shared_loss(self, batch: Any, batch_idx: int) -> Tensor:
-        """The loss of base and response at the first-order prediction."""
-        with shared_pass(self.hyperparameters):
-            loss = self._scalar_training_loss(batch, batch_idx)
-        self.hyperparameters.bound.closed = _CLOSED
-        return loss
-
-    @contextmanager
-    def _fitting_response(self) -> Iterator[None]:
-        self.fits_response = True
-        try:
-            with self.muted():
-                yield
-        finally:
-            self.fits_response = False
-
-    def _weight_step(self, loss: Tensor, batch_idx: int, accumulate: int) -> None:
-        """Backward, and every `accumulate`-th time the optimisers and the schedulers."""
-        self.manual_backward(loss / accumulate)
-        if (batch_idx + 1) % accumulate and not self.trainer.is_last_batch:
-            return
-        optimizers = self.optimizers()
-        self._step_all(optimizers if isinstance(optimizers, list) else [optimizers])
-        self.step_schedulers("step", batch_idx)
-        if self.trainer.is_last_batch:
-            self.step_schedulers("epoch", self.current_epoch)
-
-    def _step_all(self, optimizers: list[Any]) -> None:
-        """Step the optimisers, all at the scale with which their gradients were computed.
-
-        Lightning updates the scaler of float16 behind each of them; the next would then unscale by another factor.
-        """
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None) if len(optimizers) > 1 else None
-        before, after = scaler and scaler.state_dict(), []
-        for optimizer in optimizers:
-            if scaler is not None:
-                scaler.load_state_dict(before)
-            optimizer.step()
-            # Freed now, so that the hyperparameter phase has no gradient of the weights in memory.
-            optimizer.zero_grad()
-            if scaler is not None:
-                after.append(scaler.state_dict())
-        if scaler is not None:
-            scaler.load_state_dict(min(after, key=lambda state: float(state["scale"])))
-
-    def step_schedulers(self, interval: str, index: int, *, on_metric: bool = False) -> None:
-        """Step the learning-rate schedulers that are due, which Lightning leaves to manual optimisation.
-
-        Args:
-            interval: "step" or "epoch".
-            index: number of the batch in its epoch, or of the epoch.
-            on_metric: whether those that follow a metric are stepped, or those that do not.
-
-        Raises:
-            RuntimeError: the metric of a scheduler was not logged (unless it is not `strict`).
-        """
-        for config in self.trainer.lr_scheduler_configs:
-            due = config.interval == interval and (index + 1) % config.frequency == 0
-            if not due or config.reduce_on_plateau != on_metric:
-                continue
-            metric = self.trainer.callback_metrics.get(config.monitor) if on_metric else None  # type: ignore[arg-type]
-            if metric is None and on_metric:
-                message = (
-                    f"The learning-rate scheduler {type(config.scheduler).__name__} follows {config.monitor!r}, which "
-                    f"was not logged; there are {sorted(self.trainer.callback_metrics)}."
-                )
-                if config.strict:
-                    raise RuntimeError(f"{message} Log it, name another as 'monitor', or set 'strict' to False.")
-                warnings.warn(message, stacklevel=2)
-                continue
-            self.lr_scheduler_step(config.scheduler, metric)
-
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Free the sample, and save checkpoints by time, which Lightning leaves out in manual optimisation."""
+        """Unbind the sample, and save checkpoints by time."""
         unbind(self.hyperparameters)
-        for callback in self.trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback._train_time_interval is not None:
-                automatic: Any = SimpleNamespace(automatic_optimization=True)
-                callback.on_train_batch_end(self.trainer, automatic, outputs, batch, batch_idx)
+        save_checkpoints_by_time(self, outputs, batch, batch_idx)
         super().on_train_batch_end(outputs, batch, batch_idx)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the current hyperparameters, also where a callback saves an averaged copy of this module instead."""
         current = self.hyperparameters.state_dict(prefix="hyperparameters.")
         checkpoint["state_dict"] |= {key: value for key, value in current.items() if key in checkpoint["state_dict"]}
-        checkpoint[_MEANINGS] = self.hyperparameters.meanings
+        checkpoint[_SIGNATURE] = self.hyperparameters.signature
         super().on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -385,8 +243,8 @@ class STNModule(L.LightningModule):
         Raises:
             ValueError: they have other names, another order, other ranges or choices.
         """
-        if self._trainer is not None and self._trainer.training and _MEANINGS in checkpoint:
-            self.hyperparameters.require_meanings(checkpoint[_MEANINGS])
+        if self._trainer is not None and self._trainer.training and _SIGNATURE in checkpoint:
+            self.hyperparameters.require_signature(checkpoint[_SIGNATURE])
         super().on_load_checkpoint(checkpoint)
 
     def validation_step(self, batch: Any, batch_idx: int, *args: Any) -> Any:
@@ -398,7 +256,7 @@ class STNModule(L.LightningModule):
         return self._evaluation_step("test", "test_loss", batch, batch_idx, *args)
 
     def _evaluation_step(self, stage: str, tag: str, batch: Any, batch_idx: int, *args: Any) -> Any:
-        step = self.inherited(f"{stage}_step")
+        step = self._inherited(f"{stage}_step")
         if step is not None:
             arguments = (batch, batch_idx, *args)
             return step(*arguments[: len(inspect.signature(step).parameters)])
@@ -407,53 +265,53 @@ class STNModule(L.LightningModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Merge the weights once for the whole loop."""
-        keep_merged(self.hyperparameters, True)
+        """Compute effective weights once for the whole loop."""
+        cache_effective_parameters(self.hyperparameters, True)
         super().on_validation_epoch_start()
 
     def on_validation_epoch_end(self) -> None:
-        """Weights may move again."""
-        keep_merged(self.hyperparameters, False)
+        """Drop the effective weights of the loop."""
+        cache_effective_parameters(self.hyperparameters, False)
         super().on_validation_epoch_end()
 
     def on_test_epoch_start(self) -> None:
-        """Merge the weights once for the whole loop."""
-        keep_merged(self.hyperparameters, True)
+        """Compute effective weights once for the whole loop."""
+        cache_effective_parameters(self.hyperparameters, True)
         super().on_test_epoch_start()
 
     def on_test_epoch_end(self) -> None:
-        """Weights may move again."""
-        keep_merged(self.hyperparameters, False)
+        """Drop the effective weights of the loop."""
+        cache_effective_parameters(self.hyperparameters, False)
         super().on_test_epoch_end()
 
     def on_predict_epoch_start(self) -> None:
-        """Merge the weights once for the whole loop."""
-        keep_merged(self.hyperparameters, True)
+        """Compute effective weights once for the whole loop."""
+        cache_effective_parameters(self.hyperparameters, True)
         super().on_predict_epoch_start()
 
     def on_predict_epoch_end(self) -> None:
-        """Weights may move again."""
-        keep_merged(self.hyperparameters, False)
+        """Drop the effective weights of the loop."""
+        cache_effective_parameters(self.hyperparameters, False)
         super().on_predict_epoch_end()
 
     def log(self, *args: Any, **kwargs: Any) -> None:
-        """Log as every LightningModule does; nothing happens in the hyperparameter phase.
+        """Log as every LightningModule does, but neither in the hyperparameter phase nor in the response's own pass.
 
-        `validation_loss` may log, but what it logs there would mix into the metrics of the training epoch.
+        There `validation_loss` and `training_loss` may log, but their values would mix into the metrics of the epoch.
         """
-        if not self._muted:
+        if not (self._muted or self.fits_response):
             super().log(*args, **kwargs)
 
     @contextmanager
-    def muted(self) -> Iterator[None]:
-        """Let `self.log` do nothing."""
+    def _mute(self) -> Iterator[None]:
+        """Within the block `self.log` does nothing."""
         self._muted = True
         try:
             yield
         finally:
             self._muted = False
 
-    def inherited(self, name: str) -> Callable[..., Any] | None:
+    def _inherited(self, name: str) -> Callable[..., Any] | None:
         """The method of the next base, or None if that is only LightningModule's placeholder."""
         # By classes: compiled, two bound methods are never the same.
         bases = type(self).__mro__

@@ -1,9 +1,12 @@
 """When the weights learn and when the hyperparameters do: plain Python, no tensors."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
+
+WarmupUnit = Literal["epochs", "steps", "share"]
 
 
 class Phase(str, Enum):
@@ -23,37 +26,114 @@ class Event(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Warmup:
+    """Length of the warm-up, in which only the weights learn.
+
+    Args:
+        length: a whole number of epochs or training batches, or a share of the run in [0, 1).
+        unit: "epochs", "steps" (training batches), or "share" (of all training batches of the run).
+
+    Raises:
+        ValueError: the unit is unknown, or the length is negative, not whole, or no share.
+
+    Example:
+        >>> Warmup(300, "steps"), Warmup.parse(5), Warmup.parse(0.1)
+        (Warmup(length=300, unit='steps'), Warmup(length=5, unit='epochs'), Warmup(length=0.1, unit='share'))
+    """
+
+    length: int | float
+    unit: WarmupUnit = "epochs"
+
+    def __post_init__(self) -> None:
+        """Check length and unit."""
+        length: Any = self.length
+        if self.unit not in get_args(WarmupUnit):
+            expected = ", ".join(map(repr, get_args(WarmupUnit)))
+            raise ValueError(f"Warmup: expected unit to be one of {expected}, got {self.unit!r}.")
+        number = isinstance(length, int | float) and not isinstance(length, bool)
+        if self.unit == "share":
+            if not (number and 0 <= length < 1):
+                raise ValueError(f"Warmup: expected length to be a share of the run in [0, 1), got {length!r}.")
+        elif not (number and isinstance(length, int) and length >= 0):
+            raise ValueError(
+                f"Warmup: expected length to be a whole number of {self.unit} of at least 0, got {length!r}; a share "
+                "of the run is a float below 1."
+            )
+
+    @classmethod
+    def parse(cls, warmup: Any) -> "Warmup":
+        """The warm-up that an argument stands for: a whole number of epochs, a float for a share, or a `Warmup`.
+
+        Raises:
+            ValueError: the argument is neither.
+        """
+        if isinstance(warmup, Warmup):
+            return warmup
+        if isinstance(warmup, bool) or not isinstance(warmup, int | float):
+            raise ValueError(
+                "Expected warmup to be a whole number of epochs, a share of the run as a float, or a Warmup such as "
+                f"Warmup(300, 'steps'), got {warmup!r}."
+            )
+        return cls(warmup, "share" if isinstance(warmup, float) else "epochs")
+
+    def batches(self, batches_per_epoch: int) -> int:
+        """Length in training batches; a share has to be resolved before."""
+        assert self.unit != "share"
+        return int(self.length) * (batches_per_epoch if self.unit == "epochs" else 1)
+
+    def resolve(self, batches: float) -> "Warmup":
+        """A share as a number of training batches; every other length as it is.
+
+        Args:
+            batches: training batches of the run; infinity where they are not known.
+
+        Raises:
+            ValueError: a share of a run of unknown length.
+        """
+        if self.unit != "share":
+            return self
+        if self.length and math.isinf(batches):
+            raise ValueError(
+                f"Expected a run of known length for a warm-up of {self.length:g} of it; give the Trainer max_epochs "
+                "or max_steps, or STNCallback(warmup=...) a whole number of epochs or Warmup(300, 'steps')."
+            )
+        return Warmup(round(self.length * batches) if self.length else 0, "steps")
+
+
+@dataclass(frozen=True)
 class PhaseSchedule:
     """The alternation of MacKay et al. (2019), Algorithm 1, after a warm-up.
 
     Args:
         train_steps: training batches in a weight phase.
         valid_steps: validation batches in the hyperparameter phase that follows.
-        warmup_epochs: epochs at the start in which only the weights learn.
-        warmup_steps: the same in training batches; where given, it takes the place of `warmup_epochs`.
+        warmup: length of the warm-up: a whole number of epochs, a float for a share of the run, or a `Warmup`.
 
     Raises:
-        ValueError: a count is not a whole number, negative, or (for the two phases) zero.
+        ValueError: a count is not a whole number of at least 1, or the warm-up is out of its range.
     """
 
     train_steps: int = 2
     valid_steps: int = 1
-    warmup_epochs: int = 5
-    warmup_steps: int | None = None
+    warmup: Warmup | int | float = 5
 
     def __post_init__(self) -> None:
         """Check the counts."""
-        for name, least in (("train_steps", 1), ("valid_steps", 1), ("warmup_epochs", 0), ("warmup_steps", 0)):
+        for name in ("train_steps", "valid_steps"):
             count = getattr(self, name)
-            if count is None and name == "warmup_steps":
-                continue
-            if not isinstance(count, int) or isinstance(count, bool) or count < least:
-                raise ValueError(f"Expected {name} to be a whole number of at least {least}, got {count!r}.")
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise ValueError(f"Expected {name} to be a whole number of at least 1, got {count!r}.")
+        object.__setattr__(self, "warmup", Warmup.parse(self.warmup))
+
+    @property
+    def _warmup(self) -> Warmup:
+        assert isinstance(self.warmup, Warmup)
+        return self.warmup
 
     def phase(self, batches: int, epoch: int) -> Phase:
         """Phase of the training batch that follows `batches` finished ones, in (zero-based) `epoch`."""
-        warm = epoch < self.warmup_epochs if self.warmup_steps is None else batches < self.warmup_steps
-        return Phase.WARMUP if warm else Phase.WEIGHT
+        finished = epoch if self._warmup.unit == "epochs" else batches
+        return Phase.WARMUP if finished < self._warmup.length else Phase.WEIGHT
 
     def steps_due(self, weight_steps: int) -> int:
         """Hyperparameter steps that follow the `weight_steps`-th training batch since the warm-up."""
@@ -61,24 +141,28 @@ class PhaseSchedule:
 
     def warmup_batches(self, batches_per_epoch: int) -> int:
         """Length of the warm-up in training batches."""
-        return self.warmup_epochs * batches_per_epoch if self.warmup_steps is None else self.warmup_steps
+        return self._warmup.batches(batches_per_epoch)
 
     def total_steps(self, batches: int, batches_per_epoch: int) -> int:
         """Hyperparameter steps in a run of `batches` training batches."""
         return max(0, batches - self.warmup_batches(batches_per_epoch)) // self.train_steps * self.valid_steps
 
+    def resolve(self, batches: float) -> "PhaseSchedule":
+        """The schedule of a run of so many training batches; see `Warmup.resolve`."""
+        return replace(self, warmup=self._warmup.resolve(batches))
+
     def immediate(self) -> "PhaseSchedule":
         """The shortest schedule that runs every phase: no warm-up, one batch a phase (for `fast_dev_run`)."""
-        return replace(self, train_steps=1, valid_steps=1, warmup_epochs=0, warmup_steps=None)
+        return replace(self, train_steps=1, valid_steps=1, warmup=0)
 
     def trace(self, epochs: int, batches_per_epoch: int) -> Iterator[Event]:
         """Every step of a run, in order.
 
-        >>> schedule = PhaseSchedule(train_steps=2, valid_steps=1, warmup_epochs=1)
+        >>> schedule = PhaseSchedule(train_steps=2, valid_steps=1, warmup=1)
         >>> [event.phase.value for event in schedule.trace(epochs=2, batches_per_epoch=2)]
         ['warm-up', 'warm-up', 'weight', 'weight', 'hyperparameter']
         """
-        clock = PhaseClock(self)
+        clock = PhaseClock(self.resolve(epochs * batches_per_epoch))
         for epoch in range(epochs):
             for _ in range(batches_per_epoch):
                 yield Event(clock.phase(epoch), epoch, clock.batches)

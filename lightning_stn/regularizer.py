@@ -80,7 +80,7 @@ class Regularizer(BoundModule):
         if not self.training:
             return False
         if self._hyperparameters is not None:
-            return self._hyperparameters.bound.values is not None
+            return self._hyperparameters.current_pass.values is not None
         if self.reads():
             raise self._no_set()
         return True

@@ -56,7 +56,7 @@ class Hyperparameter(ABC):
         return {f.name: getattr(self, f.name) for f in fields(own)}  # without what is cached
 
     @property
-    def meaning(self) -> str:
+    def signature(self) -> str:
         """What decides how unconstrained entries are read: the specification without start and scale."""
         own: Any = self
         parts = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(own) if f.name not in ("init", "scale")]

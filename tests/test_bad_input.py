@@ -18,14 +18,18 @@ from torchvision.ops import StochasticDepth
 from lightning_stn import (
     Categorical,
     ConversionError,
+    DeltaSTN,
     Float,
     HyperparameterSet,
     Integer,
     PhaseSchedule,
     ResumableLoader,
+    Scales,
     Schedule,
     STNCallback,
     STNModule,
+    Warmup,
+    WeightStep,
     convert,
     export,
     recommended_hyperparameters,
@@ -102,7 +106,7 @@ def _of_module(root: nn.Module) -> dict[str, Any]:
         "tensors": {name: snapshot(tensor) for name, tensor in root.state_dict(keep_vars=True).items()},
         "gradients": {name: parameter.grad is None for name, parameter in root.named_parameters()},
         "sets": [_of_set(one) for one in {id(one): one for one in sets if one is not None}.values()],
-        "step": getattr(root, "weight_step_settings", None),
+        "step": getattr(root, "_weight_phase", None),
         "own hooks": sorted(name for name in vars(root) if hasattr(type(root), name) and name != "hyperparameters"),
     }
 
@@ -112,7 +116,7 @@ def _of_set(one: HyperparameterSet) -> dict[str, Any]:
         "names": one.names,
         "values": one.values(),
         "tensors": snapshot([one.unconstrained, one.raw_scale]),
-        "bound": snapshot([one.bound.sample, one.bound.values, one.bound.frozen, one.bound.merged]),
+        "bound": snapshot(vars(one.current_pass)),
         "closed": one._frozen,
     }
 
@@ -299,7 +303,7 @@ class Twice(STNCallback):
 
 
 def quick(**arguments: Any) -> STNCallback:
-    return STNCallback(**{"train_steps": 1, "warmup_epochs": 0, "lr": 0.05, "seed": 1, **arguments})
+    return STNCallback(**{"train_steps": 1, "warmup": 0, "lr": 0.05, "seed": 1, **arguments})
 
 
 # The table.
@@ -1229,10 +1233,15 @@ def argument(message: str, **arguments: Any) -> Case:
 CALLBACK = {
     "STNCallback: train_steps": argument("train_steps to be a whole number of at least 1, got 0", train_steps=0),
     "STNCallback: valid_steps": argument(r"valid_steps to be a whole number of at least 1, got 1\.5", valid_steps=1.5),
-    "STNCallback: warmup_epochs": argument(
-        "warmup_epochs to be a whole number of at least 0, got -1", warmup_epochs=-1
+    "STNCallback: warmup": argument("length to be a whole number of epochs of at least 0, got -1", warmup=-1),
+    "STNCallback: warmup is text": argument(r"warmup to be a whole number of epochs, .*got '9'", warmup="9"),
+    "STNCallback: warmup of more than the run": argument(r"share of the run in \[0, 1\), got 5\.0", warmup=5.0),
+    "Warmup: an unknown unit": building(
+        ValueError, "unit to be one of 'epochs', 'steps', 'share', got 'batches'", lambda: Warmup(3, "batches")
     ),
-    "STNCallback: warmup_steps": argument("warmup_steps to be a whole number of at least 0, got '9'", warmup_steps="9"),
+    "Warmup: half a step": building(
+        ValueError, r"whole number of steps of at least 0, got 2\.5; a share", lambda: Warmup(2.5, "steps")
+    ),
     "STNCallback: optimizer": argument(
         "optimizer to build one from parameter groups, got 'adam'; pass", optimizer="adam"
     ),
@@ -1243,35 +1252,47 @@ CALLBACK = {
     ),
     "STNCallback: lr": argument(r"lr to be positive, or None, got 0\.0", lr=0.0),
     "STNCallback: lr is text": argument("lr to be positive, or None, got 'auto'", lr="auto"),
-    "STNCallback: scale_lr": argument("scale_lr to be positive, or None, got nan", scale_lr=NAN),
-    "STNCallback: tune_scales": argument("tune_scales to be True or False, got 'yes'", tune_scales="yes"),
-    "STNCallback: entropy_weight": argument("entropy_weight to be a number of at least 0, got -1", entropy_weight=-1),
-    "STNCallback: method": argument("method='stn' or method='delta-stn', got 'delta'", method="delta"),
-    "STNCallback: linearize": argument("linearize to be True or False, got 1", linearize=1),
-    "STNCallback: share_primal": argument("share_primal to be True or False, got None", share_primal=None),
-    "STNCallback: share_primal, direct": argument(
-        "share_primal=True.*linearize=False", method="delta-stn", linearize=False, share_primal=True
+    "STNCallback: scales": argument(r"scales to be Scales\(\.\.\.\), got False", scales=False),
+    "Scales: lr": building(ValueError, "Scales: expected lr to be positive, or None, got nan", lambda: Scales(lr=NAN)),
+    "Scales: tune": building(ValueError, "tune to be True or False, got 'yes'", lambda: Scales(tune="yes")),
+    "Scales: entropy_weight": building(
+        ValueError, "entropy_weight to be a number of at least 0, got -1", lambda: Scales(entropy_weight=-1)
     ),
-    "STNCallback: share_primal, stn": argument("share_primal=True.*method='stn'", share_primal=True),
+    "STNCallback: method": argument("such as .* method='delta-stn' or method='stn', got 'delta'", method="delta"),
+    "STNCallback: method is a class": argument("expected a method such as .*got <class", method=DeltaSTN),
+    "DeltaSTN: linearize": building(ValueError, "linearize to be True or False, got 1", lambda: DeltaSTN(linearize=1)),
+    "DeltaSTN: passes": building(ValueError, "passes=1 or passes=2, got 3", lambda: DeltaSTN(passes=3)),
+    "DeltaSTN: one pass, not linearised": building(
+        ValueError, "passes=1.*linearize=False", lambda: DeltaSTN(linearize=False, passes=1)
+    ),
     "STNCallback: perturb": argument("perturb='example' or perturb='batch', got 'row'", perturb="row"),
     "STNCallback: dataloader": argument("dataloader to be an iterable of batches, got int; wrap", dataloader=3),
     "STNCallback: a dataset": argument(
         "dataloader to be an iterable of batches, got TensorDataset; wrap a dataset in a DataLoader",
         dataloader=images(3),
     ),
-    "STNCallback: gradient_clip_val": argument(
-        "gradient_clip_val to be positive, or None, got inf", gradient_clip_val=INF
+    "STNCallback: weight_step": argument(r"weight_step to be WeightStep\(\.\.\.\), got 1\.0", weight_step=1.0),
+    "WeightStep: gradient_clip_val": building(
+        ValueError, "gradient_clip_val to be positive, or None, got inf", lambda: WeightStep(gradient_clip_val=INF)
     ),
-    "STNCallback: gradient_clip_algorithm": argument(
-        "gradient_clip_algorithm='norm' or gradient_clip_algorithm='value', got 'max'", gradient_clip_algorithm="max"
+    "WeightStep: gradient_clip_algorithm": building(
+        ValueError,
+        "gradient_clip_algorithm='norm' or gradient_clip_algorithm='value', got 'max'",
+        lambda: WeightStep(gradient_clip_algorithm="max"),
     ),
-    "STNCallback: accumulate_grad_batches": argument(
-        "accumulate_grad_batches to be a whole number of at least 1, got True", accumulate_grad_batches=True
+    "WeightStep: accumulate_grad_batches": building(
+        ValueError,
+        "accumulate_grad_batches to be a whole number of at least 1, got True",
+        lambda: WeightStep(accumulate_grad_batches=True),
     ),
     "STNCallback: seed": argument(r"seed to be a whole number, or None, got 1\.5", seed=1.5),
-    "STNCallback: override": argument(r"override to name some of \['train_steps', .*got \['rate'\]", override=["rate"]),
-    "STNCallback: override is a number": argument("override to name some of .*got 3", override=3),
-    "STNCallback: override names a number": argument(r"override to name some of .*got \[3, 'lr'\]", override=[3, "lr"]),
+    "STNCallback: on_resume_use": argument(
+        r"on_resume_use to name some of \['train_steps', .*got \['rate'\]", on_resume_use=["rate"]
+    ),
+    "STNCallback: on_resume_use is a number": argument("on_resume_use to name some of .*got 3", on_resume_use=3),
+    "STNCallback: on_resume_use names a number": argument(
+        r"on_resume_use to name some of .*got \[3, 'lr'\]", on_resume_use=[3, "lr"]
+    ),
     "STNCallback: its schedule before the run": using(
         RuntimeError,
         "no schedule yet; it is recorded while trainer.fit runs",
@@ -1342,9 +1363,9 @@ RUNS = {
     ),
     "fit: the Trainer's own clipping": starting(
         ValueError,
-        r"pass gradient_clip_val and accumulate_grad_batches to Trainer\(...\), not to STNCallback",
+        r"clipping and accumulation are the Trainer's.*gradient_clip_val=1\.0.*to Trainer\(...\) instead",
         lambda: Lit(automatic=True),
-        lambda: quick(gradient_clip_val=1.0),
+        lambda: quick(weight_step=WeightStep(gradient_clip_val=1.0)),
     ),
     "fit: weights that nobody trains": starting(
         ValueError,
@@ -1512,7 +1533,7 @@ def _nudge(module: Lit) -> None:
         lambda module: module.net(torch.ones(1, 1, 6, 6)).sum().backward(),
         lambda module: setattr(module.hyperparameters, "_frozen", False),
         lambda module: setattr(module, "configure_optimizers", None),
-        lambda module: setattr(module, "weight_step_settings", 1),
+        lambda module: setattr(module, "_weight_phase", 1),
         lambda module: module.convert(module.beside.append(nn.Linear(2, 2))),
     ],
 )

@@ -203,7 +203,7 @@ class LitAugmented(LitSmall):
 )
 def test_a_run_draws_choices_and_shows_their_index(per: Any, perturb: Any, shape: tuple[int, ...]) -> None:
     module = LitAugmented(per)
-    shown, _ = fit(module, STNCallback(warmup_epochs=0, lr=0.5, perturb=perturb, seed=1))
+    shown, _ = fit(module, STNCallback(warmup=0, lr=0.5, perturb=perturb, seed=1))
     assert {tuple(index.shape) for index in module.drawn} == {shape}
     choice = module.hyperparameters.values()["operation"]
     assert shown.progress_bar_metrics["operation"] == CHOICES.index(str(choice))

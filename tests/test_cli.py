@@ -14,7 +14,7 @@ import yaml
 from support import LitSmall, loader, random_gates, trainer
 from torch.utils.data import DataLoader
 
-from lightning_stn import Categorical, Float, Hyperparameter, Integer, PhaseSchedule, Schedule, STNCallback
+from lightning_stn import Categorical, Float, Hyperparameter, Integer, PhaseSchedule, Schedule, STNCallback, Warmup
 
 pytest.importorskip("jsonargparse")
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # about Lightning's own calls, some of them at its import
@@ -28,7 +28,7 @@ KNOBS = {
     "noise": {"class_path": "lightning_stn.Float", "init_args": {"low": 0.0, "high": None, "init": 0.1}},
     "length": {"class_path": "lightning_stn.Integer", "init_args": {"low": 0, "high": 4, "init": 2}},
 }
-CALLBACK = {"warmup_epochs": 0, "lr": 0.05, "seed": 1}
+CALLBACK = {"warmup": 0, "lr": 0.05, "seed": 1}
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.5}}
 
 
@@ -173,23 +173,20 @@ def test_every_argument_of_the_callback(tmp_path: Path) -> None:
     arguments = {
         "train_steps": 3,
         "valid_steps": 2,
-        "warmup_epochs": 1,
-        "warmup_steps": 4,
+        "warmup": {"length": 4, "unit": "steps"},
         "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}},
         "lr": 0.1,
-        "scale_lr": 0.2,
-        "tune_scales": False,
-        "entropy_weight": 0.01,
-        "method": "delta-stn",
-        "linearize": False,
-        "share_primal": False,
+        "scales": {"tune": False, "lr": 0.2, "entropy_weight": 0.01},
+        "method": {"class_path": "lightning_stn.DeltaSTN", "init_args": {"linearize": False, "passes": 2}},
         "perturb": "batch",
         "dataloader": None,
-        "gradient_clip_val": 1.0,
-        "gradient_clip_algorithm": "value",
-        "accumulate_grad_batches": 2,
+        "weight_step": {
+            "gradient_clip_val": 1.0,
+            "gradient_clip_algorithm": "value",
+            "accumulate_grad_batches": 2,
+        },
         "seed": 5,
-        "override": ["lr"],
+        "on_resume_use": ["lr"],
     }
     assert set(arguments) == set(inspect.signature(STNCallback).parameters)
     run = fit(config(tmp_path, callback=arguments))
@@ -197,8 +194,9 @@ def test_every_argument_of_the_callback(tmp_path: Path) -> None:
     ((_, written),) = (entry.values() for entry in saved["trainer"]["callbacks"])
     assert written.pop("optimizer")["init_args"]["momentum"] == 0.9
     assert written == {name: value for name, value in arguments.items() if name != "optimizer"}
-    assert callback_of(run).phases == PhaseSchedule(3, 2, 1, 4)
+    assert callback_of(run).phases == PhaseSchedule(3, 2, Warmup(4, "steps"))
     settings = callback_of(run).state_dict()["settings"]
+    assert settings.pop("method") == {"name": "delta-stn", "linearize": False, "passes": 2}
     assert settings.items() <= arguments.items()
     assert run.trainer.global_step == 6  # nine batches in three epochs, two to a step
 
@@ -233,7 +231,7 @@ def test_a_configured_run_is_the_run_written_in_python(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:This run of .* training batches ends before its first hyperparameter step")
 def test_the_weight_optimiser_trains_responses_and_leaves_the_hyperparameters(tmp_path: Path) -> None:
     """All in the warm-up, with a weight decay that would move whatever the optimiser steps."""
-    run = fit(config(tmp_path, callback={**CALLBACK, "warmup_epochs": 3}))
+    run = fit(config(tmp_path, callback={**CALLBACK, "warmup": 3}))
     L.seed_everything(3, workers=True)
     start = Configured(run.model.hyperparameters.specifications).state_dict()
     moved = {name for name, tensor in run.model.state_dict().items() if not torch.equal(tensor, start[name])}
@@ -261,7 +259,7 @@ def test_the_scheduler_steps_once_an_epoch(
 @pytest.mark.parametrize("seed", [3, True])
 def test_the_saved_configuration_repeats_the_run(tmp_path: Path, seed: int | bool) -> None:
     """Also where the seed was left to Lightning, which saves the one that it drew."""
-    first = fit(config(tmp_path, seed=seed, callback={"warmup_epochs": 0, "optimizer": "torch.optim.SGD"}))
+    first = fit(config(tmp_path, seed=seed, callback={"warmup": 0, "optimizer": "torch.optim.SGD"}))
     second = fit(str(Path(first.trainer.log_dir) / "config.yaml"))
     folders = [Path(run.trainer.log_dir) for run in (first, second)]
     assert folders[0] != folders[1]

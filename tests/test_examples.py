@@ -12,7 +12,14 @@ import torch
 from support import trainer
 from torch import Tensor, nn
 
-from lightning_stn import STNCallback, STNModule, recommended_augmentation, recommended_hyperparameters
+from lightning_stn import (
+    Scales,
+    STNCallback,
+    STNModule,
+    WeightStep,
+    recommended_augmentation,
+    recommended_hyperparameters,
+)
 from lightning_stn.binding import attach
 from lightning_stn.regularizer import Regularizer
 
@@ -68,7 +75,12 @@ def test_training_never_reaches_the_hidden_state_of_the_validation_stream(lm: Mo
             seen.extend([module.states["tune"][1][1].clone()])
 
     callback = STNCallback(
-        train_steps=1, warmup_steps=0, tune_scales=False, lr=1e-30, perturb=perturb, gradient_clip_val=0.25
+        train_steps=1,
+        warmup=0,
+        scales=Scales(tune=False),
+        lr=1e-30,
+        perturb=perturb,
+        weight_step=WeightStep(gradient_clip_val=0.25),
     )
     valid = text(lm, 121, 4, seed=1)
     trainer(callback, Watch(), max_epochs=1).fit(module, text(lm, 200, 6, seed=0), valid)
@@ -87,7 +99,7 @@ def test_every_knob_of_the_language_model_is_read_and_moves(lm: ModuleType) -> N
     L.seed_everything(0, verbose=False)
     module = lm.SelfTunedLanguageModel(WORDS, 8, 12, lr=1.0)
     start = module.hyperparameters.unconstrained.clone()
-    callback = STNCallback(train_steps=1, warmup_steps=0, perturb="batch")
+    callback = STNCallback(train_steps=1, warmup=0, perturb="batch")
     trainer(callback, max_epochs=2).fit(module, text(lm, 200, 6, seed=0), text(lm, 121, 4, seed=1))
     assert module.hyperparameters.unread() == []
     assert (module.hyperparameters.unconstrained != start).all()
@@ -140,6 +152,6 @@ def test_alexnet_of_the_example_has_the_fifteen_hyperparameters() -> None:
     assert sum(name.startswith("dropout_after") for name in module.hyperparameters.names) == 7
     x, y = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8), torch.arange(4)
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4)
-    callback = STNCallback(train_steps=1, warmup_steps=0)
+    callback = STNCallback(train_steps=1, warmup=0)
     trainer(callback, max_epochs=2).fit(module, data, data)
     assert module.hyperparameters.unread() == []

@@ -13,7 +13,7 @@ from torch import nn
 
 from lightning_stn import Float, HyperparameterSet, Integer, convert, export
 from lightning_stn.augment import Cutout, GaussianNoise
-from lightning_stn.methods.delta import recentre
+from lightning_stn.methods.base import recentre
 from lightning_stn.regularizers import Dropout, LockedDropout
 
 

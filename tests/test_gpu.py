@@ -148,7 +148,7 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path: Path, accelerator: s
     options = {"trainer": {"accelerator": accelerator, "devices": 1}, "precision": precision}
     test_resume.assert_resumes(tmp_path, 8, 10, options)
     saved = torch.load(tmp_path / "first" / "step=8.ckpt", weights_only=True)
-    (states,) = saved["lightning_stn_random_states"]
+    (states,) = saved["callbacks"]["STNCallback"]["surroundings"]["generators"]
     assert ("cuda" in states) == torch.cuda.is_available()
 
 
@@ -181,7 +181,7 @@ def test_alexnet_of_the_example_under_ddp(accelerator: str, perturb: str) -> Non
         def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             wrapped.append(type(trainer.strategy.model))
 
-    stn = STNCallback(train_steps=1, warmup_steps=0, perturb=perturb)  # type: ignore[arg-type]
+    stn = STNCallback(train_steps=1, warmup=0, perturb=perturb)  # type: ignore[arg-type]
     run = trainer(stn, place, Wrapped(), accelerator=accelerator, devices=1, strategy="ddp", max_epochs=2)
     run.fit(module, data, data)
     assert wrapped == [nn.parallel.DistributedDataParallel]

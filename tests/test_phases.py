@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from lightning_stn import Phase, PhaseSchedule
+from lightning_stn import Phase, PhaseSchedule, Warmup
 from lightning_stn.phases import Event, PhaseClock
 
 W, T, V = Phase.WARMUP, Phase.WEIGHT, Phase.HYPERPARAMETER
@@ -15,8 +15,8 @@ W, T, V = Phase.WARMUP, Phase.WEIGHT, Phase.HYPERPARAMETER
         (PhaseSchedule(1, 2, 0), 1, 2, [T, V, V, T, V, V]),
         (PhaseSchedule(2, 1, 1), 2, 3, [W, W, W, T, T, V, T]),
         (PhaseSchedule(2, 1, 0), 2, 3, [T, T, V, T, T, V, T, T, V]),
-        (PhaseSchedule(2, 1, 5, warmup_steps=3), 1, 6, [W, W, W, T, T, V, T]),
-        (PhaseSchedule(2, 1, 5, warmup_steps=0), 1, 2, [T, T, V]),
+        (PhaseSchedule(2, 1, Warmup(3, "steps")), 1, 6, [W, W, W, T, T, V, T]),
+        (PhaseSchedule(2, 1, Warmup(0, "steps")), 1, 2, [T, T, V]),
         (PhaseSchedule(3, 1, 1), 1, 6, [W] * 6),
     ],
 )
@@ -29,7 +29,7 @@ def test_trace_counts_batches_and_epochs() -> None:
     assert events == [Event(W, 0, 0), Event(W, 0, 1), Event(T, 1, 2), Event(T, 1, 3), Event(V, 1, 4)]
 
 
-@pytest.mark.parametrize("schedule", [PhaseSchedule(), PhaseSchedule(3, 2, 1), PhaseSchedule(2, 1, 9, warmup_steps=7)])
+@pytest.mark.parametrize("schedule", [PhaseSchedule(), PhaseSchedule(3, 2, 1), PhaseSchedule(2, 1, Warmup(7, "steps"))])
 def test_total_steps_agrees_with_the_trace(schedule: PhaseSchedule) -> None:
     counts = Counter(event.phase for event in schedule.trace(epochs=8, batches_per_epoch=5))
     assert schedule.total_steps(40, 5) == counts[V]
@@ -50,8 +50,8 @@ def test_clock_continues_from_its_state() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"train_steps": 0}, {"valid_steps": 0}, {"warmup_epochs": -1}, {"warmup_steps": -1}, {"train_steps": 1.5}],
+    [{"train_steps": 0}, {"valid_steps": 0}, {"warmup": -1}, {"warmup": "5"}, {"train_steps": 1.5}],
 )
 def test_wrong_counts_are_named(arguments: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(arguments))} to be a whole number"):
+    with pytest.raises(ValueError, match=f"({next(iter(arguments))}|length) to be a whole number"):
         PhaseSchedule(**arguments)

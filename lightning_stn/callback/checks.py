@@ -1,7 +1,6 @@
 """What is checked before the first step, so that a mistake costs seconds and not a run."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import lightning
@@ -12,6 +11,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from lightning_stn.callback.settings import Settings
 from lightning_stn.layers import ResponseLayer
+from lightning_stn.manual_optimization import WeightStep
 from lightning_stn.module import STNModule
 
 
@@ -28,7 +28,7 @@ def require_stn_module(module: LightningModule, perturb: str) -> STNModule:
         raise TypeError(f"Expected STNCallback to train an STNModule, got {name}; derive {name} from STNModule.")
     if type(module).validation_loss is STNModule.validation_loss:
         raise NotImplementedError(f"{name} has no validation loss; define validation_loss(self, batch, batch_idx).")
-    if type(module).training_loss is STNModule.training_loss and module.inherited("training_step") is None:
+    if type(module).training_loss is STNModule.training_loss and module._inherited("training_step") is None:
         raise NotImplementedError(f"{name} has no training loss; define training_loss(self, batch, batch_idx).")
     if not any(isinstance(layer, ResponseLayer) and layer.responding for layer in module.modules()):
         raise ValueError(
@@ -55,11 +55,11 @@ def check_trainer(trainer: Trainer, module: STNModule, settings: Settings) -> No
         ValueError: clipping or accumulation with automatic optimisation, where they are the Trainer's.
         NotImplementedError: a strategy or a callback that is not supported.
     """
-    plain = replace(settings, gradient_clip_val=None, accumulate_grad_batches=1)
-    if module.automatic_optimization and settings != plain:
+    if module.automatic_optimization and settings.weight_step != WeightStep():
         raise ValueError(
-            "With automatic_optimization = True, clipping and accumulation are the Trainer's: pass "
-            "gradient_clip_val and accumulate_grad_batches to Trainer(...), not to STNCallback."
+            "With automatic_optimization = True, clipping and accumulation are the Trainer's, but STNCallback got "
+            f"weight_step={settings.weight_step!r}; pass gradient_clip_val, gradient_clip_algorithm and "
+            "accumulate_grad_batches to Trainer(...) instead."
         )
     if isinstance(trainer.strategy, FSDPStrategy):
         raise NotImplementedError(

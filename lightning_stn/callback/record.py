@@ -1,16 +1,17 @@
-"""What a run shows and leaves behind: TensorBoard tags and layout, `schedule.csv`, the progress bar."""
+"""What a run records: loggers, `schedule.csv`, and the schedule in memory."""
 
 import csv
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
 
+from lightning_stn.callback.hyperparameter_phase import HyperparameterPhase, HyperparameterStep
 from lightning_stn.callback.tensorboard import (
     ENTROPY,
     HYPERGRADIENT,
@@ -27,8 +28,7 @@ from lightning_stn.callback.tensorboard import (
 )
 from lightning_stn.functional import choice_probabilities
 from lightning_stn.hyperparameters import HyperparameterSet
-from lightning_stn.methods.hypergradient import HyperparameterOptimizer
-from lightning_stn.schedule import Row, Value
+from lightning_stn.schedule import Row
 from lightning_stn.specifications import Categorical
 
 
@@ -51,6 +51,15 @@ class Mean:
         self._total, self._count = None, 0
         return mean
 
+    def state_dict(self) -> dict[str, Any]:
+        """Sum and count since the last record."""
+        return {"total": None if self._total is None else self._total.cpu(), "count": self._count}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Continue from a saved state, on the device of the values to come."""
+        total, self._count = state["total"], state["count"]
+        self._total = None if total is None else total.to(device)
+
 
 class Recorder:
     """Writes the state of the hyperparameters to every logger, to `schedule.csv` and into a `Schedule`.
@@ -60,24 +69,30 @@ class Recorder:
     Losses and hypergradients are means over the steps since the last record.
 
     Args:
-        hyperparameters: what is recorded.
-        optimizer: what steps them; its rates are recorded too.
+        hyperparameters: the set to record.
+        phase: steps the set; its learning rates and the number of skipped steps are recorded too.
 
     Attributes:
-        schedule: all that was recorded so far.
-        skipped: hyperparameter steps not taken so far, reported where there are any.
+        hyperparameters: the set that is recorded.
+        schedule: all rows so far.
+        train_loss: mean training loss since the last record.
     """
 
-    def __init__(self, hyperparameters: HyperparameterSet, optimizer: HyperparameterOptimizer) -> None:
-        self._hyperparameters = hyperparameters
-        self._optimizer = optimizer
+    def __init__(self, hyperparameters: HyperparameterSet, phase: HyperparameterPhase) -> None:
+        self.hyperparameters = hyperparameters
+        self._phase = phase
         self.schedule = hyperparameters.schedule()
         self.train_loss = Mean()
-        self.valid_loss = Mean()
-        self.hypergradient = Mean()
-        self.skipped = 0
+        self._valid_loss = Mean()
+        self._hypergradient = Mean()
         self._file: TextIO | None = None
-        self._summarised = False
+        self._summarised: list[str] = []
+
+    def update(self, step: HyperparameterStep) -> None:
+        """Take in a hyperparameter step."""
+        self._valid_loss.update(step.loss)
+        if step.hypergradient is not None:
+            self._hypergradient.update(step.hypergradient)
 
     def open(self, trainer: Trainer) -> None:
         """Write the layout, and open `schedule.csv` in the folder of the first logger that has one."""
@@ -103,11 +118,11 @@ class Recorder:
         if rows and rows[-1].step >= step:
             return
         metrics = self._metrics()
-        scales = [metrics[f"{SCALE}/{label}"] for label in self._hyperparameters.labels]
+        scales = [metrics[f"{SCALE}/{label}"] for label in self.hyperparameters.labels]
         row = Row(
             step,
             trainer.current_epoch,
-            self._hyperparameters.values(),
+            self.hyperparameters.values(),
             dict(zip(self.schedule.entries, scales, strict=True)),
         )
         self.schedule.append(row)
@@ -115,15 +130,19 @@ class Recorder:
             return
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)
-        if TRAIN_LOSS in metrics and not self._summarised:
+        if TRAIN_LOSS in metrics:
             # Not at the start: of several such summaries the first counts, and a user's own is to go before.
-            self._summarised = True
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    summarise(self._hyperparameters, logger.experiment)
+            self._summarise(trainer)
         if self._file is not None:
             csv.writer(self._file, lineterminator="\n").writerow(self.schedule.cells(row))
             self._file.flush()
+
+    def _summarise(self, trainer: Trainer) -> None:
+        """Write the summary for the tab HPARAMS, once into each folder of a TensorBoard logger."""
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and logger.log_dir not in self._summarised:
+                self._summarised.append(logger.log_dir)
+                summarise(self.hyperparameters, logger.experiment)
 
     def close(self) -> None:
         """Close `schedule.csv`."""
@@ -131,18 +150,32 @@ class Recorder:
             self._file.close()
             self._file = None
 
-    def state_dict(self) -> list[list[Value]]:
-        """The rows so far, in the order of the columns of `schedule.csv`."""
-        return [self.schedule.cells(row) for row in self.schedule.rows]
+    def state_dict(self) -> dict[str, Any]:
+        """Rows in the order of the columns of `schedule.csv`, running means, folders with a summary for HPARAMS."""
+        return {
+            "rows": [self.schedule.cells(row) for row in self.schedule.rows],
+            "means": {name: mean.state_dict() for name, mean in self._means().items()},
+            "summarised": list(self._summarised),
+        }
 
-    def load_state_dict(self, state: list[list[Value]]) -> None:
-        """Continue behind saved rows."""
-        self.schedule = self._hyperparameters.schedule()
-        for cells in state:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        self.schedule = self.hyperparameters.schedule()
+        for cells in state["rows"]:
             self.schedule.append(self.schedule.row(cells))
+        for name, mean in self._means().items():
+            mean.load_state_dict(state["means"][name], self.hyperparameters.unconstrained.device)
+        self._summarised = list(state["summarised"])
+
+    def _means(self) -> dict[str, Mean]:
+        return {
+            "train_loss": self.train_loss,
+            "valid_loss": self._valid_loss,
+            "hypergradient": self._hypergradient,
+        }
 
     def _metrics(self) -> dict[str, float]:
-        hyperparameters = self._hyperparameters
+        hyperparameters = self.hyperparameters
         centre, scale = hyperparameters.unconstrained.cpu().double(), hyperparameters.scale.cpu().double()
         bands = hyperparameters.constrain(torch.stack([centre, centre - scale, centre + scale]))
         metrics = {}
@@ -158,13 +191,13 @@ class Recorder:
                 }
         metrics |= _tagged(SCALE, hyperparameters.labels, scale.tolist())
         metrics[ENTROPY] = hyperparameters.entropy().item()
-        metrics |= {f"stn/{name}": rate for name, rate in self._optimizer.rates.items()}
-        if self.skipped:
-            metrics[SKIPPED] = self.skipped
-        hypergradient = self.hypergradient.pop()
+        metrics |= {f"stn/{name}": rate for name, rate in self._phase.optimizer.rates.items()}
+        if self._phase.watch.skipped:
+            metrics[SKIPPED] = self._phase.watch.skipped
+        hypergradient = self._hypergradient.pop()
         if hypergradient is not None:
             metrics |= _tagged(HYPERGRADIENT, hyperparameters.labels, hypergradient[0].tolist())
-        for tag, loss in ((TRAIN_LOSS, self.train_loss.pop()), (VALID_LOSS, self.valid_loss.pop())):
+        for tag, loss in ((TRAIN_LOSS, self.train_loss.pop()), (VALID_LOSS, self._valid_loss.pop())):
             if loss is not None:
                 metrics[tag] = loss.item()
         return metrics

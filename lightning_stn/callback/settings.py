@@ -5,106 +5,96 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, get_args
 
-from lightning_stn.module import ClipAlgorithm, Method, Perturb, WeightStepSettings
-from lightning_stn.phases import PhaseSchedule
-
-_CHOSEN_BY_THE_RUN = ("lr", "scale_lr", "seed")
-"""None leaves these to the run, and so to the checkpoint."""
+from lightning_stn.manual_optimization import WeightStep
+from lightning_stn.methods import Method, Scales, resolve_method
+from lightning_stn.module import Perturb, WeightPhase
+from lightning_stn.phases import PhaseSchedule, Warmup
 
 OBJECTS = ("optimizer", "hyperparameters")
-"""What can be overridden on resuming beside the settings."""
+"""What `on_resume_use` can name beside the settings."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Those arguments of `STNCallback` that are plain values; it says what they mean.
+    """The arguments of `STNCallback` that are plain values; their meaning stands there.
 
     Raises:
         ValueError: an argument is out of its range.
     """
 
-    train_steps: int = 2
-    valid_steps: int = 1
-    warmup_epochs: int = 5
-    warmup_steps: int | None = None
-    lr: float | None = None
-    scale_lr: float | None = None
-    tune_scales: bool = True
-    entropy_weight: float = 1e-3
-    method: Method = "stn"
-    linearize: bool = True
-    share_primal: bool = False
-    perturb: Perturb = "example"
-    gradient_clip_val: float | None = None
-    gradient_clip_algorithm: ClipAlgorithm = "norm"
-    accumulate_grad_batches: int = 1
-    seed: int | None = None
+    train_steps: int
+    valid_steps: int
+    warmup: Warmup
+    method: Method
+    perturb: Perturb
+    lr: float | None
+    scales: Scales
+    weight_step: WeightStep
+    seed: int | None
 
     def __post_init__(self) -> None:
-        for name, kind in (("method", Method), ("perturb", Perturb), ("gradient_clip_algorithm", ClipAlgorithm)):
-            choices = get_args(kind)
-            if getattr(self, name) not in choices:
-                expected = " or ".join(f"{name}={choice!r}" for choice in choices)
-                raise ValueError(f"STNCallback: expected {expected}, got {getattr(self, name)!r}.")
-        for name in ("lr", "scale_lr", "gradient_clip_val"):
-            rate = getattr(self, name)
-            if rate is not None and not (_is_number(rate) and rate > 0):
-                raise ValueError(f"STNCallback: expected {name} to be positive, or None, got {rate!r}.")
-        if not (_is_number(self.entropy_weight) and self.entropy_weight >= 0):
-            raise ValueError(
-                f"STNCallback: expected entropy_weight to be a number of at least 0, got {self.entropy_weight!r}."
-            )
-        accumulate: Any = self.accumulate_grad_batches
-        if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
-            raise ValueError(
-                f"STNCallback: expected accumulate_grad_batches to be a whole number of at least 1, got {accumulate!r}."
-            )
+        """Check and resolve the arguments."""
+        object.__setattr__(self, "warmup", Warmup.parse(self.warmup))
+        object.__setattr__(self, "method", resolve_method(self.method))
+        if self.perturb not in get_args(Perturb):
+            expected = " or ".join(f"perturb={choice!r}" for choice in get_args(Perturb))
+            raise ValueError(f"STNCallback: expected {expected}, got {self.perturb!r}.")
+        for name, kind in (("scales", Scales), ("weight_step", WeightStep)):
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                raise ValueError(f"STNCallback: expected {name} to be {kind.__name__}(...), got {value!r}.")
+        lr: Any = self.lr
+        number = isinstance(lr, int | float) and not isinstance(lr, bool)
+        if lr is not None and not (number and 0 < lr < math.inf):
+            raise ValueError(f"STNCallback: expected lr to be positive, or None, got {lr!r}.")
         if self.seed is not None and (not isinstance(self.seed, int) or isinstance(self.seed, bool)):
             raise ValueError(f"STNCallback: expected seed to be a whole number, or None, got {self.seed!r}.")
-        for name in ("tune_scales", "linearize", "share_primal"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"STNCallback: expected {name} to be True or False, got {getattr(self, name)!r}.")
-        if self.share_primal and not (self.method == "delta-stn" and self.linearize):
-            raise ValueError(
-                "STNCallback: share_primal=True is for linearised predictions, got "
-                f"method={self.method!r}, linearize={self.linearize!r}; use method='delta-stn' with linearize=True, or "
-                "leave share_primal out."
-            )
         _ = self.phases
 
     @property
     def phases(self) -> PhaseSchedule:
         """When the weights learn and when the hyperparameters do."""
-        return PhaseSchedule(self.train_steps, self.valid_steps, self.warmup_epochs, self.warmup_steps)
+        return PhaseSchedule(self.train_steps, self.valid_steps, self.warmup)
 
     @property
-    def weight_step(self) -> WeightStepSettings:
-        """How the manual weight step runs."""
-        return WeightStepSettings(**{field.name: getattr(self, field.name) for field in fields(WeightStepSettings)})
+    def weight_phase(self) -> WeightPhase:
+        """How the weight phase works."""
+        return WeightPhase(self.method, self.perturb, self.weight_step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Name to value."""
-        return asdict(self)
+        """Name to value, as plain values."""
+        return {**asdict(self), "method": self.method.state_dict()}
 
-    def resumed(self, saved: Mapping[str, Any], override: Collection[str]) -> tuple["Settings", str]:
-        """The settings with which a run continues: the saved ones, but for those named in `override`.
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Settings":
+        """The settings that a `state_dict` was taken of."""
+        groups = {"warmup": Warmup, "scales": Scales, "weight_step": WeightStep}
+        return cls(**{name: groups[name](**value) if name in groups else value for name, value in state.items()})
+
+    def resumed(self, saved: Mapping[str, Any], on_resume_use: Collection[str]) -> tuple["Settings", str]:
+        """The settings with which a run continues: the saved ones, except for those that `on_resume_use` names.
 
         Returns:
-            The settings, and a message on what was given and does not count; empty if there is nothing of the kind.
+            The settings, and a message on arguments that differ and are not used; empty if there are none.
         """
-        kept = {name: value for name, value in saved.items() if name in setting_names() and name not in override}
+        before = Settings.from_state(saved)
+        kept = {name: getattr(before, name) for name in setting_names() if name not in on_resume_use}
         ignored = [
             f"{name}={getattr(self, name)!r} (it stays {value!r})"
             for name, value in kept.items()
-            if getattr(self, name) != value and not (name in _CHOSEN_BY_THE_RUN and getattr(self, name) is None)
+            if getattr(self, name) != value and not self._left_to_the_run(name)
         ]
         message = ""
         if ignored:
             message = (
-                "A resumed run keeps the settings of its checkpoint, so that these arguments of STNCallback do not "
-                f"count: {', '.join(ignored)}. To change one in the middle of a run, name it in override=[...] as well."
+                "A resumed run keeps the settings of its checkpoint, so that these arguments of STNCallback are not "
+                f"used: {', '.join(ignored)}. To change one in the middle of a run, name it in on_resume_use=[...]."
             )
         return replace(self, **kept), message
+
+    def _left_to_the_run(self, name: str) -> bool:
+        """Whether the argument leaves its value to the run, which has saved the one that it chose."""
+        return getattr(self, name) is None or (name == "warmup" and self.warmup.unit == "share")
 
 
 def setting_names() -> tuple[str, ...]:
@@ -112,18 +102,14 @@ def setting_names() -> tuple[str, ...]:
     return tuple(field.name for field in fields(Settings))
 
 
-def checked_override(override: Collection[str]) -> frozenset[str]:
-    """What a resumed run shall take from its arguments, as a set.
+def check_on_resume_use(names: Any) -> frozenset[str]:
+    """The names of what a resumed run takes from the arguments of its callback, as a set.
 
     Raises:
         ValueError: there is no setting of a name.
     """
-    names = [override] if isinstance(override, str) else override
+    given = [names] if isinstance(names, str) else names
     known = (*setting_names(), *OBJECTS)
-    if not isinstance(names, Collection) or any(name not in known for name in names):
-        raise ValueError(f"STNCallback: expected override to name some of {list(known)}, got {override!r}.")
-    return frozenset(names)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(given, Collection) or any(name not in known for name in given):
+        raise ValueError(f"STNCallback: expected on_resume_use to name some of {list(known)}, got {names!r}.")
+    return frozenset(given)

@@ -1,6 +1,7 @@
-"""Safety nets: steps that must not be taken, and hyperparameters that have stopped to mean anything."""
+"""Safeguards: skip non-finite hypergradients; warn about saturated hyperparameters and collapsed scales."""
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,20 +20,19 @@ COLLAPSED, EXPLODED = 0.02, 10.0
 
 
 class Watch:
-    """Keeps non-finite hypergradients from the hyperparameters, and says once what looks wrong.
+    """Keeps non-finite hypergradients from the hyperparameters, and warns once of each thing that looks wrong.
 
     Args:
-        hyperparameters: what is watched.
+        hyperparameters: the set to watch.
 
     Attributes:
-        skipped: hyperparameter steps that were not taken.
-        in_a_row: those among them since the last step that was.
+        skipped: hyperparameter steps that were skipped.
+        in_a_row: steps that were skipped since the last one that was taken.
     """
 
     def __init__(self, hyperparameters: HyperparameterSet) -> None:
         self._hyperparameters = hyperparameters
-        self._told_of_skipping = False
-        self._told: set[tuple[str, str]] = set()
+        self._warned: set[tuple[str, str]] = set()
         self.skipped = 0
         self.in_a_row = 0
 
@@ -46,21 +46,21 @@ class Watch:
 
         Args:
             hypergradient: any shape.
-            rescales: whether a scaler will answer one that is not finite with a smaller scale, which needs no words.
+            rescales: whether a scaler answers a gradient that is not finite with a smaller scale; no warning then.
         """
         if bool(torch.isfinite(hypergradient).all()):
             self.in_a_row = 0
             return True
         self.skipped += 1
         self.in_a_row += 1
-        if not rescales and not self._told_of_skipping:
-            self._told_of_skipping = True
-            warnings.warn(
+        if not rescales:
+            self._warn_once(
+                "",
+                "skipping",
                 "A hypergradient is not finite, so this hyperparameter step is skipped, as will be others like it "
                 f"(stn/skipped_steps counts them; {PATIENCE} in a row end the run). If the training loss is not finite "
                 "either, the weights have diverged: lower their learning rate, clip their gradient with "
-                "STNCallback(gradient_clip_val=...), or see STNModule.parameter_groups.",
-                stacklevel=2,
+                "STNCallback(weight_step=WeightStep(gradient_clip_val=...)), or see STNModule.parameter_groups.",
             )
         if self.gives_up:
             warnings.warn(
@@ -79,31 +79,48 @@ class Watch:
             for place, scale, start in zip(places[entries], scales[entries], starts, strict=True):
                 bound = _bound_reached(specification, place, start)
                 if bound is not None:
-                    self._tell(
+                    self._warn_once(
                         name,
-                        f"has arrived at its bound {bound:g} and will hardly leave it; widen the range if values "
-                        "beyond make sense, or take the bound for the answer.",
+                        f"bound {bound:g}",
+                        f"The hyperparameter {name!r} has arrived at its bound {bound:g} and will hardly leave it; "
+                        "widen the range if values beyond make sense, or take the bound for the answer.",
                     )
                 share = scale / specification.scale
                 if share < COLLAPSED:
-                    self._tell(
+                    self._warn_once(
                         name,
-                        f"is hardly perturbed any more (scale {scale:.2g}, at first {specification.scale:g}), so that "
-                        "its response is no longer learnt; raise STNCallback(entropy_weight=...), or hold the scales "
-                        "with tune_scales=False.",
+                        "collapsed",
+                        f"The hyperparameter {name!r} is hardly perturbed any more (scale {scale:.2g}, at first "
+                        f"{specification.scale:g}), so that its response is no longer learnt; raise "
+                        "STNCallback(scales=Scales(entropy_weight=...)), or hold the scales with Scales(tune=False).",
                     )
                 elif share > EXPLODED:
-                    self._tell(
+                    self._warn_once(
                         name,
-                        f"is perturbed over its whole range (scale {scale:.2g}, at first {specification.scale:g}); "
-                        "lower STNCallback(entropy_weight=...), or hold the scales with tune_scales=False.",
+                        "exploded",
+                        f"The hyperparameter {name!r} is perturbed over its whole range (scale {scale:.2g}, at first "
+                        f"{specification.scale:g}); lower STNCallback(scales=Scales(entropy_weight=...)), or hold the "
+                        "scales with Scales(tune=False).",
                     )
 
-    def _tell(self, name: str, what: str) -> None:
-        kind = what.split()[1]
-        if (name, kind) not in self._told:
-            self._told.add((name, kind))
-            warnings.warn(f"The hyperparameter {name!r} {what}", stacklevel=3)
+    def _warn_once(self, name: str, kind: str, message: str) -> None:
+        """Warn of one kind of fault of one hyperparameter (or of none, `name=""`), the first time in a run."""
+        if (name, kind) not in self._warned:
+            self._warned.add((name, kind))
+            warnings.warn(message, stacklevel=3)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts, and the warnings that were given."""
+        return {
+            "skipped": self.skipped,
+            "in_a_row": self.in_a_row,
+            "warned": [list(one) for one in sorted(self._warned)],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+        self._warned = {(name, kind) for name, kind in state["warned"]}
 
 
 def _bound_reached(specification: Hyperparameter, place: float, start: float) -> float | None:

@@ -184,26 +184,26 @@ class ResponseLayer(BoundModule):
     @property
     def _frozen(self) -> bool:
         """Whether the weights are held fixed now, so that only the sample needs a gradient."""
-        return self._hyperparameters is not None and self._hyperparameters.bound.frozen
+        return self._hyperparameters is not None and self._hyperparameters.current_pass.frozen
 
     @property
     def _linear(self) -> bool:
         """Whether the response enters as a tangent now."""
-        return self._hyperparameters is not None and self._hyperparameters.bound.linear
+        return self._hyperparameters is not None and self._hyperparameters.current_pass.tangent
 
     def _effective_or_kept(self, sample: Tensor) -> dict[str, Tensor]:
         """`effective(sample)`, computed once in an evaluation loop."""
         assert self._hyperparameters is not None
-        bound = self._hyperparameters.bound
+        cache = self._hyperparameters.current_pass.cache
         if self._hyperparameters.at_centre:
             return {}
-        if bound.merged is None or bound.sample is not None or torch.is_grad_enabled():
+        if cache is None or torch.is_grad_enabled():
             return self.effective(sample)
         if _KEEPS_NOTHING_COMPILED and torch.compiler.is_compiling():
             return self.effective(sample)
-        if id(self) not in bound.merged:
-            bound.merged[id(self)] = self.effective(sample)
-        return bound.merged[id(self)]
+        if id(self) not in cache:
+            cache[id(self)] = self.effective(sample)
+        return cache[id(self)]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute at the bound sample.
@@ -215,8 +215,8 @@ class ResponseLayer(BoundModule):
         """
         if self._hyperparameters is None:
             return super().forward(*args, **kwargs)
-        if self._hyperparameters.bound.closed:
-            raise RuntimeError(self._hyperparameters.bound.closed)
+        if self._hyperparameters.current_pass.refusal:
+            raise RuntimeError(self._hyperparameters.current_pass.refusal)
         sample = self._hyperparameters.bound_sample()
         if sample.shape[0] == 1:
             return self.forward_merged(self._effective_or_kept(sample), *args, **kwargs)

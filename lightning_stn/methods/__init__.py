@@ -1,1 +1,41 @@
-"""Methods that fit a response and step hyperparameters, without Lightning."""
+"""Methods: how a response is fitted and how hyperparameters step. Nothing here knows Lightning.
+
+Algorithm 1 of MacKay et al. (2019), arXiv:1903.03088, in a plain loop; `net` is a converted network:
+
+```python
+method = STN()
+method.prepare(net, hyperparameters)
+optimizer = HyperparameterOptimizer(hyperparameters, torch.optim.Adam, lr=0.05)
+for train, valid in batches:
+    bind_weight_phase(hyperparameters, hyperparameters.sample(len(train.x)))
+    _, objective = method.objective(net, hyperparameters, lambda: F.cross_entropy(net(train.x), train.y))
+    objective.backward()
+    weights.step()
+    weights.zero_grad()
+    unbind(hyperparameters)
+    net.eval()
+    noise = hyperparameters.noise(len(valid.x))
+    _, hypergradient = optimizer.differentiate(lambda: F.cross_entropy(net(valid.x), valid.y), noise)
+    optimizer.receive(hypergradient)
+    optimizer.step()
+    net.train()
+```
+"""
+
+from lightning_stn.methods.base import Method, Rates, resolve_method
+from lightning_stn.methods.delta import DeltaSTN
+from lightning_stn.methods.hypergradient import HyperparameterOptimizer, OptimizerFactory, Scales
+from lightning_stn.methods.parameter_groups import parameter_groups
+from lightning_stn.methods.stn import STN
+
+__all__ = [
+    "STN",
+    "DeltaSTN",
+    "HyperparameterOptimizer",
+    "Method",
+    "OptimizerFactory",
+    "Rates",
+    "Scales",
+    "parameter_groups",
+    "resolve_method",
+]

@@ -1,46 +1,112 @@
-"""What Delta-STN adds: the response centred at the current hyperparameters, and the passes that fit it.
+"""Delta-STN: a response centred at the current hyperparameters, fitted beside the base weights.
 
-Bae and Grosse (2020), arXiv:2010.13514. The base weights train at the current hyperparameters. The response trains
-beside them, at perturbed hyperparameters, with the base weights held fixed, on the first-order prediction
-`f(x; w) + J_w f dw(h)`. Or both train on that, in one pass.
+Bae and Grosse (2020), arXiv:2010.13514.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_stn.hyperparameters import Bound, HyperparameterSet
+from lightning_stn.dual import has_tangent
+from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers import ResponseLayer
+from lightning_stn.methods.base import Method, Rates
 from lightning_stn.methods.linearized import linear_predictions
+from lightning_stn.passes import Pass
+
+_FORWARD_IS_OVER = (
+    "A part of the network is computed again in the backward pass, as activation checkpointing does, after the forward "
+    "passes of Delta-STN have ended; use method='stn', or leave activation checkpointing out."
+)
 
 
-def recentre(root: nn.Module, hyperparameters: HyperparameterSet, centred: bool) -> None:
-    """Count responses from the current hyperparameters, or from zero, without a change in what networks compute."""
-    if hyperparameters.centred == centred:
-        return
-    shift = hyperparameters.current() if centred else -hyperparameters.current()
-    with torch.no_grad():
-        for layer in root.modules():
-            if isinstance(layer, ResponseLayer) and layer.hyperparameters is hyperparameters:
-                for name, moved in layer.effective(shift).items():
-                    getattr(layer, name).copy_(moved)
-    hyperparameters.centred = centred
+@dataclass(frozen=True)
+class DeltaSTN(Method):
+    """Base weights learn at the current hyperparameters, and the response beside them at perturbed ones.
+
+    Bae and Grosse (2020), arXiv:2010.13514. The response is counted from the current hyperparameters,
+    `W(h) = W + diag(V (h - lambda)) R`.
+
+    Args:
+        linearize: whether the response learns on the first-order prediction `f(x; w) + J_w f dw(h)`, as in the paper,
+            or on the network's own prediction, which costs less.
+        passes: 2 evaluates the training loss twice a step, once for the base weights and once for the response, as in
+            the paper. 1 trains both on the first-order prediction at the perturbed hyperparameters: it costs less, and
+            `training_loss` runs once.
+
+    Raises:
+        ValueError: an argument has another type or value, or `passes=1` comes without `linearize=True`.
+    """
+
+    linearize: bool = True
+    passes: int = 2
+
+    name = "delta-stn"
+    centred = True
+    # A third of STN's: with a centred response a step of the hyperparameters leaves the network as it is, and the
+    # weights have to follow by training before the next hypergradient can tell how far to go.
+    rates = Rates(travel=10.0, smallest=1e-3, largest=3e-2, unknown=3e-3)
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        linearize: Any = self.linearize
+        passes: Any = self.passes
+        if not isinstance(linearize, bool):
+            raise ValueError(f"DeltaSTN: expected linearize to be True or False, got {linearize!r}.")
+        if isinstance(passes, bool) or passes not in (1, 2):
+            raise ValueError(f"DeltaSTN: expected passes=1 or passes=2, got {passes!r}.")
+        if passes == 1 and not linearize:
+            raise ValueError(
+                "DeltaSTN: passes=1 trains on linearised predictions, got linearize=False; use linearize=True, or "
+                "passes=2."
+            )
+
+    def objective(
+        self, root: nn.Module, hyperparameters: HyperparameterSet, loss: Callable[[], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Evaluate the training loss in one pass or two, whose sum one backward pass differentiates.
+
+        See `Method.objective`.
+
+        Raises:
+            ValueError: the loss is computed from parts of a network, which are not linearised.
+            NotImplementedError: a network cannot be linearised.
+        """
+        if self.passes == 1:
+            with shared_pass(hyperparameters):
+                value = objective = _linearized(loss())
+        else:
+            with response_pass(root, hyperparameters, linear=self.linearize):
+                response_loss = _linearized(loss())
+            with base_pass(hyperparameters):
+                value = loss()
+            objective = value + response_loss
+        hyperparameters.current_pass = replace(hyperparameters.current_pass, refusal=_FORWARD_IS_OVER)
+        return value, objective
+
+
+def _linearized(loss: Tensor) -> Tensor:
+    """The loss, if the networks that it was computed with have returned their predictions as a whole."""
+    if has_tangent(loss):
+        raise ValueError(
+            "training_loss calls parts of a converted network, whose prediction is therefore not linearised; call "
+            "the network as convert() returned it, or use DeltaSTN(linearize=False)."
+        )
+    return loss
 
 
 @contextmanager
 def base_pass(hyperparameters: HyperparameterSet) -> Iterator[None]:
     """Within a weight phase: layers have their base weights, regularisers act at the current hyperparameters."""
-    bound = hyperparameters.bound
-    assert bound.sample is not None
-    values = hyperparameters.bound_values(hyperparameters.current().expand(len(bound.sample), -1))
-    hyperparameters.bound = Bound(values=values, read=bound.read)
-    try:
+    bound = hyperparameters.current_pass.sample
+    assert bound is not None
+    values = hyperparameters.bound_values(hyperparameters.current().expand(len(bound), -1))
+    with hyperparameters.running(Pass(values=values)):
         yield
-    finally:
-        hyperparameters.bound = bound
 
 
 @contextmanager
@@ -50,11 +116,13 @@ def response_pass(root: nn.Module, hyperparameters: HyperparameterSet, *, linear
     Args:
         root: the module that owns the networks.
         hyperparameters: the set that they respond to, with a sample bound.
-        linear: let the networks that were converted return their first-order predictions.
+        linear: whether converted networks return their first-order predictions.
     """
     with ExitStack() as stack:
-        stack.enter_context(_held(root, hyperparameters))
-        stack.enter_context(_spare_statistics(root))
+        held = stack.enter_context(_base_held(root))
+        run = replace(hyperparameters.current_pass, held=held, fits_response=True)
+        stack.enter_context(hyperparameters.running(run))
+        stack.enter_context(_statistics_kept(root))
         if linear:
             stack.enter_context(linear_predictions(hyperparameters, shared=False))
         yield
@@ -71,31 +139,30 @@ def shared_pass(hyperparameters: HyperparameterSet) -> AbstractContextManager[No
 
 
 @contextmanager
-def _held(root: nn.Module, hyperparameters: HyperparameterSet) -> Iterator[None]:
-    """Hold all parameters but those of the response."""
+def _base_held(root: nn.Module) -> Iterator[frozenset[int]]:
+    """Switch off the gradients of all parameters but those of the response; yields the identities of the former."""
     layers = [module for module in root.modules() if isinstance(module, ResponseLayer)]
     responses = {id(parameter) for layer in layers for parameter in layer.response_parameters()}
     held = [p for p in root.parameters() if p.requires_grad and id(p) not in responses]
     for parameter in held:
         parameter.requires_grad_(False)
-    hyperparameters.bound.held = frozenset(map(id, held))
     try:
-        yield
+        yield frozenset(map(id, held))
     finally:
-        hyperparameters.bound.held = frozenset()
         for parameter in held:
             parameter.requires_grad_(True)
 
 
 @contextmanager
-def _spare_statistics(root: nn.Module) -> Iterator[None]:
-    """Let running statistics move in copies: moved back in place, they would not be those that backward has saved."""
+def _statistics_kept(root: nn.Module) -> Iterator[None]:
+    """Give batch norms copies of their running statistics; on exit they have the originals, unchanged."""
+    # Copies, since statistics restored in place would differ in version from those that backward has saved.
     norms = [module for module in root.modules() if isinstance(module, _BatchNorm)]
-    own = [dict(norm._buffers) for norm in norms]
-    for norm, buffers in zip(norms, own, strict=True):
+    originals = [dict(norm._buffers) for norm in norms]
+    for norm, buffers in zip(norms, originals, strict=True):
         norm._buffers.update({name: None if b is None else b.clone() for name, b in buffers.items()})
     try:
         yield
     finally:
-        for norm, buffers in zip(norms, own, strict=True):
+        for norm, buffers in zip(norms, originals, strict=True):
             norm._buffers.update(buffers)

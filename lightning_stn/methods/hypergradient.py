@@ -1,65 +1,63 @@
-"""The hyperparameter step: gradients on detached leaves, and the one optimiser that uses them."""
+"""The hyperparameter step: a gradient in detached copies of the hyperparameters, and the optimiser that uses it."""
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_stn import functional
+from lightning_stn.binding import bind
+from lightning_stn.functional import FrozenWeightsError
 from lightning_stn.hyperparameters import HyperparameterSet
+from lightning_stn.methods.base import check_loss
 from lightning_stn.transforms import positive
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 """Builds an optimiser from parameter groups, each with its `params` and `lr`."""
 
 RATES = ("lr", "scale_lr")
-"""What the learning rates of the two parameter groups are called."""
+"""Names of the learning rates of the two parameter groups."""
 
 
-class Rates(NamedTuple):
-    """What decides the learning rate of the hyperparameters where none is given, unconstrained units.
+@dataclass(frozen=True)
+class Scales:
+    """How the perturbation scales `sigma` are tuned.
 
     Args:
-        travel: how far a hyperparameter may move over a run: rate times number of steps.
-        smallest: the rate of a long run.
-        largest: the rate of a short run.
-        unknown: the rate of a run of unknown length.
+        tune: whether the scales are tuned. If not, hyperparameter steps run at the current hyperparameters, without
+            perturbation.
+        lr: learning rate of the scales, unconstrained units per step; None for that of the hyperparameters.
+        entropy_weight: `tau`, weight of the perturbation's entropy in the objective; a larger one keeps scales larger.
+
+    Raises:
+        ValueError: an argument is out of its range.
     """
 
-    travel: float
-    smallest: float
-    largest: float
-    unknown: float
+    tune: bool = True
+    lr: float | None = None
+    entropy_weight: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if not isinstance(self.tune, bool):
+            raise ValueError(f"Scales: expected tune to be True or False, got {self.tune!r}.")
+        if self.lr is not None and not (_is_number(self.lr) and self.lr > 0):
+            raise ValueError(f"Scales: expected lr to be positive, or None, got {self.lr!r}.")
+        if not (_is_number(self.entropy_weight) and self.entropy_weight >= 0):
+            raise ValueError(
+                f"Scales: expected entropy_weight to be a number of at least 0, got {self.entropy_weight!r}."
+            )
 
 
-DERIVED = {
-    # The smallest is the paper's rate for its convolutional networks, MacKay et al. (2019), section 4.2.
-    "stn": Rates(travel=30.0, smallest=3e-3, largest=1e-1, unknown=1e-2),
-    # A third: with a centred response a step of the hyperparameters does not move the network by itself, which has to
-    # follow by training before the next hypergradient can tell how far to go.
-    "delta-stn": Rates(travel=10.0, smallest=1e-3, largest=3e-2, unknown=3e-3),
-}
-
-
-def derived_rate(steps: int | None, method: str = "stn") -> float:
-    """Learning rate for a run of so many hyperparameter steps (None: unknown).
-
-    What decides is how far a hyperparameter can travel, so that a short run needs larger steps than a long one.
-
-    >>> derived_rate(600), derived_rate(100_000), derived_rate(10)
-    (0.05, 0.003, 0.1)
-    >>> derived_rate(1000, "delta-stn")
-    0.01
-    """
-    rates = DERIVED[method]
-    if steps is None:
-        return rates.unknown
-    return min(max(rates.travel / max(steps, 1), rates.smallest), rates.largest)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def own_scaler(precision: str | int, device: torch.device) -> torch.amp.GradScaler | None:
-    """What scales the loss of the hyperparameter phase where the network computes in float16."""
+    """A gradient scaler for the hyperparameter phase of a network that computes in float16; None for other networks."""
     if precision not in ("16-mixed", "16-true"):
         return None
     # The default of 2^16 is itself beyond float16, and would cost the first step where the loss has that precision.
@@ -84,21 +82,20 @@ class Leaves(NamedTuple):
 
 
 class HyperparameterOptimizer:
-    """Steps `lambda` and, if scales are tuned, `rho`: one optimiser, two parameter groups.
+    """Steps `lambda` and, if scales are tuned, `rho`: one optimiser with two parameter groups.
 
-    It is stepped outside Lightning's optimisers, which would count its steps in `trainer.global_step`.
+    It steps outside Lightning's optimisers, which would count its steps in `trainer.global_step`.
 
     Args:
-        hyperparameters: what is stepped.
+        hyperparameters: the set to tune.
         factory: builds the optimiser from the parameter groups.
-        lr: learning rate of `lambda`, unconstrained units.
-        scale_lr: learning rate of `rho`.
-        tune_scales: whether `rho` is stepped at all.
-        scaler: scales the loss, where gradients would vanish in half precision. It is not the weights' own: each
+        lr: learning rate of `lambda`, unconstrained units per step.
+        scales: how `rho` is tuned.
+        scaler: scales the loss, where gradients would vanish in half precision. The weights need another scaler: each
             optimiser that steps updates its scaler, and the other would then unscale by the wrong factor.
 
     Raises:
-        TypeError: the factory builds no optimiser.
+        TypeError: the factory returns no optimiser.
     """
 
     def __init__(
@@ -107,16 +104,17 @@ class HyperparameterOptimizer:
         factory: OptimizerFactory,
         *,
         lr: float,
-        scale_lr: float,
-        tune_scales: bool,
+        scales: Scales = Scales(),
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         self._parameters = [hyperparameters.unconstrained]
         groups: list[dict[str, Any]] = [{"params": [hyperparameters.unconstrained], "lr": lr}]
-        if tune_scales:
+        if scales.tune:
             self._parameters.append(hyperparameters.raw_scale)
-            groups.append({"params": [hyperparameters.raw_scale], "lr": scale_lr})
+            groups.append({"params": [hyperparameters.raw_scale], "lr": lr if scales.lr is None else scales.lr})
         self._hyperparameters = hyperparameters
+        self._entropy_weight = scales.entropy_weight
+        self._freeze = True
         self.optimizer = factory(groups)
         if not isinstance(self.optimizer, torch.optim.Optimizer):
             raise TypeError(
@@ -124,6 +122,20 @@ class HyperparameterOptimizer:
                 f"{type(self.optimizer).__name__}; pass a class such as torch.optim.Adam, or a functools.partial of it."
             )
         self.scaler = scaler
+
+    @property
+    def tunes_scales(self) -> bool:
+        """Whether `rho` is stepped."""
+        return len(self._parameters) > 1
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The learning rates: `lr` and, if scales are tuned, `scale_lr`."""
+        return {name: group["lr"] for name, group in zip(RATES, self.optimizer.param_groups, strict=False)}
+
+    def set_rate(self, name: str, rate: float) -> None:
+        """Change one of the `rates`, and keep the state of the optimiser."""
+        self.optimizer.param_groups[RATES.index(name)]["lr"] = rate
 
     def leaves(self) -> Leaves:
         """Copies of the current state that require a gradient."""
@@ -133,23 +145,50 @@ class HyperparameterOptimizer:
             hyperparameters.raw_scale.detach().clone().requires_grad_(),
         )
 
-    def hypergradient(self, loss: Tensor, leaves: Leaves, entropy_weight: float) -> Tensor:
+    def differentiate(self, loss: Callable[[], Tensor], noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Validation loss, and its hypergradient through the response alone.
+
+        Args:
+            loss: computes the validation loss, a scalar, without regularisation; it runs twice where it turns out to
+                differentiate the network by itself.
+            noise: `eps`, `[n, h]` or `[1, h]`; None evaluates at the current hyperparameters.
+
+        Returns:
+            The loss, and the hypergradient as of `hypergradient`.
+
+        Raises:
+            ValueError: the loss is not a scalar with a gradient in the hyperparameters.
+            NotImplementedError: reentrant activation checkpoints lie between the two.
+        """
+        leaves = self.leaves()
+        sample = leaves.sample(noise)
+        try:
+            return self._differentiate(loss, leaves, sample)
+        except FrozenWeightsError:
+            # The loss has a gradient of the network in it: from now on gradients pass through the weights.
+            self._freeze = False
+            return self._differentiate(loss, leaves, sample)
+
+    def _differentiate(self, loss: Callable[[], Tensor], leaves: Leaves, sample: Tensor) -> tuple[Tensor, Tensor]:
+        with bind(self._hyperparameters, sample, frozen=self._freeze):
+            value = loss()
+            return value, self.hypergradient(value, leaves)
+
+    def hypergradient(self, loss: Tensor, leaves: Leaves) -> Tensor:
         """Gradient of `L_V - tau * entropy`, `[2, h]`: a row for `lambda`, and one for `rho` (zero if it is fixed).
 
-        It is scaled, if there is a scaler; `receive` undoes that, once the ranks have averaged their gradients. Only
+        With a scaler the gradient is scaled; `receive` unscales it, once the ranks have averaged their gradients. Only
         these leaves are differentiated, so that no gradient of a network weight is computed or stored.
 
         Raises:
             ValueError: the loss is not a scalar with a gradient in the hyperparameters.
             NotImplementedError: reentrant activation checkpoints lie between the two.
         """
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(f"Expected validation_loss to return a scalar tensor, got {got}; return the mean loss.")
+        loss = check_loss(loss, "validation_loss")
         tuned = leaves[: len(self._parameters)]
         objective = loss.float()
-        if len(tuned) > 1:
-            objective = objective - entropy_weight * leaves.entropy()
+        if self.tunes_scales:
+            objective = objective - self._entropy_weight * leaves.entropy()
         gradients: list[Tensor | None] = [None]
         if loss.requires_grad:
             scaled = objective if self.scaler is None else self.scaler.scale(objective)
@@ -163,11 +202,6 @@ class HyperparameterOptimizer:
         if len(rows) == 1:
             rows.append(torch.zeros_like(rows[0]))
         return torch.stack(rows)
-
-    @property
-    def rates(self) -> dict[str, float]:
-        """The learning rates: `lr` and, if scales are tuned, `scale_lr`."""
-        return {name: group["lr"] for name, group in zip(RATES, self.optimizer.param_groups, strict=False)}
 
     @property
     def rescales(self) -> bool:
@@ -197,28 +231,30 @@ class HyperparameterOptimizer:
             self.optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser, by the name of its class, and the scaler."""
+        """The optimiser, by the name of its class, the scaler, and whether weights can be frozen."""
         return {
             "class": type(self.optimizer).__qualname__,
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "freeze": self._freeze,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state.
 
         Raises:
-            ValueError: it is that of another class of optimiser.
+            ValueError: the state is of another class of optimiser.
         """
         name = type(self.optimizer).__qualname__
         if state["class"] != name:
             raise ValueError(
                 f"The checkpoint holds the state of a hyperparameter optimiser of class {state['class']}, but this "
-                f"STNCallback has {name}; pass the same, or override=['optimizer'] to begin with a new state."
+                f"STNCallback has {name}; pass the same, or on_resume_use=['optimizer'] to begin with a new state."
             )
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler is not None and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+        self._freeze = state["freeze"]
 
 
 def _gradients(objective: Tensor, tuned: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:

@@ -8,7 +8,7 @@ gradient of a prediction is that of its primal, which response layers hand on to
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -50,19 +50,18 @@ def linear_predictions(hyperparameters: HyperparameterSet, *, shared: bool) -> I
             *(hook for module in network.modules() if hasattr(module, "unshard") for hook in _spare(module)),
         )
     ]
-    hyperparameters.bound.linear = True
+    run = replace(hyperparameters.current_pass, tangent=True)
     try:
-        with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), _eager():
+        with hyperparameters.running(run), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), _eager():
             yield
     except RuntimeError as error:  # NotImplementedError is one; a Function without jvp raises the other
         if not any(words in str(error) for words in ("forward AD", "forward mode AD")):
             raise
         raise NotImplementedError(
             "An operation of this network has no forward-mode derivative in torch, so that its prediction cannot be "
-            f"linearised; use STNCallback(linearize=False). Torch says: {str(error).splitlines()[0]}"
+            f"linearised; use DeltaSTN(linearize=False). Torch says: {str(error).splitlines()[0]}"
         ) from error
     finally:
-        hyperparameters.bound.linear = False
         for hook in hooks:
             hook.remove()
 
@@ -109,7 +108,7 @@ class _Passage:
                 raise NotImplementedError(
                     f"The prediction of {type(network).__name__} cannot be linearised for an input that requires a "
                     "gradient; detach it, convert what computes it and this network as one, or use "
-                    "STNCallback(linearize=False)."
+                    "DeltaSTN(linearize=False)."
                 )
             return known
 

@@ -90,7 +90,7 @@ class L2Penalty(Penalty):
         if not self.active:
             first = next(net.parameters(), None)
             return torch.zeros(()) if first is None else first.new_zeros(())
-        held = frozenset() if self._hyperparameters is None else self._hyperparameters.bound.held
+        held = frozenset() if self._hyperparameters is None else self._hyperparameters.current_pass.held
         found = dict(_decaying(net, held))
         unknown = [pattern for pattern in self.names if not any(fnmatchcase(name, pattern) for name in found)]
         norms = [

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,9 +24,11 @@ def meet() -> Meet:
         hyperparameters = HyperparameterSet({name: Float(*bounds, init=0.1) for name, bounds in ranges.items()})
         attach(module, hyperparameters)
         bind_weight_phase(hyperparameters, hyperparameters.current())
-        assert hyperparameters.bound.values is not None
-        assert values.keys() <= hyperparameters.bound.values.keys()
-        hyperparameters.bound.values |= {name: torch.as_tensor(value) for name, value in values.items()}
+        bound = hyperparameters.current_pass
+        assert bound.values is not None
+        assert values.keys() <= bound.values.keys()
+        changed = {name: torch.as_tensor(value) for name, value in values.items()}
+        hyperparameters.current_pass = replace(bound, values={**bound.values, **changed})
         return hyperparameters
 
     return meet

@@ -54,7 +54,7 @@ def run(workers: int = 0) -> LitPipeline:
     L.seed_everything(0, verbose=False)
     module = LitPipeline()
     train = DataLoader(images(32, 0), 8, shuffle=True, num_workers=workers)
-    callback = STNCallback(train_steps=2, warmup_epochs=1, seed=0, lr=0.1)
+    callback = STNCallback(train_steps=2, warmup=1, seed=0, lr=0.1)
     fit = trainer(callback, max_epochs=3)
     fit.fit(module, train, DataLoader(images(16, 1), 8))
     fit.test(module, DataLoader(images(24, 2), 8), verbose=False)

@@ -10,7 +10,7 @@ import torch
 from networks import Batch, Batches, Case, loss
 from torch import Tensor, nn
 
-from lightning_stn import Float, STNCallback, STNModule
+from lightning_stn import Float, STNCallback, STNModule, Warmup
 from lightning_stn.layers import ResponseLayer
 
 HYPERPARAMETERS = 7
@@ -236,4 +236,4 @@ class Runner:
         """The STNCallback of a self-tuning module."""
         if not isinstance(module, STNModule):
             return []
-        return [STNCallback(dataloader=self.validation, warmup_steps=WARM, seed=0, **settings)]
+        return [STNCallback(dataloader=self.validation, warmup=Warmup(WARM, "steps"), seed=0, **settings)]

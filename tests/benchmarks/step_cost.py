@@ -21,6 +21,8 @@ from networks import CASES
 from report import Result, machine, tables
 from runs import Plain, Runner, Tuned
 
+from lightning_stn import DeltaSTN, Scales
+
 TRAIN_STEPS = 5
 """Weight steps to a hyperparameter step in the whole run."""
 
@@ -68,7 +70,7 @@ class Bench:
 
     def fixed(self) -> Seconds:
         """Hyperparameter steps with fixed scales."""
-        run = self.runner.fit(self.tuned, self.batches, train_steps=1, tune_scales=False, perturb="batch")
+        run = self.runner.fit(self.tuned, self.batches, train_steps=1, scales=Scales(tune=False), perturb="batch")
         return {"hyper_fixed": run.hyperparameter_step()}
 
     def shared(self) -> Seconds:
@@ -84,10 +86,10 @@ class Bench:
     def delta(self) -> Seconds:
         """Delta-STN's weight steps and its hyperparameter step with fixed scales."""
         seconds: Seconds = {}
-        forms = {"delta": {}, "shared": {"share_primal": True}, "direct": {"linearize": False}}
-        for name, form in forms.items():
+        forms = {"delta": DeltaSTN(), "shared": DeltaSTN(passes=1), "direct": DeltaSTN(linearize=False)}
+        for name, method in forms.items():
             for perturb in ("batch", "example"):
-                settings = {"method": "delta-stn", "perturb": perturb, "tune_scales": False, **form}
+                settings = {"method": method, "perturb": perturb, "scales": Scales(tune=False)}
                 run = self.runner.fit(self.tuned, self.batches, train_steps=1, **settings)
                 seconds[f"{name}_{perturb}"] = run.weight_step()
                 seconds["delta_fixed"] = run.hyperparameter_step()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from support import LitSmall, fit, loader, small_net, trainer
 from torch import Tensor, nn
 
-from lightning_stn import Float, STNCallback, STNModule
+from lightning_stn import Float, STNCallback, STNModule, WeightStep
 from lightning_stn.augment import GaussianNoise
 
 
@@ -142,15 +142,19 @@ def test_no_validation_loader_or_too_many(options: dict[str, Any]) -> None:
     val = {"two": [loader(16), loader(16)], None: None, "one": loader(16)}[options.pop("val", "one")]
     count = 2 if isinstance(val, list) else 0
     message = f"Expected one validation loader for the hyperparameter phase, got {count}; pass one.*dataloader="
-    run = trainer(STNCallback(warmup_epochs=0), **options)
+    run = trainer(STNCallback(warmup=0), **options)
     with pytest.raises(ValueError, match=message):
         run.fit(LitSmall(), loader(24), val)
 
 
-@pytest.mark.parametrize("options", [{"gradient_clip_val": 1.0}, {"accumulate_grad_batches": 2}])
+@pytest.mark.parametrize(
+    "options", [{"gradient_clip_val": 1.0}, {"gradient_clip_algorithm": "value"}, {"accumulate_grad_batches": 2}]
+)
 def test_clipping_in_automatic_optimization_is_the_trainer_s(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="pass gradient_clip_val and accumulate_grad_batches to Trainer"):
-        fit(Automatic(), STNCallback(**options))
+    with pytest.raises(
+        ValueError, match=r"clipping and accumulation are the Trainer's.*pass gradient_clip_val.* to Trainer"
+    ):
+        fit(Automatic(), STNCallback(weight_step=WeightStep(**options)))
 
 
 def test_a_batch_of_unknown_size_names_the_hook() -> None:
@@ -167,15 +171,13 @@ def test_a_batch_of_unknown_size_names_the_hook() -> None:
     [
         ({"train_steps": 0}, "train_steps"),
         ({"valid_steps": 0}, "valid_steps"),
-        ({"warmup_epochs": -1}, "warmup_epochs"),
-        ({"warmup_steps": -1}, "warmup_steps"),
+        ({"warmup": -1}, "Warmup: expected length to be a whole number of epochs"),
+        ({"warmup": 1.5}, "share of the run"),
         ({"lr": 0.0}, "lr to be positive"),
         ({"lr": float("nan")}, "lr to be positive"),
-        ({"scale_lr": -1.0}, "scale_lr to be positive"),
-        ({"gradient_clip_val": 0.0}, "gradient_clip_val to be positive"),
-        ({"entropy_weight": -1.0}, "entropy_weight to be a number of at least 0"),
+        ({"scales": None}, "scales to be Scales"),
         ({"perturb": "row"}, "perturb='example' or perturb='batch', got 'row'"),
-        ({"accumulate_grad_batches": 0}, "accumulate_grad_batches"),
+        ({"weight_step": 2}, "weight_step to be WeightStep"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:

@@ -13,14 +13,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from support import LitSmall, fit, loader, random_gates, response_layers, small_net, trainer
 from torch import Tensor, nn
 
-from lightning_stn import Float, PhaseSchedule, STNCallback, STNModule
+from lightning_stn import Float, PhaseSchedule, Scales, STNCallback, STNModule, Warmup, WeightStep
 from lightning_stn.binding import bind
 from lightning_stn.callback.stream import ValidationStream
 from lightning_stn.layers import ResponseLayer
 
 
 def callback(**kwargs: Any) -> STNCallback:
-    return STNCallback(**{"train_steps": 2, "valid_steps": 1, "warmup_epochs": 0, "lr": 0.05, "seed": 1, **kwargs})
+    return STNCallback(**{"train_steps": 2, "valid_steps": 1, "warmup": 0, "lr": 0.05, "seed": 1, **kwargs})
 
 
 class Existing(L.LightningModule):
@@ -61,15 +61,14 @@ class Automatic(LitSmall):
 
 @pytest.mark.parametrize("kind", [LitSmall, Automatic])
 @pytest.mark.parametrize(
-    "schedule", [PhaseSchedule(2, 1, 0), PhaseSchedule(1, 2, 1), PhaseSchedule(3, 1, 5, warmup_steps=2)]
+    "schedule", [PhaseSchedule(2, 1, 0), PhaseSchedule(1, 2, 1), PhaseSchedule(3, 1, Warmup(2, "steps"))]
 )
 def test_losses_alternate_as_the_schedule_says(kind: type[LitSmall], schedule: PhaseSchedule) -> None:
     module = kind()
     phases = {
         "train_steps": schedule.train_steps,
         "valid_steps": schedule.valid_steps,
-        "warmup_epochs": schedule.warmup_epochs,
-        "warmup_steps": schedule.warmup_steps,
+        "warmup": schedule.warmup,
     }
     fit(module, callback(**phases), max_epochs=3, limit_val_batches=1)
     expected = [event.phase.value.replace("warm-up", "weight") for event in schedule.trace(3, 3)]
@@ -95,7 +94,7 @@ def test_warmup_moves_no_hyperparameter() -> None:
     before = module.hyperparameters.state_dict()
     before = {key: value.clone() for key, value in before.items()}
     with pytest.warns(UserWarning, match="ends before its first hyperparameter step"):
-        fit(module, callback(warmup_epochs=2, lr=None), max_epochs=2)
+        fit(module, callback(warmup=2, lr=None), max_epochs=2)
     assert all(torch.equal(before[key], value) for key, value in module.hyperparameters.state_dict().items())
 
 
@@ -119,7 +118,7 @@ def test_fixed_scales_stay_and_one_row_is_enough() -> None:
     module = random_gates(Watch(), 0.1)
     assert isinstance(module, Watch)
     start = module.hyperparameters.unconstrained.clone()
-    run = trainer(callback(tune_scales=False), max_epochs=1)
+    run = trainer(callback(scales=Scales(tune=False)), max_epochs=1)
     run.fit(module, loader(24), loader(16, seed=1))
     assert set(rows) == {1}
     torch.testing.assert_close(module.hyperparameters.scale, torch.full((3,), 0.5))
@@ -159,7 +158,7 @@ def test_the_hyperparameter_phase_touches_nothing_but_the_hyperparameters() -> N
     module = LitSmall()
     random_gates(module, 0.1)
     module.net[7].eval()  # type: ignore[index]
-    fit(module, Spy(train_steps=1, warmup_epochs=0, lr=0.05), max_epochs=1)
+    fit(module, Spy(train_steps=1, warmup=0, lr=0.05), max_epochs=1)
     assert len(snapshots) == 3
     for (tensors, *rest), (tensors_after, *rest_after) in snapshots:
         assert rest == rest_after
@@ -193,8 +192,8 @@ def test_an_exception_leaves_nothing_bound() -> None:
     module = Fails()
     with pytest.raises(ZeroDivisionError):
         fit(module)
-    assert module.hyperparameters.bound.sample is None
-    assert module.hyperparameters.bound.values is None
+    assert module.hyperparameters.current_pass.sample is None
+    assert module.hyperparameters.current_pass.values is None
 
 
 def test_an_exception_in_the_hyperparameter_phase_restores_modes_and_binding() -> None:
@@ -206,7 +205,7 @@ def test_an_exception_in_the_hyperparameter_phase_restores_modes_and_binding() -
     with pytest.raises(ZeroDivisionError):
         fit(module)
     assert module.net.training
-    assert module.hyperparameters.bound.sample is None
+    assert module.hyperparameters.current_pass.sample is None
     assert all(parameter.grad is None for parameter in module.hyperparameters.parameters())
 
 
@@ -243,7 +242,7 @@ def test_automatic_and_manual_optimization_give_the_same_run() -> None:
 def test_accumulation_and_clipping_equal_lightning_s_own() -> None:
     finals = []
     for kind, ours, theirs in (
-        (LitSmall, {"gradient_clip_val": 0.1, "accumulate_grad_batches": 2}, {}),
+        (LitSmall, {"weight_step": WeightStep(0.1, accumulate_grad_batches=2)}, {}),
         (Automatic, {}, {"gradient_clip_val": 0.1, "accumulate_grad_batches": 2}),
     ):
         L.seed_everything(3, verbose=False)
@@ -297,7 +296,7 @@ def test_two_optimizers_both_step() -> None:
 @pytest.mark.parametrize(("perturb", "tune_scales"), list(itertools.product(["example", "batch"], [True, False])))
 def test_resume_continues_phases_stream_optimizer_and_schedule(tmp_path: Path, perturb: str, tune_scales: bool) -> None:
     """The run has nothing random but what the callback draws, so that it must continue bit for bit."""
-    options = {"perturb": perturb, "tune_scales": tune_scales, "train_steps": 2, "optimizer": torch.optim.Adam}
+    options = {"perturb": perturb, "scales": Scales(tune=tune_scales), "train_steps": 2, "optimizer": torch.optim.Adam}
 
     class NoDraws(LitSmall):
         def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
@@ -416,7 +415,7 @@ def test_the_same_seed_gives_the_same_schedule_whatever_the_workers() -> None:
     schedules = []
     for workers in (0, 2):
         L.seed_everything(3, verbose=False)
-        cb = STNCallback(train_steps=1, warmup_epochs=0, lr=0.05)
+        cb = STNCallback(train_steps=1, warmup=0, lr=0.05)
         run = trainer(cb, max_epochs=2)
         run.fit(LitSmall(), loader(24, num_workers=workers), loader(16, seed=1, num_workers=workers))
         schedules.append(cb.schedule)
@@ -455,7 +454,7 @@ def test_evaluation_merges_the_weights_once_and_anew_for_each_loop(loop: str, mo
             getattr(trainer(), loop)(module, loader(16), verbose=False)
             module.net[0].weight.data.mul_(2.0)  # type: ignore[index, union-attr, operator]
     assert len(builds) == 2 * 3
-    assert module.hyperparameters.bound.merged is None
+    assert module.hyperparameters.current_pass.cache is None
 
 
 def test_weights_changed_between_loops_are_seen() -> None:
@@ -483,7 +482,7 @@ def test_a_validation_loss_with_a_gradient_of_the_network_in_it() -> None:
     module = Penalised()
     random_gates(module, 0.1)
     start = module.hyperparameters.unconstrained.detach().clone()
-    stn = callback(tune_scales=False, train_steps=1, optimizer=torch.optim.SGD)
+    stn = callback(scales=Scales(tune=False), train_steps=1, optimizer=torch.optim.SGD)
     fit(module, stn, n=8, max_epochs=1, limit_val_batches=1)
     stepped = module.hyperparameters.unconstrained.detach().clone()
     batch = next(ValidationStream(loader(16, seed=1), seed=1))

@@ -237,7 +237,7 @@ def test_a_choice_survives_a_checkpoint(choice_run: tuple[LitChoice, STNCallback
     module, callback, _ = choice_run
     torch.save([module.state_dict(), callback.state_dict()], tmp_path / "state.pt")
     weights, state = torch.load(tmp_path / "state.pt", weights_only=True)
-    other, continued = LitChoice(), STNCallback(train_steps=2, valid_steps=1, warmup_epochs=0, lr=0.05, seed=1)
+    other, continued = LitChoice(), STNCallback(train_steps=2, valid_steps=1, warmup=0, lr=0.05, seed=1)
     other.load_state_dict(weights)
     continued.load_state_dict(state)
     fit(other, continued, max_epochs=1, log_every_n_steps=3)

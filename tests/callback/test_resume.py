@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from support import METHODS, LitSmall, both_methods, images, loader, trainer
 
-from lightning_stn import Categorical, Float, Hyperparameter, Integer, ResumableLoader, STNCallback
+from lightning_stn import Categorical, Float, Hyperparameter, Integer, ResumableLoader, Scales, STNCallback, WeightStep
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:A resumed run keeps the settings of its checkpoint"),
@@ -116,9 +116,8 @@ def run(
         **options,
     }
     module = settings["kind"]()
-    stn = STNCallback(
-        2, 1, warmup_epochs=0, lr=0.05, seed=seed, accumulate_grad_batches=settings["accumulate"], **settings["stn"]
-    )
+    weight_step = WeightStep(accumulate_grad_batches=settings["accumulate"])
+    stn = STNCallback(2, 1, warmup=0, lr=0.05, seed=seed, **{"weight_step": weight_step, **settings["stn"]})
     keep = ModelCheckpoint(folder, "{step}", save_top_k=-1, **(settings["keep"] or {"every_n_train_steps": every}))
     fit = trainer(
         stn,
@@ -206,11 +205,11 @@ CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
     "bf16-true": (8, 10, {"precision": "bf16-true"}),
     "16-true": (8, 10, {"precision": "16-true", "kind": LitSmall}),  # Adam's eps is zero there
     "one row for the batch": (8, 10, {"stn": {"perturb": "batch"}}),
-    "fixed scales": (8, 10, {"stn": {"tune_scales": False}}),
+    "fixed scales": (8, 10, {"stn": {"scales": Scales(tune=False)}}),
     "SGD of the hyperparameters": (8, 10, {"stn": {"optimizer": torch.optim.SGD}}),
     "validation within epochs": (8, 10, {"trainer": {"val_check_interval": 3}}),
     "max_steps": (8, 10, {"trainer": {"max_epochs": -1, "max_steps": BATCHES * EPOCHS}}),
-    "clipping": (8, 10, {"stn": {"gradient_clip_val": 0.1}}),
+    "clipping": (8, 10, {"stn": {"weight_step": WeightStep(gradient_clip_val=0.1)}}),
     "written behind validation": (6, 8, {"keep": AT_VALIDATION}),
     "written behind validation within an epoch": (9, 11, {"keep": AT_VALIDATION, "trainer": OFTEN}),
     "written at the end of an epoch": (12, 14, {"keep": AT_EPOCH_END}),
@@ -316,7 +315,7 @@ def test_saved_specifications_come_back(tmp_path: Path) -> None:
     }
     module = Saving(knobs)
     assert module.hyperparameters.values()["length"] == 2  # fills the caches
-    stn = STNCallback(warmup_epochs=0, seed=1)
+    stn = STNCallback(warmup=0, seed=1)
     fit = trainer(stn, max_epochs=1)
     with pytest.warns(UserWarning, match="Nothing read"):
         fit.fit(module, loader(16), loader(16, seed=1))

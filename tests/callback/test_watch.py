@@ -12,12 +12,12 @@ from lightning.pytorch.loggers import CSVLogger
 from support import LitSmall, fit, loader, trainer
 from torch import Tensor
 
-from lightning_stn import Categorical, Float, HyperparameterSet, Integer, STNCallback
+from lightning_stn import Categorical, Float, HyperparameterSet, Integer, Scales, STNCallback
 from lightning_stn.callback.watch import PATIENCE, Watch
 
 
 def callback(**settings: Any) -> STNCallback:
-    return STNCallback(**{"train_steps": 1, "warmup_epochs": 0, "lr": 0.05, "seed": 1, **settings})
+    return STNCallback(**{"train_steps": 1, "warmup": 0, "lr": 0.05, "seed": 1, **settings})
 
 
 class Spoiled(LitSmall):
@@ -56,7 +56,7 @@ def test_a_step_without_a_finite_hypergradient_is_skipped_counted_and_reported_o
     assert moved == [True, False, False, False, True, True, True]
     metrics = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
     assert "stn/skipped_steps" in metrics[0]
-    state = stn._optimizer.optimizer.state_dict()["state"]
+    state = stn._phase.optimizer.optimizer.state_dict()["state"]
     assert all(tensor.isfinite().all() for entry in state.values() for tensor in entry.values())
 
 
@@ -95,7 +95,7 @@ def test_the_count_survives_a_checkpoint(tmp_path: Any) -> None:
     resumed = callback()
     fit_again = trainer(resumed, max_epochs=2)
     fit_again.fit(LitSmall(), loader(64), loader(16), ckpt_path=tmp_path / "a.ckpt")
-    assert resumed.state_dict()["skipped"] == 2
+    assert resumed.state_dict()["watch"]["skipped"] == 2
 
 
 def look_twice(watch: Watch) -> None:
@@ -188,9 +188,10 @@ class Pulled(LitSmall):
 def test_a_run_reports_bounds_and_scales_once(pull: dict[str, float], messages: list[str]) -> None:
     """It goes on with everything finite."""
     module = Pulled(**pull)
-    rates = {"lr": 0.5, "scale_lr": 1e-6} if "towards" in pull else {"lr": 1e-6, "scale_lr": 0.5}
+    lr, scale_lr = (0.5, 1e-6) if "towards" in pull else (1e-6, 0.5)
+    stn = callback(lr=lr, scales=Scales(lr=scale_lr, entropy_weight=0.0))
     with pytest.warns(UserWarning, match="^The hyperparameter") as caught:
-        run, _ = fit(module, callback(entropy_weight=0.0, **rates), n=160, max_epochs=2)
+        run, _ = fit(module, stn, n=160, max_epochs=2)
     said = [text for warning in caught if (text := str(warning.message)).startswith("The hyperparameter")]
     assert len(said) == len(messages)
     for message in messages:

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from lightning_stn import Float, HyperparameterSet, dual
 from lightning_stn.binding import attach, bind, bind_weight_phase, unbind
 from lightning_stn.convert import convert
-from lightning_stn.methods.delta import recentre, response_pass, shared_pass
+from lightning_stn.methods.base import recentre
+from lightning_stn.methods.delta import response_pass, shared_pass
 from lightning_stn.regularizers import ActivationPenalty, L2Penalty
 
 EXAMPLES, HELD_OUT, UNITS, SCALE, LR, STEPS = 30, 40, 4, 0.1, 0.02, 1000
@@ -241,7 +242,7 @@ def test_it_comes_near_where_the_base_weights_train_in_the_same_pass(problem: Pr
     """Their noise is the response's too: it takes more steps to come less near."""
     few = learn(problem, method="delta-stn", shared=True)
     many = learn(problem, method="delta-stn", shared=True, steps=4 * STEPS)
-    print(f"\nDelta-STN, share_primal=True: {few}, with four times the steps {many}")
+    print(f"\nDelta-STN, passes=1: {few}, with four times the steps {many}")
     assert min(many) > 0.95
 
 

@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightning_stn import Float, HyperparameterSet
 from lightning_stn.binding import bind, bind_weight_phase, unbind
 from lightning_stn.convert import convert
-from lightning_stn.methods.delta import recentre, response_pass, shared_pass
+from lightning_stn.methods.base import recentre
+from lightning_stn.methods.delta import response_pass, shared_pass
 
 N, H = 4, 3
 

@@ -1,6 +1,7 @@
 """The two passes of a Delta-STN weight step: who gets which gradient, at which hyperparameters, and what moves once."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,22 @@ from support import LitSmall, fit, loader, random_gates, response_layers, small_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_stn import Float, HyperparameterSet, STNCallback
+from lightning_stn import DeltaSTN, Float, HyperparameterSet, STNCallback
 from lightning_stn.binding import bind_weight_phase, unbind
 from lightning_stn.convert import convert
-from lightning_stn.methods.delta import base_pass, recentre, response_pass, shared_pass
+from lightning_stn.methods.base import recentre
+from lightning_stn.methods.delta import base_pass, response_pass, shared_pass
+from lightning_stn.passes import Pass
 from lightning_stn.regularizers import Dropout
 
-DIRECT = {"method": "delta-stn", "linearize": False}
+DIRECT = {"method": DeltaSTN(linearize=False)}
 DELTA = {"method": "delta-stn"}
-SHARED = {"method": "delta-stn", "share_primal": True}
+SHARED = {"method": DeltaSTN(passes=1)}
 all_fits = pytest.mark.parametrize("settings", [DELTA, SHARED, DIRECT], ids=["linearised", "shared", "direct"])
 
 
 def callback(**settings: Any) -> STNCallback:
-    return STNCallback(**{"train_steps": 2, "valid_steps": 1, "warmup_epochs": 0, "lr": 0.05, "seed": 1, **settings})
+    return STNCallback(**{"train_steps": 2, "valid_steps": 1, "warmup": 0, "lr": 0.05, "seed": 1, **settings})
 
 
 def tuned(dropout: float = 0.0) -> tuple[nn.Module, HyperparameterSet]:
@@ -168,12 +171,12 @@ def test_primal_and_tangent_meet_the_same_dropout_mask() -> None:
     torch.manual_seed(7)
     with response_pass(net, hyperparameters, linear=True):
         found = net(X)
-    values = hyperparameters.bound.values
+    values = hyperparameters.current_pass.values
     steps, outputs = 1e-5, []
     for sign in (0, 1, -1):
         moved = hyperparameters.unconstrained + sign * steps * (sample - hyperparameters.unconstrained).double()
         bind_weight_phase(hyperparameters, moved)
-        hyperparameters.bound.values = values
+        hyperparameters.current_pass = replace(hyperparameters.current_pass, values=values)
         torch.manual_seed(7)
         outputs.append(net(X))
     unbind(hyperparameters)
@@ -285,18 +288,17 @@ def test_a_run_goes_on_with_the_other_method(tmp_path: Path, first: dict[str, An
     class Look(LitSmall):
         def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
             if not seen:
-                bound, self.hyperparameters.bound.sample = self.hyperparameters.bound.sample, None
                 self.eval()
-                seen.append(self.net(x))
+                with self.hyperparameters.running(Pass()):
+                    seen.append(self.net(x))
                 self.train()
-                self.hyperparameters.bound.sample = bound
 
     resumed = Look()
-    stn = callback(**then, override=["method"])
+    stn = callback(**then, on_resume_use=["method"])
     trainer(stn, max_epochs=3).fit(resumed, loader(24), loader(16, seed=1), ckpt_path=tmp_path / "saved.ckpt")
     torch.testing.assert_close(seen[0], expected)
     assert resumed.hyperparameters.centred == (then == DELTA)
-    assert stn.state_dict()["settings"]["method"] == then["method"]
+    assert stn.state_dict()["settings"]["method"]["name"] == then["method"]
 
 
 class InParts(LitSmall):
@@ -345,15 +347,15 @@ class Checkpointed(LitSmall):
     [
         (InParts, DELTA, ValueError, r"calls parts of a converted network.*linearize=False"),
         (Ruleless, DELTA, NotImplementedError, r"no forward-mode derivative.*linearize=False"),
-        (Checkpointed, DIRECT, RuntimeError, "computed anew in the backward pass.*method='stn'"),
+        (Checkpointed, DIRECT, RuntimeError, "computed again in the backward pass.*method='stn'"),
     ],
 )
 def test_what_cannot_work_says_so(build: Any, settings: dict[str, Any], error: Any, message: str) -> None:
     module = build()
     with pytest.raises(error, match=message):
         fit(module, callback(**settings))
-    assert module.hyperparameters.bound.sample is None
-    assert not module.hyperparameters.bound.linear
+    assert module.hyperparameters.current_pass.sample is None
+    assert not module.hyperparameters.current_pass.tangent
     assert all(parameter.requires_grad for parameter in module.parameters())
     assert not any(module_._forward_hooks for module_ in module.modules())
 

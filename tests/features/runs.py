@@ -8,7 +8,7 @@ import torch
 from support import LitSmall, loader, trainer
 from torch import Tensor
 
-from lightning_stn import STNCallback
+from lightning_stn import STNCallback, WeightStep
 
 Configure = Callable[[torch.optim.Optimizer], Any]
 """What `configure_optimizers` returns, from its optimiser."""
@@ -68,7 +68,7 @@ class Traced(LitSmall):
 
 
 def callback(**settings: Any) -> STNCallback:
-    return STNCallback(**{"train_steps": 2, "valid_steps": 1, "warmup_epochs": 0, "lr": 0.05, "seed": 1, **settings})
+    return STNCallback(**{"train_steps": 2, "valid_steps": 1, "warmup": 0, "lr": 0.05, "seed": 1, **settings})
 
 
 def train(
@@ -76,7 +76,7 @@ def train(
 ) -> Any:
     """Five batches an epoch; clipping and accumulation go to whom they belong to. Returns the Trainer."""
     if not module.automatic_optimization and stn is None:
-        stn = callback(**{name: settings.pop(name) for name in OURS if name in settings})
+        stn = callback(weight_step=WeightStep(**{name: settings.pop(name) for name in OURS if name in settings}))
     run = trainer(stn or callback(), *callbacks, **settings)
     run.fit(module, loader(n), loader(16, seed=1))
     return run

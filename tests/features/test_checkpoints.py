@@ -1,5 +1,6 @@
 """Checkpoints: when they are written, what of one step they hold, and what a resumed run takes from them."""
 
+from dataclasses import asdict, is_dataclass
 from datetime import timedelta
 from inspect import signature
 from pathlib import Path
@@ -12,7 +13,7 @@ from features.runs import MODES, Traced, callback, train
 from lightning.pytorch.callbacks import ModelCheckpoint
 from support import LitSmall, images, loader, trainer
 
-from lightning_stn import Float, Integer, ResumableLoader, STNCallback
+from lightning_stn import Float, Integer, ResumableLoader, Scales, STNCallback, WeightStep
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization")
 
@@ -57,7 +58,7 @@ def test_when_a_checkpoint_is_written_and_what_it_holds(tmp_path: Path, case: st
     L.seed_everything(3, verbose=False)
     module = Traced(automatic)
     clip = {name: others[name] for name in others if name.startswith("accumulate")}
-    stn = callback(**({} if automatic else clip))
+    stn = callback(weight_step=WeightStep(**({} if automatic else clip)))
     rest = others if automatic else {name: others[name] for name in others if name not in clip}
     saver = ModelCheckpoint(tmp_path, "{step}", save_last=True, **settings)
     train(module, saver, stn=stn, max_epochs=3, enable_checkpointing=True, **rest)
@@ -72,7 +73,7 @@ def test_when_a_checkpoint_is_written_and_what_it_holds(tmp_path: Path, case: st
         other.load_state_dict(checkpoint["state_dict"])
         assert other.hyperparameters.values() == row.values
         assert other.hyperparameters.scale.tolist() == pytest.approx(list(row.scales.values()))
-        assert state["schedule"][-1][0] == row.step
+        assert state["record"]["rows"][-1][0] == row.step
 
 
 @pytest.mark.parametrize("automatic", MODES)
@@ -156,13 +157,17 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
 
 CHANGES: dict[str, Any] = {
     "lr": 0.2,
-    "entropy_weight": 50.0,
     "train_steps": 1,
-    "tune_scales": False,
+    "scales": Scales(tune=False, entropy_weight=50.0),
     "perturb": "batch",
-    "gradient_clip_val": 0.01,
+    "weight_step": WeightStep(gradient_clip_val=0.01),
     "seed": 7,
 }
+
+
+def plain(setting: Any) -> Any:
+    """A setting as a checkpoint holds it."""
+    return asdict(setting) if is_dataclass(setting) else setting  # type: ignore[arg-type]
 
 
 def test_a_resumed_run_keeps_its_settings_and_says_so(two: Two) -> None:
@@ -172,7 +177,7 @@ def test_a_resumed_run_keeps_its_settings_and_says_so(two: Two) -> None:
     for name, value in CHANGES.items():
         kept = getattr(callback()._arguments, name)
         assert f"{name}={value!r} (it stays {kept!r})" in message
-    assert "override=[...]" in message
+    assert "on_resume_use=[...]" in message
     assert stn.state_dict()["settings"] == two.stn.state_dict()["settings"]
     assert all(torch.equal(value, module.state_dict()[key]) for key, value in two.expected.state_dict().items())
 
@@ -180,43 +185,45 @@ def test_a_resumed_run_keeps_its_settings_and_says_so(two: Two) -> None:
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_setting_that_is_named_counts(two: Two, name: str) -> None:
     """And is not spoken of; the others stay, and the run is another one from there."""
-    module, stn = resume(two.checkpoint.parent, two.checkpoint, **{name: CHANGES[name]}, override=[name])
+    module, stn = resume(two.checkpoint.parent, two.checkpoint, **{name: CHANGES[name]}, on_resume_use=[name])
     settings = stn.state_dict()["settings"]
     saved = torch.load(two.checkpoint, weights_only=True)["callbacks"]["STNCallback"]["settings"]
-    assert settings == {**saved, name: CHANGES[name]}
+    assert settings == {**saved, name: plain(CHANGES[name])}
     assert any(not torch.equal(value, module.state_dict()[key]) for key, value in two.expected.state_dict().items())
     assert stn.schedule.rows[: 2 * BATCHES + 1] == two.stn.schedule.rows[: 2 * BATCHES + 1]
 
 
 def test_a_rate_that_is_named_keeps_the_optimizer_s_state(two: Two) -> None:
-    _, stn = resume(two.checkpoint.parent, two.checkpoint, lr=0.2, scale_lr=0.3, override=["lr", "scale_lr"])
+    _, stn = resume(two.checkpoint.parent, two.checkpoint, lr=0.2, on_resume_use=["lr"])
     state = stn.state_dict()["optimizer"]["optimizer"]
-    assert [group["lr"] for group in state["param_groups"]] == [0.2, 0.3]
+    assert [group["lr"] for group in state["param_groups"]] == [0.2, 0.05]
     assert state["state"][0]["step"] == 10  # five in each half of the run
 
 
 def test_a_phase_length_that_is_named_counts_from_there(two: Two) -> None:
-    _, stn = resume(two.checkpoint.parent, two.checkpoint, train_steps=1, override="train_steps")
+    _, stn = resume(two.checkpoint.parent, two.checkpoint, train_steps=1, on_resume_use="train_steps")
     assert stn.state_dict()["clock"] == {"batches": 20, "weight_steps": 20, "hyperparameter_steps": 5 + 10}
 
 
 @pytest.mark.parametrize("tuned", [True, False])
 def test_scales_are_held_or_tuned_from_there(tmp_path: Path, tuned: bool) -> None:
-    resume(tmp_path, None, epochs=2, tune_scales=not tuned)
+    resume(tmp_path, None, epochs=2, scales=Scales(tune=not tuned))
     checkpoint = tmp_path / "two.ckpt"
     saved = torch.load(checkpoint, weights_only=True)["state_dict"]["hyperparameters.raw_scale"]
-    module, stn = resume(tmp_path, checkpoint, tune_scales=tuned, override=["tune_scales"])
+    module, stn = resume(tmp_path, checkpoint, scales=Scales(tune=tuned), on_resume_use=["scales"])
     assert torch.equal(module.hyperparameters.raw_scale, saved) is not tuned
     assert len(stn.state_dict()["optimizer"]["optimizer"]["param_groups"]) == 1 + tuned
 
 
 def test_a_larger_weight_of_the_entropy_widens_the_scales_from_there(two: Two) -> None:
-    module, _ = resume(two.checkpoint.parent, two.checkpoint, entropy_weight=50.0, override=["entropy_weight"])
+    module, _ = resume(
+        two.checkpoint.parent, two.checkpoint, scales=Scales(entropy_weight=50.0), on_resume_use=["scales"]
+    )
     assert (module.hyperparameters.scale > two.expected.hyperparameters.scale).all()
 
 
 def test_another_optimizer_is_refused_unless_it_is_named(two: Two) -> None:
-    with pytest.raises(ValueError, match=r"of class Adam, but this STNCallback has SGD.*override=\['optimizer'\]"):
+    with pytest.raises(ValueError, match=r"of class Adam, but this STNCallback has SGD.*on_resume_use=\['optimizer'\]"):
         resume(two.checkpoint.parent, two.checkpoint, optimizer=torch.optim.SGD)
     starts = []
 
@@ -225,14 +232,14 @@ def test_another_optimizer_is_refused_unless_it_is_named(two: Two) -> None:
             starts.append(self.hyperparameters.unconstrained.clone())
 
     _, stn = resume(
-        two.checkpoint.parent, two.checkpoint, module=Start(), optimizer=torch.optim.SGD, override=["optimizer"]
+        two.checkpoint.parent, two.checkpoint, module=Start(), optimizer=torch.optim.SGD, on_resume_use=["optimizer"]
     )
     assert torch.equal(starts[0], two.module.hyperparameters.unconstrained)
     assert stn.state_dict()["optimizer"]["class"] == "SGD"
 
 
 def test_the_optimizer_s_state_begins_anew_where_it_is_named(two: Two) -> None:
-    _, stn = resume(two.checkpoint.parent, two.checkpoint, override=["optimizer"])
+    _, stn = resume(two.checkpoint.parent, two.checkpoint, on_resume_use=["optimizer"])
     assert stn.state_dict()["optimizer"]["optimizer"]["state"][0]["step"] == 5
 
 
@@ -244,7 +251,7 @@ def test_hyperparameters_return_to_their_start_where_they_are_named(two: Two) ->
         def on_train_start(self) -> None:
             starts.append({key: value.clone() for key, value in self.state_dict().items()})
 
-    _, stn = resume(two.checkpoint.parent, two.checkpoint, module=Start(), override=["hyperparameters"])
+    _, stn = resume(two.checkpoint.parent, two.checkpoint, module=Start(), on_resume_use=["hyperparameters"])
     fresh = LitSmall().hyperparameters
     assert torch.equal(starts[0].pop("hyperparameters.unconstrained"), fresh.unconstrained)
     assert torch.equal(starts[0].pop("hyperparameters.raw_scale"), fresh.raw_scale)
@@ -286,7 +293,9 @@ def test_other_starts_are_none_of_a_resumed_run_s_business(two: Two) -> None:
     assert all(torch.equal(value, module.state_dict()[key]) for key, value in two.expected.state_dict().items())
 
 
-@pytest.mark.parametrize("override", [["learning_rate"], "lt", ["lr", "dataloader"]])
-def test_what_cannot_be_overridden_is_refused_with_what_can(override: Any) -> None:
-    with pytest.raises(ValueError, match=r"expected override to name some of \['train_steps', .*'hyperparameters'\]"):
-        STNCallback(override=override)
+@pytest.mark.parametrize("names", [["learning_rate"], "lt", ["lr", "dataloader"]])
+def test_what_cannot_be_overridden_is_refused_with_what_can(names: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"expected on_resume_use to name some of \['train_steps', .*'hyperparameters'\]"
+    ):
+        STNCallback(on_resume_use=names)

@@ -13,6 +13,8 @@ from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 from support import LitSmall, loader, trainer
 from torch.optim import lr_scheduler
 
+from lightning_stn import Scales
+
 SECTION = "[STNCallback]hyperparameter_step"
 
 
@@ -33,7 +35,7 @@ def test_the_learning_rates_are_logged(tmp_path: Path, interval: str, first: boo
         scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=0.9)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
 
-    module, stn, monitor = Traced(automatic, configure), callback(scale_lr=0.02), LearningRateMonitor(interval)
+    module, stn, monitor = Traced(automatic, configure), callback(scales=Scales(lr=0.02)), LearningRateMonitor(interval)
     callbacks = [monitor, stn] if first else [stn, monitor]
     run = trainer(*callbacks, max_epochs=4, logger=CSVLogger(tmp_path))
     run.fit(module, loader(40), loader(16, seed=1))
@@ -47,7 +49,7 @@ def test_the_learning_rates_are_logged(tmp_path: Path, interval: str, first: boo
 
 def test_the_rate_that_the_run_s_length_decides_is_logged(tmp_path: Path) -> None:
     module = LitSmall()
-    train(module, stn=callback(lr=None, tune_scales=False), max_epochs=2, logger=CSVLogger(tmp_path))
+    train(module, stn=callback(lr=None, scales=Scales(tune=False)), max_epochs=2, logger=CSVLogger(tmp_path))
     assert set(logged(tmp_path, "stn/lr").values()) == {0.1}
     assert logged(tmp_path, "stn/scale_lr") == {}
 
@@ -99,4 +101,4 @@ def test_the_profile_has_a_section_for_the_hyperparameter_step(tmp_path: Path, a
 def test_the_advanced_profiler_has_it_too(tmp_path: Path) -> None:
     train(LitSmall(), max_epochs=1, profiler=AdvancedProfiler(dirpath=tmp_path, filename="profile"))
     _, _, section = (tmp_path / "fit-profile.txt").read_text().partition(SECTION)
-    assert "_hyperparameter_step" in section
+    assert "hyperparameter_phase.py" in section

@@ -11,6 +11,8 @@ from support import LitSmall, random_gates
 from torch import Tensor
 from torch.optim import lr_scheduler
 
+from lightning_stn import WeightStep
+
 CLIPPING: dict[str, dict[str, Any]] = {
     "none": {},
     "norm": {"gradient_clip_val": 0.3},
@@ -187,5 +189,10 @@ def test_gradients_are_freed_before_the_hyperparameter_phase() -> None:
                 seen.append(any(parameter.grad is not None for parameter in self.parameters()))
             return super().validation_loss(batch, batch_idx)
 
-    train(Watch(), stn=callback(train_steps=1, accumulate_grad_batches=2), max_epochs=1, limit_val_batches=1)
+    train(
+        Watch(),
+        stn=callback(train_steps=1, weight_step=WeightStep(accumulate_grad_batches=2)),
+        max_epochs=1,
+        limit_val_batches=1,
+    )
     assert seen == [True, False, True, False, False]

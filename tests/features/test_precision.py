@@ -12,7 +12,7 @@ from support import METHODS, both_methods, random_gates, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_stn import Float, Integer, STNCallback, STNModule
+from lightning_stn import STN, DeltaSTN, Float, Integer, Scales, STNCallback, STNModule
 from lightning_stn.augment import (
     ColorJitter,
     CutMix,
@@ -99,7 +99,7 @@ def first_step(precision: str, **stn: Any) -> Tensor:
     L.seed_everything(3, verbose=False)
     module = Watched(configure=lambda optimizer: torch.optim.SGD(optimizer.param_groups[0]["params"], lr=1e-30))
     start = torch.cat([module.hyperparameters.unconstrained, module.hyperparameters.raw_scale])
-    settings = {"train_steps": 1, "lr": 1.0, "optimizer": torch.optim.SGD, "entropy_weight": 0.0, **stn}
+    settings = {"train_steps": 1, "lr": 1.0, "optimizer": torch.optim.SGD, "scales": Scales(entropy_weight=0.0), **stn}
     train(module, stn=callback(**settings), n=8, max_epochs=1, limit_val_batches=1, **settings_of(precision))
     return torch.cat([module.hyperparameters.unconstrained, module.hyperparameters.raw_scale]) - start
 
@@ -108,7 +108,7 @@ def first_step(precision: str, **stn: Any) -> Tensor:
 @pytest.mark.parametrize("tune_scales", [True, False])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_hypergradients_agree_with_float32(precision: str, tune_scales: bool, method: str) -> None:
-    stn = {"tune_scales": tune_scales, **METHODS[method]}
+    stn = {"scales": Scales(tune=tune_scales, entropy_weight=0.0), **METHODS[method]}
     expected, got = first_step("32-true", **stn), first_step(precision, **stn)
     assert expected.norm() > 1e-3
     assert (got - expected).norm() <= LEAST.get(precision, 0.08) * expected.norm()
@@ -125,7 +125,9 @@ def test_small_steps_accumulate(precision: str) -> None:
 
     module = Constant()
     start = module.hyperparameters.unconstrained.clone()
-    train(module, stn=callback(train_steps=1, lr=3e-3, tune_scales=False), max_epochs=4, **settings_of(precision))
+    train(
+        module, stn=callback(train_steps=1, lr=3e-3, scales=Scales(tune=False)), max_epochs=4, **settings_of(precision)
+    )
     steps = -torch.stack([start, *module.places]).diff(dim=0)
     taken = steps[(steps != 0).any(1)]
     assert len(taken) >= (18 if precision.startswith("16") else 20)  # its scaler may find the scale too large
@@ -183,7 +185,7 @@ def test_a_scaler_recovers_from_an_overflow(precision: str, phase: str, automati
     assert own == 2.0**15 / (4 if phase == "hyperparameter" else 1)
     if precision == "16-mixed":
         assert run.precision_plugin.state_dict()["scale"] == 2.0**13 / (4 if phase == "weight" else 1)
-    assert stn.state_dict()["skipped"] == (2 if phase == "hyperparameter" else 0)
+    assert stn.state_dict()["watch"]["skipped"] == (2 if phase == "hyperparameter" else 0)
 
 
 class TwoOptimizers(Watched):
@@ -344,7 +346,8 @@ def test_what_regularises_and_augments_works_in_every_precision(precision: str, 
         module = LitWords(nn.GRU)  # not every CPU has an LSTM in float16, be it a plain one
     start = module.hyperparameters.unconstrained.clone()
     # Not linearised: both call their networks part by part.
-    stn = STNCallback(1, 1, 0, lr=0.05, seed=1, linearize=False, **METHODS[method])
+    chosen = STN() if method == "stn" else DeltaSTN(linearize=False)
+    stn = STNCallback(1, 1, 0, lr=0.05, seed=1, method=chosen)
     run = trainer(stn, max_epochs=2, **settings_of(precision))
     run.fit(module, data(24, 0), data(16, 1))
     assert module.hyperparameters.unread() == []

@@ -154,7 +154,7 @@ def test_early_stopping_waits_for_min_epochs(automatic: bool) -> None:
         run = train(module, stop, max_epochs=9, min_epochs=least)
         assert stop.wait_count >= 1
         stopped[least] = run.current_epoch
-        assert module.hyperparameters.bound.sample is None
+        assert module.hyperparameters.current_pass.sample is None
     assert stopped == {None: 2, 4: 4}
 
 
@@ -339,4 +339,4 @@ def test_an_epoch_that_the_module_skips_leaves_nothing_bound() -> None:
 
     for module in in_both_modes(kind=Skips):
         assert story(module) == "wwh" * 2
-        assert module.hyperparameters.bound.sample is None
+        assert module.hyperparameters.current_pass.sample is None

@@ -146,7 +146,7 @@ def test_a_row_for_each_example_is_refused_before_training() -> None:
 
 def test_it_trains_with_a_shared_row() -> None:
     module = LitTokens()
-    fit(module, STNCallback(perturb="batch", warmup_epochs=0, lr=0.05))
+    fit(module, STNCallback(perturb="batch", warmup=0, lr=0.05))
     assert module.body[2].token_gate.abs().sum() > 0  # type: ignore[index, union-attr, operator]
 
 

@@ -110,7 +110,7 @@ def test_twenty_training_steps_lower_the_loss_and_move_every_hyperparameter(
     torch.manual_seed(0)
     module = LitNetwork(build, shape)
     start = module.hyperparameters.unconstrained.clone()
-    callback = STNCallback(train_steps=1, warmup_epochs=0, perturb="batch", lr=0.05)
+    callback = STNCallback(train_steps=1, warmup=0, perturb="batch", lr=0.05)
     run = trainer(callback, max_epochs=1)
     data = DataLoader([module.data] * 20, batch_size=None)  # type: ignore[arg-type]
     run.fit(module, data, DataLoader([module.data], batch_size=None))  # type: ignore[arg-type]

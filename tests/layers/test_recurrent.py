@@ -18,7 +18,8 @@ from lightning_stn.binding import bind, bind_weight_phase, unbind
 from lightning_stn.convert import convert
 from lightning_stn.layers import ResponseLayer, response_type
 from lightning_stn.layers.recurrent import ResponseGRU, ResponseLSTM
-from lightning_stn.methods.delta import recentre, response_pass
+from lightning_stn.methods.base import recentre
+from lightning_stn.methods.delta import response_pass
 
 H, N, I, O = 2, 4, 5, 3  # noqa: E741
 

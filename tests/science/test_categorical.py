@@ -76,7 +76,7 @@ class LitChoosing(STNModule):
 def test_the_choice_leaves_a_destructive_operation_for_the_right_one(problem: str, seed: int) -> None:
     choices, mirrored, right = PROBLEMS[problem]
     torch.manual_seed(seed)
-    module, callback = LitChoosing(choices), STNCallback(warmup_epochs=20, seed=seed)
+    module, callback = LitChoosing(choices), STNCallback(warmup=20, seed=seed)
     order = torch.Generator().manual_seed(seed)
     train = DataLoader(data(1, mirrored=False), batch_size=32, shuffle=True, generator=order)
     valid = DataLoader(data(2, mirrored=mirrored), batch_size=64)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from support import LitSmall, fit, random_gates
 from torch import Tensor, nn
 
-from lightning_stn import Float, HyperparameterSet, Integer, STNCallback, convert
+from lightning_stn import Float, HyperparameterSet, Integer, Scales, STNCallback, convert
 from lightning_stn.augment import Cutout, GaussianNoise
 from lightning_stn.binding import attach, bind, bind_weight_phase, unbind
 from lightning_stn.methods.hypergradient import HyperparameterOptimizer, Leaves
@@ -68,7 +68,7 @@ def make_leaves(hyperparameters: HyperparameterSet) -> Leaves:
 
 
 def make_optimizer(hyperparameters: HyperparameterSet) -> HyperparameterOptimizer:
-    return HyperparameterOptimizer(hyperparameters, torch.optim.SGD, lr=0.1, scale_lr=0.1, tune_scales=True)
+    return HyperparameterOptimizer(hyperparameters, torch.optim.SGD, lr=0.1, scales=Scales(entropy_weight=0.0))
 
 
 NOISE = {
@@ -105,7 +105,7 @@ def test_hypergradient_equals_central_finite_differences(noise):
 def hypergradient_of_lambda(net: nn.Module, hyperparameters: HyperparameterSet) -> Tensor:
     leaves = make_leaves(hyperparameters)
     loss = validation_loss(net, hyperparameters, leaves.sample(None))
-    return make_optimizer(hyperparameters).hypergradient(loss, leaves, entropy_weight=0.0)[0]
+    return make_optimizer(hyperparameters).hypergradient(loss, leaves)[0]
 
 
 def test_hypergradient_is_exactly_zero_with_zero_gates():
@@ -149,7 +149,7 @@ def test_a_value_read_by_the_validation_loss_adds_exactly_nothing_to_the_hypergr
     loss = validation_loss(net, hyperparameters, leaves.sample(None))
     with bind(hyperparameters, leaves.sample(None)):
         loss = loss + 100 * hyperparameters["decay"] + hyperparameters["rate"]
-    found = make_optimizer(hyperparameters).hypergradient(loss, leaves, entropy_weight=0.0)[0]
+    found = make_optimizer(hyperparameters).hypergradient(loss, leaves)[0]
     assert torch.equal(found, expected)
 
 
@@ -160,7 +160,7 @@ def test_a_run_moves_the_hyperparameters_exactly_where_gates_are_not_zero(frozen
     for gate in gates(module):
         gate.requires_grad_(not frozen)
     before = module.hyperparameters.unconstrained.detach().clone(), module.hyperparameters.raw_scale.detach().clone()
-    fit(module, STNCallback(1, 1, warmup_epochs=0, lr=0.05, entropy_weight=0.0, seed=1))
+    fit(module, STNCallback(1, 1, warmup=0, lr=0.05, scales=Scales(entropy_weight=0.0), seed=1))
     after = module.hyperparameters.unconstrained, module.hyperparameters.raw_scale
     for old, new in zip(before, after, strict=True):
         assert (old != new).tolist() == [moved] * len(old)

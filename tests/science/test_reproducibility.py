@@ -8,7 +8,7 @@ import torch
 from support import LitSmall, loader, trainer
 from torch import Tensor
 
-from lightning_stn import STNCallback
+from lightning_stn import STNCallback, Warmup
 from lightning_stn.schedule import Row
 
 
@@ -28,7 +28,7 @@ def run(torch_seed: int, seed: int | None, perturb: str = "example") -> Run:
     """A shuffled run over a convolutional network with dropout, noise and cutout."""
     L.seed_everything(torch_seed, verbose=False)
     module = LitSmall()
-    callback = STNCallback(2, 1, warmup_epochs=1, lr=0.05, perturb=perturb, seed=seed)
+    callback = STNCallback(2, 1, warmup=1, lr=0.05, perturb=perturb, seed=seed)
     trainer(callback, max_epochs=3).fit(module, loader(48, shuffle=True), loader(24, seed=1))
     assert len(callback.schedule.rows) == 19
     assert callback.schedule.rows[-1].values != callback.schedule.rows[0].values
@@ -55,7 +55,7 @@ class Watched(LitSmall):
     """Keeps the sample of every weight step."""
 
     def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
-        sample = self.hyperparameters.bound.sample
+        sample = self.hyperparameters.current_pass.sample
         self.samples = [*getattr(self, "samples", []), sample.clone()]
         return super().training_loss(batch, batch_idx)
 
@@ -64,7 +64,9 @@ def warmup_samples(torch_seed: int, seed: int) -> Tensor:
     """The samples `[step, n, h]` of a warm-up, during which the hyperparameters stay where they are."""
     L.seed_everything(torch_seed, verbose=False)
     module = Watched()
-    trainer(STNCallback(2, 1, warmup_steps=6, seed=seed), max_epochs=2).fit(module, loader(32), loader(16, seed=1))
+    trainer(STNCallback(2, 1, warmup=Warmup(6, "steps"), seed=seed), max_epochs=2).fit(
+        module, loader(32), loader(16, seed=1)
+    )
     return torch.stack(module.samples[:6])
 
 

@@ -14,7 +14,7 @@ from support import trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_stn import Float, HyperparameterSet, STNCallback, STNModule, convert
+from lightning_stn import Float, HyperparameterSet, Scales, STNCallback, STNModule, Warmup, convert
 from lightning_stn.binding import bind
 
 EXAMPLES, HELD_OUT, FEATURES = 24, 100, 12
@@ -130,7 +130,7 @@ def self_tuned(problem: Ridge, start: Tensor, perturb: str) -> Tensor:
     batch = problem.inputs.float().repeat(copies, 1), problem.targets.float().repeat(copies)
     held_out = problem.held_inputs.float(), problem.held_targets.float()
     module = LitRidge(problem, start.tolist(), steps)
-    callback = STNCallback(2, 1, warmup_steps=300, lr=0.05, tune_scales=False, perturb=perturb)
+    callback = STNCallback(2, 1, warmup=Warmup(300, "steps"), lr=0.05, scales=Scales(tune=False), perturb=perturb)
     loaders = DataLoader([batch] * steps, batch_size=None), DataLoader([held_out], batch_size=None)
     trainer(callback, max_epochs=1, log_every_n_steps=steps).fit(module, *loaders)
     return double(*module.hyperparameters.values().values())

@@ -7,7 +7,7 @@ import torch
 from science.oracles import double
 from torch import Tensor
 
-from lightning_stn import Float, HyperparameterSet, functional
+from lightning_stn import Float, HyperparameterSet, Scales, functional
 from lightning_stn.methods.hypergradient import HyperparameterOptimizer, Leaves
 
 SCALES = {"narrow": 0.01, "middling": 0.5, "wide": 7.0}
@@ -17,8 +17,12 @@ def make_set() -> HyperparameterSet:
     return HyperparameterSet({name: Float(None, None, init=0.4, scale=scale) for name, scale in SCALES.items()})
 
 
-def make_optimizer(tuned: HyperparameterSet, lr: float = 0.1, scale_lr: float = 0.1) -> HyperparameterOptimizer:
-    return HyperparameterOptimizer(tuned, torch.optim.SGD, lr=lr, scale_lr=scale_lr, tune_scales=True)
+def make_optimizer(
+    tuned: HyperparameterSet, lr: float = 0.1, scale_lr: float = 0.1, entropy_weight: float = 0.0
+) -> HyperparameterOptimizer:
+    return HyperparameterOptimizer(
+        tuned, torch.optim.SGD, lr=lr, scales=Scales(lr=scale_lr, entropy_weight=entropy_weight)
+    )
 
 
 def test_entropy_is_the_sum_of_the_normal_entropies_of_torch_distributions():
@@ -43,9 +47,9 @@ def step_without_noise(entropy_weight: float) -> tuple[Tensor, Tensor, Hyperpara
     """One step on a validation loss that does not depend on the scales; returns lambda and rho before it."""
     hyperparameters = make_set()
     before = hyperparameters.unconstrained.detach().clone(), hyperparameters.raw_scale.detach().clone()
-    optimizer = make_optimizer(hyperparameters)
+    optimizer = make_optimizer(hyperparameters, entropy_weight=entropy_weight)
     leaves = optimizer.leaves()
-    optimizer.receive(optimizer.hypergradient(leaves.sample(None).square().sum(), leaves, entropy_weight))
+    optimizer.receive(optimizer.hypergradient(leaves.sample(None).square().sum(), leaves))
     optimizer.step()
     return *before, hyperparameters
 
@@ -70,12 +74,12 @@ def test_scales_settle_at_the_closed_form_optimum_of_a_quadratic_validation_loss
     """`E a/2 (h - g)^2 - tau log sigma` is least at `lambda = g` and `sigma = sqrt(tau / a)`."""
     weight, goal = 0.1, -1.0
     hyperparameters = make_set()
-    optimizer = make_optimizer(hyperparameters, lr=0.2 / curvature, scale_lr=2.0)
+    optimizer = make_optimizer(hyperparameters, lr=0.2 / curvature, scale_lr=2.0, entropy_weight=weight)
     noise = torch.tensor([[1.0], [-1.0]]).expand(-1, 3)  # Two nodes are an exact quadrature for a quadratic.
     for _ in range(1000):
         leaves = optimizer.leaves()
         loss = (curvature / 2 * (leaves.sample(noise) - goal).square()).mean(0).sum()
-        optimizer.receive(optimizer.hypergradient(loss, leaves, weight))
+        optimizer.receive(optimizer.hypergradient(loss, leaves))
         optimizer.step()
     torch.testing.assert_close(hyperparameters.unconstrained.data, torch.full((3,), goal), rtol=1e-4, atol=0)
     expected = torch.full((3,), math.sqrt(weight / curvature))

@@ -21,7 +21,6 @@ from lightning_stn import STNCallback
 
 LAMBDA, RHO = "hyperparameters.unconstrained", "hyperparameters.raw_scale"
 DRAWN = {"drawn": True}
-DIRECT = {"linearize": False}
 RECURRENT = {"module": {"recurrent": True}}
 End = dict[str, Any]
 STATIC = pytest.param("static", marks=pytest.mark.skipif(lightning_before("2.6"), reason="refused"))
@@ -38,10 +37,10 @@ def method(request: pytest.FixtureRequest) -> dict[str, Any]:
 def one(tmp_path_factory: pytest.TempPathFactory, method: dict[str, Any]) -> Path:
     """Runs on one process, with batches twice as large."""
     folder = tmp_path_factory.mktemp("one")
-    clipped = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}
+    clipped = {"weight_step": {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}}
     jobs: list[dict[str, Any]] = [
         {"name": "plain"},
-        {"name": "direct", **DIRECT},
+        *direct(method),
         {"name": "recurrent", **RECURRENT},
         *shared(method),
         {"name": "clipped", **clipped},
@@ -54,7 +53,7 @@ def one(tmp_path_factory: pytest.TempPathFactory, method: dict[str, Any]) -> Pat
 def two(tmp_path_factory: pytest.TempPathFactory, method: dict[str, Any]) -> Path:
     """Runs on two processes."""
     folder = tmp_path_factory.mktemp("two")
-    clipped = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}
+    clipped = {"weight_step": {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}}
     jobs: list[dict[str, Any]] = [
         {"strategy": "ddp", "name": "ddp"},
         *([] if lightning_before("2.6") else [{"strategy": "static", "name": "static"}]),
@@ -65,7 +64,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, method: dict[str, Any]) -> Pat
         {"strategy": "ddp", "name": "first", "module": DRAWN, "stop": 22, "every": 20},
         {"strategy": "ddp", "name": "resumed", "module": DRAWN, "checkpoint": saved(folder, 20), "seed": 9},
     ]
-    assert launch(folder, *({**job, **method} for job in jobs)) == [0, 0]
+    assert launch(folder, *({**method, **job} for job in jobs)) == [0, 0]
     return folder
 
 
@@ -75,20 +74,25 @@ def sharded(tmp_path_factory: pytest.TempPathFactory, method: dict[str, Any]) ->
     folder = tmp_path_factory.mktemp("fsdp")
     jobs: list[dict[str, Any]] = [
         {"name": "plain"},
-        {"name": "direct", **DIRECT},
+        *direct(method),
         {"name": "recurrent", **RECURRENT},
         *shared(method),
         {"name": "whole", "module": DRAWN},
         {"name": "first", "module": DRAWN, "stop": 22, "every": 20},
         {"name": "resumed", "module": DRAWN, "checkpoint": saved(folder, 20), "seed": 9},
     ]
-    assert launch(folder, *({"strategy": "fsdp", **job, **method} for job in jobs)) == [0, 0]
+    assert launch(folder, *({"strategy": "fsdp", **method, **job} for job in jobs)) == [0, 0]
     return folder
 
 
 def shared(method: dict[str, Any]) -> list[dict[str, Any]]:
     """Delta-STN's run in one pass."""
-    return [{"name": "shared", "share_primal": True}] if method else []
+    return [{"name": "shared", "method": {"name": "delta-stn", "passes": 1}}] if method else []
+
+
+def direct(method: dict[str, Any]) -> list[dict[str, Any]]:
+    """A run whose response learns on the network's own predictions; STN's run as it is."""
+    return [{"name": "direct", **({"method": {"name": "delta-stn", "linearize": False}} if method else {})}]
 
 
 def saved(folder: Path, step: int) -> str:
@@ -213,14 +217,14 @@ class Disguise(L.Callback):
     ],
 )
 def test_strategies_that_cannot_work_are_refused(kind: type[Strategy], message: str) -> None:
-    run = trainer(Disguise(kind), STNCallback(warmup_epochs=0))
+    run = trainer(Disguise(kind), STNCallback(warmup=0))
     with pytest.raises(NotImplementedError, match=message):
         run.fit(LitSmall(), loader(24), loader(16, seed=1))
 
 
 def test_a_static_graph_is_refused_before_lightning_2_6(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning.__version__", "2.5.6")
-    run = trainer(Disguise(DDPStrategy), STNCallback(warmup_epochs=0))
+    run = trainer(Disguise(DDPStrategy), STNCallback(warmup=0))
     run.strategy._ddp_kwargs = {"static_graph": True}  # type: ignore[attr-defined]
     with pytest.raises(NotImplementedError, match=r"static_graph=True before Lightning 2\.6.*automatic_optimization"):
         run.fit(LitSmall(), loader(24), loader(16, seed=1))

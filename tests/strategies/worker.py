@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_stn import Float, ResumableLoader, STNCallback, STNModule, functional
+from lightning_stn import Float, ResumableLoader, STNCallback, STNModule, WeightStep, functional
 from lightning_stn.binding import bind_weight_phase
 from lightning_stn.layers import ResponseLayer
 
@@ -71,15 +71,15 @@ class Lit(STNModule):
         self.gradients: list[dict[str, Tensor]] = []
         self.wrapped: set[str] = set()
 
-    def perturb(self, batch: Batch, generator: torch.Generator | None = None) -> None:
+    def _perturb(self, batch: Batch, generator: torch.Generator | None = None) -> None:
         if self.drawn:
-            super().perturb(batch, generator)
+            super()._perturb(batch, generator)
         else:
             hyperparameters = self.hyperparameters
             sample = functional.perturb(hyperparameters.unconstrained, hyperparameters.scale, batch[2])
             bind_weight_phase(hyperparameters, sample)
-        assert self.hyperparameters.bound.sample is not None
-        self.samples.append(self.hyperparameters.bound.sample.clone())
+        assert self.hyperparameters.current_pass.sample is not None
+        self.samples.append(self.hyperparameters.current_pass.sample.clone())
 
     def training_loss(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, labels, _ = batch
@@ -160,7 +160,9 @@ def train(
     L.seed_everything(seed, verbose=False)
     ranks = 1 if strategy == "one" else 2
     lit = (Sharded if strategy == "fsdp" else Lit)(**(module or {}))
-    settings = {"train_steps": 2, "valid_steps": 1, "warmup_epochs": 0, "lr": 0.05, "seed": seed, **stn}
+    settings = {"train_steps": 2, "valid_steps": 1, "warmup": 0, "lr": 0.05, "seed": seed, **stn}
+    if "weight_step" in stn:
+        settings["weight_step"] = WeightStep(**stn["weight_step"])
     callbacks: list[L.Callback] = [ByExample(**settings)]
     callbacks += [] if stop is None else [Stop(stop, kill)]
     callbacks.append(ModelCheckpoint(folder / name, "{step}", every_n_train_steps=every, save_top_k=-1))
@@ -190,8 +192,8 @@ def train(
         "state": {key: _whole(value).clone() for key, value in lit.state_dict().items()},
         "samples": lit.samples,
         "gradients": lit.gradients,
-        "callback": {k: v for k, v in callbacks[0].state_dict().items() if k != "schedule"},
-        "schedule": callbacks[0].state_dict().get("schedule"),
+        "callback": {k: v for k, v in callbacks[0].state_dict().items() if k != "record"},
+        "schedule": callbacks[0].state_dict().get("record", {}).get("rows"),
         "optimizers": tree_map_only(Tensor, _whole, [optimizer.state_dict() for optimizer in trainer.optimizers]),
         "wrapped": sorted(lit.wrapped),
     }

@@ -1,0 +1,139 @@
+"""Everything that a checkpoint holds of a run beside the module: taken and given back in one place."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+
+from lightning_stn.hyperparameters import HyperparameterSet
+from lightning_stn.methods import HyperparameterOptimizer
+from lightning_stn.randomness import random_state, set_random_state
+from lightning_stn.resumable import ResumableLoader
+
+
+class Stateful(Protocol):
+    """A part of a run whose state a checkpoint holds."""
+
+    def state_dict(self) -> Any:
+        """The state, as tensors and plain values."""
+
+    def load_state_dict(self, state: Any) -> None:
+        """Continue from a saved state."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """The state around a run that Lightning does not restore. The defaults restore nothing.
+
+    Args:
+        generators: states of torch's, NumPy's and Python's generators, by rank.
+        metrics: values logged last, for schedulers and callbacks that follow a metric.
+        loaders: states of the training loaders that are `ResumableLoader`s, the same on all ranks. Lightning saves
+            them too, but does not restore them at the end of an epoch, nor where the loaders were built early, as by
+            `trainer.estimated_stepping_batches` (2.6).
+    """
+
+    generators: list[dict[str, Any]] = field(default_factory=list)
+    metrics: dict[str, torch.Tensor] = field(default_factory=dict)
+    loaders: list[dict[str, int]] = field(default_factory=list)
+
+    @classmethod
+    def take(cls, trainer: Trainer) -> "Surroundings":
+        """The state now; every rank has to call it."""
+        generators = [random_state()]
+        if trainer.world_size > 1:
+            generators = [{} for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(generators, random_state())
+        metrics = {name: metric.cpu() for name, metric in trainer.callback_metrics.items()}
+        return cls(generators, metrics, [loader.state_dict() for loader in _resumable_loaders(trainer)])
+
+    def give_back_metrics(self, trainer: Trainer) -> None:
+        """Restore the metrics that have not been logged anew."""
+        for name, metric in self.metrics.items():
+            trainer.callback_metrics.setdefault(name, metric.to(trainer.strategy.root_device))
+
+    def give_back_streams(self, trainer: Trainer) -> None:
+        """Restore training loaders and generators, if their numbers are those of this run."""
+        loaders = _resumable_loaders(trainer)
+        if len(self.loaders) == len(loaders):
+            for loader, state in zip(loaders, self.loaders, strict=True):
+                loader.load_state_dict(state)
+        if len(self.generators) == trainer.world_size:
+            set_random_state(self.generators[trainer.global_rank])
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run as a value: its settings, what its hyperparameters mean, the states of its parts, its surroundings.
+
+    Args:
+        settings: `Settings.state_dict` of the run.
+        signature: `HyperparameterSet.signature` of the run.
+        parts: states of the parts, by name.
+        surroundings: those of the run; the defaults where they are not known.
+    """
+
+    settings: dict[str, Any]
+    signature: dict[str, str]
+    parts: dict[str, Any]
+    surroundings: Surroundings = field(default_factory=Surroundings)
+
+    @classmethod
+    def take(
+        cls, settings: dict[str, Any], hyperparameters: HyperparameterSet, parts: Mapping[str, Stateful]
+    ) -> "RunState":
+        """The state of the parts now, without the surroundings."""
+        return cls(settings, hyperparameters.signature, {name: part.state_dict() for name, part in parts.items()})
+
+    def give_back(
+        self, hyperparameters: HyperparameterSet, parts: Mapping[str, Stateful], rates: Mapping[str, float]
+    ) -> None:
+        """Continue the parts from their states.
+
+        Args:
+            hyperparameters: the set of the run that continues.
+            parts: by name; parts that are left out begin anew.
+            rates: learning rates of the hyperparameter optimiser to use instead of the saved ones, by name.
+
+        Raises:
+            ValueError: the saved hyperparameters mean something else, or the state is of another optimiser.
+        """
+        hyperparameters.require_signature(self.signature)
+        for name, part in parts.items():
+            part.load_state_dict(self.parts[name])
+        optimizer = parts.get("optimizer")
+        if isinstance(optimizer, HyperparameterOptimizer):
+            for name, rate in rates.items():
+                if name in optimizer.rates:
+                    optimizer.set_rate(name, rate)
+
+    def state_dict(self) -> dict[str, Any]:
+        """One flat dictionary: the settings, the signature, the parts, and the surroundings if they are known."""
+        state = {"settings": self.settings, "hyperparameters": self.signature, **self.parts}
+        if self.surroundings.generators:
+            state |= {_SURROUNDINGS: vars(self.surroundings)}
+        return state
+
+    @staticmethod
+    def add_surroundings(state: dict[str, Any], trainer: Trainer) -> None:
+        """Add the surroundings of a run to its `state_dict`; every rank has to call it."""
+        state[_SURROUNDINGS] = vars(Surroundings.take(trainer))
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "RunState":
+        """The value that a `state_dict` was taken of."""
+        parts = dict(state)
+        settings, signature = parts.pop("settings"), parts.pop("hyperparameters")
+        return cls(settings, signature, parts=parts, surroundings=Surroundings(**parts.pop(_SURROUNDINGS, {})))
+
+
+_SURROUNDINGS = "surroundings"
+
+
+def _resumable_loaders(trainer: Trainer) -> list[ResumableLoader]:
+    """The training loaders that are resumable; none before Lightning has asked for the loaders."""
+    loaders = CombinedLoader(trainer.train_dataloader).flattened
+    return [loader for loader in loaders if isinstance(loader, ResumableLoader)]

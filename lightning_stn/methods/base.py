@@ -1,0 +1,139 @@
+"""Base class of the methods: how a response is counted and fitted, and how fast hyperparameters may move."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_stn.hyperparameters import HyperparameterSet
+from lightning_stn.layers import ResponseLayer
+
+
+class Rates(NamedTuple):
+    """Learning rates of the hyperparameters by the length of a run, unconstrained units per step.
+
+    How far a hyperparameter can travel decides, so that a short run needs larger steps than a long one.
+
+    Args:
+        travel: distance that a hyperparameter may cover in a run: rate times number of steps.
+        smallest: rate of a long run.
+        largest: rate of a short run.
+        unknown: rate of a run of unknown length.
+
+    Example:
+        >>> rates = Rates(travel=30.0, smallest=3e-3, largest=1e-1, unknown=1e-2)
+        >>> rates.derive(600), rates.derive(100_000), rates.derive(10), rates.derive(None)
+        (0.05, 0.003, 0.1, 0.01)
+    """
+
+    travel: float
+    smallest: float
+    largest: float
+    unknown: float
+
+    def derive(self, steps: int | None) -> float:
+        """The rate for a run of so many hyperparameter steps; None where the number is unknown."""
+        if steps is None:
+            return self.unknown
+        return min(max(self.travel / max(steps, 1), self.smallest), self.largest)
+
+
+_METHODS: dict[str, type["Method"]] = {}
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """How a response is counted and fitted. A subclass is a frozen dataclass whose fields are its settings.
+
+    Attributes:
+        name: what the method is called in `STNCallback(method=...)` and in checkpoints.
+        centred: whether the response is counted from the current hyperparameters, or from zero.
+        rates: learning rates of the hyperparameters where the user gives none.
+    """
+
+    name: ClassVar[str]
+    centred: ClassVar[bool]
+    rates: ClassVar[Rates]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" in cls.__dict__:
+            _METHODS[cls.name] = cls
+
+    @abstractmethod
+    def objective(
+        self, root: nn.Module, hyperparameters: HyperparameterSet, loss: Callable[[], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Evaluate the training loss in a weight phase, with a sample bound.
+
+        Args:
+            root: the module that owns all networks which respond to the set.
+            hyperparameters: the set.
+            loss: computes the training loss, a scalar, on the batch of the step.
+
+        Returns:
+            The training loss to report, and the objective whose gradient trains all weights; often the same tensor.
+        """
+
+    def prepare(self, root: nn.Module, hyperparameters: HyperparameterSet) -> None:
+        """Count responses as this method does, without a change in what networks compute."""
+        recentre(root, hyperparameters, self.centred)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Name and settings, as plain values."""
+        return {"name": self.name, **asdict(self)}
+
+
+def resolve_method(method: Any) -> Method:
+    """The method that an argument stands for: a `Method`, its name, or its `state_dict`.
+
+    Raises:
+        ValueError: there is no method of that name, or a setting is out of its range.
+
+    Example:
+        >>> from lightning_stn import DeltaSTN
+        >>> resolve_method("delta-stn") == DeltaSTN()
+        True
+    """
+    if isinstance(method, Method):
+        return method
+    state = dict(method) if isinstance(method, Mapping) else {"name": method}
+    kind = _METHODS.get(str(state.pop("name", None)))
+    if kind is None:
+        names = " or ".join(f"method={name!r}" for name in _METHODS)
+        raise ValueError(f"STNCallback: expected a method such as DeltaSTN(passes=1), or {names}, got {method!r}.")
+    return kind(**state)
+
+
+def recentre(root: nn.Module, hyperparameters: HyperparameterSet, centred: bool) -> None:
+    """Count responses from the current hyperparameters, or from zero, without a change in what networks compute.
+
+    Args:
+        root: the module that owns all networks which respond to the set.
+        hyperparameters: the set.
+        centred: whether to count from the current hyperparameters.
+    """
+    if hyperparameters.centred == centred:
+        return
+    shift = hyperparameters.current() if centred else -hyperparameters.current()
+    with torch.no_grad():
+        for layer in root.modules():
+            if isinstance(layer, ResponseLayer) and layer.hyperparameters is hyperparameters:
+                for name, moved in layer.effective(shift).items():
+                    getattr(layer, name).copy_(moved)
+    hyperparameters.centred = centred
+
+
+def check_loss(loss: Any, name: str) -> Tensor:
+    """The loss, if it is a scalar tensor.
+
+    Raises:
+        ValueError: the function called `name` returned anything else.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"Expected {name} to return a scalar tensor, got {got}; return the mean loss.")
+    return loss
