@@ -67,8 +67,9 @@ def make_leaves(hyperparameters: HyperparameterSet) -> Leaves:
     return Leaves(*(parameter.double().requires_grad_() for parameter in current))
 
 
-def make_optimizer(hyperparameters: HyperparameterSet) -> HyperparameterOptimizer:
-    return HyperparameterOptimizer(hyperparameters, torch.optim.SGD, lr=0.1, scales=Scales(entropy_weight=0.0))
+def make_optimizer(hyperparameters: HyperparameterSet, entropy_weight: float = 0.0) -> HyperparameterOptimizer:
+    scales = Scales(entropy_weight=entropy_weight)
+    return HyperparameterOptimizer(hyperparameters, torch.optim.SGD, lr=0.1, scales=scales)
 
 
 NOISE = {
@@ -91,7 +92,7 @@ def test_hypergradient_equals_central_finite_differences(noise):
     net, hyperparameters = make_net(0.5)
     leaves = make_leaves(hyperparameters)
     loss = validation_loss(net, hyperparameters, leaves.sample(noise))
-    found = make_optimizer(hyperparameters).hypergradient(loss, leaves, ENTROPY_WEIGHT)
+    found = make_optimizer(hyperparameters, ENTROPY_WEIGHT).hypergradient(loss, leaves)
     step = 1e-5
     point = torch.stack([leaf.detach() for leaf in leaves])
     expected = torch.empty_like(point)

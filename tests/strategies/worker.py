@@ -117,8 +117,14 @@ class Sharded(Lit):
 class ByExample(STNCallback):
     """Takes the noise of the hyperparameter phase from the examples."""
 
-    def _noise(self, trainer: L.Trainer, module: STNModule, batch: Batch) -> Tensor | None:
-        return super()._noise(trainer, module, batch) if module.drawn else batch[2]  # type: ignore[return-value]
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        draw = self._phase._noise
+
+        def noise(trainer: L.Trainer, module: STNModule, batch: Batch, number: int) -> Tensor | None:
+            return draw(trainer, module, batch, number) if module.drawn else batch[2]  # type: ignore[return-value]
+
+        self._phase._noise = noise  # type: ignore[method-assign]
 
 
 class Stop(L.Callback):
