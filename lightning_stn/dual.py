@@ -1,6 +1,6 @@
-"""Pure functions of dual tensors: a primal and its tangent, for the linearised predictions of Delta-STN.
+"""Pure functions of dual tensors, which are pairs of primal and tangent, for the linearised predictions of Delta-STN.
 
-Tangents are constants: no gradient passes through them; see `respond`.
+Tangents are constants: backward computes no gradient through a tangent; see `respond`.
 """
 
 from collections.abc import Callable
@@ -12,16 +12,16 @@ from torch.autograd import forward_ad
 
 
 def parts(tensor: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Primal and tangent, the latter a constant; None where there is no tangent."""
+    """Primal and detached tangent of a tensor; the tangent is None for a tensor without one."""
     primal, tangent = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
     return primal, None if tangent is None else tangent.detach()
 
 
 def with_tangent(primal: Tensor, tangent: Tensor | None) -> Tensor:
-    """A dual tensor, in a dual level; without a tangent it is `primal` itself.
+    """The dual tensor of `primal` and `tangent`, inside `torch.autograd.forward_ad.dual_level()`.
 
     Args:
-        primal: a tensor without a tangent.
+        primal: a tensor without a tangent; returned as it is where `tangent` is None.
         tangent: broadcasts to the shape of `primal`.
     """
     if tangent is None:
@@ -31,41 +31,48 @@ def with_tangent(primal: Tensor, tangent: Tensor | None) -> Tensor:
     return dual
 
 
-def respond(output: Tensor, moved: Tensor | None, response: Tensor, *, fresh: bool) -> Tensor:
-    """A dual tensor of `output` and `moved + response`, with the gradient of `output` handed to `response` as well.
+def respond(output: Tensor, tangent: Tensor | None, response: Tensor, *, may_modify: bool) -> Tensor:
+    """The dual tensor of `output` and `tangent + response`; `response` also gets the gradient of `output`.
 
-    The gradient of a loss at the first-order prediction `f + J dw` in the response `dw` is `J^T dL`: what the backward
-    pass through the base network computes for weights, and nothing of it passes through tangents.
+    For a loss `L` at the first-order prediction `f + J dw`, the gradient in the response `dw` is the vjp `J^T dL`.
+    The backward pass through the base network computes this vjp already, so the response takes its gradient from
+    there, and none passes through tangents.
 
     Args:
-        output: of the base network.
-        moved: its tangent, from the tangents of its inputs, which is overwritten; None for none.
-        response: what the response adds to that; broadcasts with `output`.
-        fresh: whether `output` is nobody else's, so that it can be marked as changed, and changed in place behind.
+        output: output of a layer with its base weights.
+        tangent: the tangent that `output` has from the layer's input, overwritten by the sum; None for zero.
+        response: the tangent that comes from the response of the layer; broadcasts with `output`.
+        may_modify: no one else holds `output`, so later layers may modify it in place.
     """
     if output.shape != response.shape:
         shape = torch.broadcast_shapes(output.shape, response.shape)  # type: ignore[no-untyped-call]
-        fresh = fresh and output.shape == shape
+        may_modify = may_modify and output.shape == shape
         # Contiguous, since torch copies into the parts of a dual tensor, which an expanded view forbids.
         output, response = output.expand(shape).contiguous(), response.expand(shape)
     response = response.to(output.dtype)
-    # In place, since fresh memory costs as much as the sum.
-    tangent = response.detach() if moved is None else moved.add_(response.detach())
-    return with_tangent(share_gradient(output, response, fresh=fresh), tangent)
+    # In place, since allocation costs as much as the sum.
+    tangent = response.detach() if tangent is None else tangent.add_(response.detach())
+    return with_tangent(share_gradient(output, response, may_modify=may_modify), tangent)
 
 
-def share_gradient(output: Tensor, response: Tensor, *, fresh: bool) -> Tensor:
-    """`output`, whose gradient is that of `response` as well; both of one shape and one precision."""
-    shared: Tensor = _ShareGradient.apply(output, response, fresh)
+def share_gradient(output: Tensor, response: Tensor, *, may_modify: bool) -> Tensor:
+    """`output`, whose gradient is passed to `response` as well.
+
+    Args:
+        output: a tensor without a tangent.
+        response: a tensor of the same shape and precision.
+        may_modify: no one else holds `output`, so later layers may modify it in place.
+    """
+    shared: Tensor = _ShareGradient.apply(output, response, may_modify)
     return shared
 
 
 class _ShareGradient(torch.autograd.Function):
-    """The first input, with the gradient of a sum."""
+    """The first input in forward; the gradients of `output + response` in backward."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, response: Tensor, fresh: bool) -> Tensor:
-        if fresh:
+    def forward(ctx: Any, output: Tensor, response: Tensor, may_modify: bool) -> Tensor:
+        if may_modify:
             ctx.mark_dirty(output)
         return output
 
@@ -75,29 +82,29 @@ class _ShareGradient(torch.autograd.Function):
 
 
 def apply_linear(function: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:
-    """`function(input)`, for a linear function that torch has no forward-mode rule for."""
-    primal, moved = parts(input)
+    """`function(input)` with its tangent, for a linear function without a forward-mode rule in torch."""
+    primal, tangent = parts(input)
     output = function(primal)
-    if moved is None:
+    if tangent is None:
         return output
     with torch.no_grad():
-        moved = function(moved)
-    return with_tangent(output, moved)
+        tangent = function(tangent)
+    return with_tangent(output, tangent)
 
 
 def apply_symmetric(function: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:
-    """`function(input)` with its tangent, for a function whose Jacobian is symmetric, as that of a normalisation is.
+    """`function(input)` with its tangent, for a function with a symmetric Jacobian, such as a normalisation.
 
-    For such a function the backward pass computes the forward-mode derivative too, and torch has it in fused kernels,
-    where its rules of forward mode are many small steps.
+    With a symmetric Jacobian the jvp equals the vjp. Torch computes the vjp of a normalisation in a fused kernel, but
+    its jvp in many small steps.
     """
-    primal, moved = parts(input)
-    if moved is None:
+    primal, input_tangent = parts(input)
+    if input_tangent is None:
         return function(primal)
     with torch.enable_grad():
         leaf = primal if primal.requires_grad else primal.detach().requires_grad_()
         output = function(leaf)
-    (tangent,) = torch.autograd.grad(output, leaf, moved.to(output.dtype), retain_graph=True)
+    (tangent,) = torch.autograd.grad(output, leaf, input_tangent.to(output.dtype), retain_graph=True)
     return with_tangent(output if leaf is primal else output.detach(), tangent)
 
 
@@ -107,6 +114,6 @@ def has_tangent(tensor: Tensor) -> bool:
 
 
 def linear_prediction(tensor: Tensor) -> Tensor:
-    """Primal and tangent in one sum, without a tangent any more: the first-order prediction. See `respond`."""
+    """The first-order prediction, `primal + tangent`, as a tensor without a tangent; see `respond`."""
     primal, tangent = parts(tensor)
     return primal if tangent is None else primal + tangent

@@ -40,17 +40,17 @@ def entropy(scale: Tensor) -> Tensor:
 
 
 def choice_probabilities(unconstrained: Tensor, scale: Tensor) -> Tensor:
-    """How probably each perturbed logit is the largest, `p_c = integral of prod_{d != c} F_d(t) dF_c(t)`.
+    """Probability that each perturbed logit is the largest, `p_c = integral of prod_{d != c} F_d(t) dF_c(t)`.
 
-    `F_c` is the distribution function of `N(lambda_c, sigma_c^2)`. Gauss-Legendre quadrature between the quantiles of
-    all of them is exact to 1e-6 however much the scales differ.
+    `F_c` is the distribution function of `N(lambda_c, sigma_c^2)`. Gauss-Legendre quadrature between quantiles of all
+    these distributions gives the integral to 1e-6, however much the scales differ.
 
     Args:
         unconstrained: the logits `lambda`, `[c]`.
         scale: their perturbation scales `sigma`, `[c]`.
 
     Returns:
-        `[c]`, float64.
+        The probabilities, `[c]`, float64.
 
     >>> choice_probabilities(torch.tensor([1.0, 0.0, 0.0]), torch.full((3,), 0.5))
     tensor([0.8658, 0.0671, 0.0671], dtype=torch.float64)
@@ -63,20 +63,28 @@ def choice_probabilities(unconstrained: Tensor, scale: Tensor) -> Tensor:
     weights = (edges.diff(dim=0) * edges.new_tensor([5.0, 8.0, 5.0]) / 18).flatten()
     z = (points - centre) / width
     density = (-z.square() / 2).exp() / (width * math.sqrt(2 * math.pi))
-    below = torch.special.ndtr(z)
-    others = torch.stack([torch.cat([below[:c], below[c + 1 :]]).prod(0) for c in range(len(below))])
+    cdf = torch.special.ndtr(z)
+    others = torch.stack([torch.cat([cdf[:c], cdf[c + 1 :]]).prod(0) for c in range(len(cdf))])
     return (weights * density * others).sum(-1)
 
 
 def gate(sample: Tensor, gates: Tensor) -> Tensor:
-    """`V h_n` for every row of the sample: `[n, h]` and `[o, h]` give `[n, o]`, in the gates' own precision."""
-    # Autocast would round `h`, whose small steps are the hyperparameters' movement.
+    """Gate values `V h_n`, one row for each row of the sample.
+
+    Args:
+        sample: `h`, `[n, h]`, unconstrained units, counted from the centre of the response.
+        gates: `V`, `[o, h]`.
+
+    Returns:
+        `[n, o]`, in the precision of `gates`.
+    """
+    # Autocast would round `h`, and so lose the small steps of the hyperparameters.
     with torch.autocast(gates.device.type, enabled=False):
         return F.linear(sample.to(gates.dtype), gates)
 
 
-def merge(base: Tensor, response: Tensor, gated: Tensor) -> Tensor:
-    """Effective parameter `W + diag(V h) R` of one row, MacKay et al. (2019), section 3.2.
+def effective_parameter(base: Tensor, response: Tensor, gated: Tensor) -> Tensor:
+    """Effective parameter `W + diag(V h) R` at a sample of one row, MacKay et al. (2019), section 3.2.
 
     Args:
         base: `W`, `[o, ...]`.
@@ -87,15 +95,16 @@ def merge(base: Tensor, response: Tensor, gated: Tensor) -> Tensor:
         The effective parameter, the shape of `base`.
     """
     if torch.compiler.is_compiling():
-        return torch.addcmul(base, response, gated)  # the compiler fuses the passes of backward by itself
-    merged: Tensor = _Merge.apply(base, response, gated)
-    return merged
+        return torch.addcmul(base, response, gated)  # the compiler fuses the backward pass itself
+    effective: Tensor = _EffectiveParameter.apply(base, response, gated)
+    return effective
 
 
-class _Merge(torch.autograd.Function):
-    """`base + response * gated`, with fewer passes over the weights in backward than autograd takes by itself.
+class _EffectiveParameter(torch.autograd.Function):
+    """`base + response * gated`, whose backward passes over the weights less often than autograd's.
 
-    The base's gradient is the effective parameter's own, and the gate's needs no product of the size of the weights.
+    The incoming gradient is returned as the gradient of `base`, without a copy. The gradient of `gated` is computed
+    without storing a product as large as the weights (see `sum_product`).
     """
 
     generate_vmap_rule = True
@@ -126,14 +135,14 @@ class _Merge(torch.autograd.Function):
 
 
 def sum_product(a: Tensor, b: Tensor, shape: torch.Size) -> Tensor:
-    """`a * b`, of equal shapes, summed to a shape that broadcasts over both."""
+    """`a * b` for tensors of equal shape, summed to `shape`, which broadcasts over both."""
     if a.dim() > 1 and shape.numel() == a.shape[0] == shape[0]:
-        # Row by row, without writing the product down.
+        # One dot product for each row, without storing `a * b`.
         return torch.bmm(a.flatten(1).unsqueeze(1), b.flatten(1).unsqueeze(2)).reshape(shape)
     return (a * b).sum_to_size(shape)
 
 
-def carry_gradient(
+def with_gate_gradient(
     output: Tensor,
     gated: Tensor | None,
     bias: Tensor | None,
@@ -142,34 +151,35 @@ def carry_gradient(
     product: Callable[[Tensor, Tensor], Tensor],
     dim: int,
 ) -> Tensor:
-    """Let the gradient of a merged layer's output reach its gate and its bias, past the weights.
+    """Give gate and bias of a layer their gradients from its output, without computing a weight gradient.
 
-    In `y = (W + diag(V h) R) x + b` the gate has the gradient `sum(g * (R x))` over all dimensions but its own. With
-    the weights held fixed that is one forward product, where the way through the effective weights is a weight
-    gradient. The bias comes along since torch's convolutions on a CPU compute both gradients for the sake of one.
+    In `y = (W + diag(V h) R) x + b` the gradient of the gate value `V h` is `sum(dy * (R x))` over all dimensions
+    except `o`. With fixed weights this costs one forward product; backward through the effective weight would cost a
+    weight gradient. The gradient of the bias is computed here too, since torch's convolutions on a CPU compute the
+    gradients of weight and bias together.
 
     Args:
-        output: `y`, computed with weights and bias that require no gradient; it is returned, marked as changed.
+        output: `y`, computed from weights and bias that require no gradient; autograd treats it as modified in place.
         gated: `V h`, `[o]`; None where the weight does not respond.
-        bias: `b`, `[o]`; None for none.
+        bias: `b`, `[o]`; None where the bias does not respond.
         input: `x`.
         response: `R`.
         product: computes `R x` from `x` and `R`.
         dim: the dimension of `output` that `o` indexes, counted from the end.
 
     Returns:
-        `output`, through which `gated` and `bias` get their gradients.
+        `output`, whose backward pass computes the gradients of `gated` and `bias`.
     """
-    carried: Tensor = _CarryGradient.apply(output, gated, bias, input.detach(), response.detach(), product, dim)
-    return carried
+    result: Tensor = _GateGradient.apply(output, gated, bias, input.detach(), response.detach(), product, dim)
+    return result
 
 
 class FrozenWeightsError(RuntimeError):
-    """A gradient is asked for that leads through weights held fixed."""
+    """A requested gradient depends on weights that are held fixed."""
 
 
-class _CarryGradient(torch.autograd.Function):
-    """The identity on `output`, in place, so that the layers behind may work in place as well."""
+class _GateGradient(torch.autograd.Function):
+    """Identity on `output`, marked as an in-place operation, so that later layers may modify the result in place."""
 
     @staticmethod
     def forward(
@@ -194,27 +204,27 @@ class _CarryGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # under create_graph=True
             raise FrozenWeightsError(
-                "This loss differentiates the network, so that its own gradient leads through the weights, but they "
-                "are held fixed here; bind the sample with frozen=False."
+                "This loss differentiates the network with create_graph=True, so its gradient depends on the weights, "
+                "which are held fixed here; bind the sample with frozen=False."
             )
         for_gate = for_bias = None
         if ctx.needs_input_grad[1]:
             with ctx.autocast:
-                for_gate = _sum_but(ctx.dim, grad * ctx.product(*ctx.saved_tensors))
+                for_gate = _sum_except(ctx.dim, grad * ctx.product(*ctx.saved_tensors))
         if ctx.needs_input_grad[2]:
-            for_bias = _sum_but(ctx.dim, grad)
+            for_bias = _sum_except(ctx.dim, grad)
         return grad, for_gate, for_bias, None, None, None, None
 
 
-def _sum_but(dim: int, tensor: Tensor) -> Tensor:
-    """The sum over all dimensions but one, in float32 at least."""
-    tensor = tensor.unsqueeze(0)  # torch takes an empty list of dimensions for all of them
+def _sum_except(dim: int, tensor: Tensor) -> Tensor:
+    """Sum over all dimensions except `dim`, in float32 at least."""
+    tensor = tensor.unsqueeze(0)  # torch reads an empty list of dimensions as all dimensions
     dims = [other for other in range(-tensor.dim(), 0) if other != dim]
     return tensor.sum(dims, dtype=torch.float32 if tensor.dtype.itemsize < 4 else None)
 
 
 def align(rows: Tensor, like: Tensor, channel_dim: int | None = None) -> Tensor:
-    """Reshape per-example quantities so that they broadcast against `like` over the batch, and over nothing else.
+    """Reshape per-example values so that row `n` applies to example `n` of `like`.
 
     Args:
         rows: a scalar, `[n]`, or with `channel_dim` `[n, o]`.
@@ -222,8 +232,8 @@ def align(rows: Tensor, like: Tensor, channel_dim: int | None = None) -> Tensor:
         channel_dim: the dimension of `like` that `o` indexes.
 
     Returns:
-        `rows` as a view with as many dimensions as `like`, with `channel_dim` in its precision; unchanged where it is a
-        scalar.
+        `rows` with as many dimensions as `like`, and with `channel_dim` also in the precision of `like`. A scalar is
+        returned unchanged.
 
     Raises:
         ValueError: there is not exactly one row for each example of `like`.
@@ -238,24 +248,24 @@ def align(rows: Tensor, like: Tensor, channel_dim: int | None = None) -> Tensor:
     shape = [rows.shape[0]] + [1] * (like.dim() - 1)
     if channel_dim is not None:
         shape[channel_dim] = rows.shape[1]
-        rows = rows.to(like.dtype)  # Under autocast the output stays as short as the product that it belongs to.
+        rows = rows.to(like.dtype)  # Keeps outputs in half precision under autocast.
     return rows.reshape(shape)
 
 
 def keep_mask(shape: Sequence[int], rate: Tensor | float, device: torch.device) -> Tensor:
-    """Inverted dropout's factors: 0 with probability `rate`, otherwise `1 / (1 - rate)`.
+    """Random factors of inverted dropout: 0 with probability `rate`, otherwise `1 / (1 - rate)`.
 
     Args:
-        shape: one draw for each entry.
+        shape: the shape of the mask, whose entries are drawn independently.
         rate: probability of a zero, broadcast over `shape`.
-        device: where to draw.
+        device: the device of the mask.
 
     Returns:
-        `shape`, float32.
+        The mask, float32.
     """
     # Drawn in float32: half precision has too few distinct uniform numbers for small rates.
     keep = 1 - torch.as_tensor(rate, device=device, dtype=torch.float32)
-    # In place, since fresh memory and the step from bool to float cost more than the draw.
+    # In place, since allocation and the conversion from bool to float cost more than the draw.
     return (
         torch.rand(shape, dtype=torch.float32, device=device)
         .lt_(keep)
@@ -264,19 +274,19 @@ def keep_mask(shape: Sequence[int], rate: Tensor | float, device: torch.device) 
 
 
 def dropout(input: Tensor, rate: Tensor | float, shared: Collection[int] = ()) -> Tensor:
-    """Inverted dropout whose rate may differ from example to example.
+    """Inverted dropout with one rate, or with a rate for each example.
 
     Args:
         input: `[n, ...]`.
         rate: probability of a zero: a number, a scalar tensor, or `[n]`.
-        shared: dimensions that share one draw (none: every element has its own; the last two of images: whole
-            channels).
+        shared: dimensions along which the mask is constant. By default there are none, and every element is drawn
+            independently; with the last two dimensions of images, whole channels are dropped.
 
     Returns:
         `input * mask / (1 - rate)`; zeros where the rate is 1.
     """
-    alone = {dim % input.dim() for dim in shared}
-    shape = [1 if dim in alone else size for dim, size in enumerate(input.shape)]
+    constant = {dim % input.dim() for dim in shared}
+    shape = [1 if dim in constant else size for dim, size in enumerate(input.shape)]
     return input * keep_mask(shape, align(torch.as_tensor(rate), input), input.device).to(input.dtype)
 
 
@@ -285,7 +295,9 @@ SELU_SATURATION = -1.0507009873554805 * 1.6732632423543772
 
 
 def alpha_dropout(input: Tensor, rate: Tensor | float) -> Tensor:
-    """Dropout to SELU's saturation value that keeps mean 0 and variance 1, Klambauer et al. (2017), section 3.
+    """Dropout that sets entries to SELU's saturation value and keeps mean 0 and variance 1.
+
+    Klambauer et al. (2017), arXiv:1706.02515, section 3.
 
     Args:
         input: `[n, ...]`.

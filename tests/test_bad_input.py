@@ -788,7 +788,7 @@ LAYERS = {
     ),
     "MultiheadAttention: time first": using(
         ValueError,
-        r"ResponseMultiheadAttention: .*dimension 1 \(batch_first=False\).*3 rows, got shape \[3, 5, 4\]; or share",
+        r"ResponseMultiheadAttention: .*dimension 1 \(batch_first=False\).*3 rows, got shape \[3, 5, 4\]; bring the",
         lambda: responding(nn.MultiheadAttention(4, 2)),
         call(*[torch.ones(3, 5, 4)] * 3),
     ),
@@ -800,7 +800,7 @@ LAYERS = {
     ),
     "any module: a row for each example": using(
         ValueError,
-        r"ResponseTokens: a perturbation for each example cannot be honoured here, got 3 rows; share one row",
+        r"ResponseTokens: expected a sample of one row, .* got 3 rows; share one row",
         lambda: responding(Tokens()),
         call(torch.ones(3, 36)),
     ),

@@ -1,12 +1,12 @@
-"""`merge` under every kind of differentiation, against its formula; `gate` under autocast; `align`'s errors."""
+"""`effective_parameter` and its derivatives against the formula; `gate` under autocast; errors of `align`."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_stn.functional import align, dropout, gate, merge
+from lightning_stn.functional import align, dropout, effective_parameter, gate
 
-# Torch's own, where torch.func and forward differentiation are first used.
+# Torch warns of its own code at the first use of torch.func and of forward mode.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
 
 SHAPES = [((4, 3), (4, 1)), ((4, 3, 2), (4, 1, 1)), ((4,), (4,)), ((4, 3), (4, 3)), ((1, 3), (1, 3)), ((4, 3), (1, 3))]
@@ -22,27 +22,31 @@ def formula(base: Tensor, response: Tensor, gated: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("shape", "gated"), SHAPES)
-def test_merge_and_its_derivatives(shape: tuple[int, ...], gated: tuple[int, ...]) -> None:
+def test_effective_parameter_and_its_derivatives_equal_the_formula(
+    shape: tuple[int, ...], gated: tuple[int, ...]
+) -> None:
     inputs = draw(shape, gated)
-    torch.testing.assert_close(merge(*inputs), formula(*inputs))
+    torch.testing.assert_close(effective_parameter(*inputs), formula(*inputs))
     leaves = [tensor.requires_grad_() for tensor in inputs]
-    assert torch.autograd.gradcheck(merge, leaves, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(merge, leaves)
+    assert torch.autograd.gradcheck(effective_parameter, leaves, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(effective_parameter, leaves)
 
 
 @pytest.mark.parametrize(("shape", "gated"), SHAPES)
 @pytest.mark.parametrize("argument", [0, 1, 2])
-def test_merge_under_torch_func(shape: tuple[int, ...], gated: tuple[int, ...], argument: int) -> None:
+def test_effective_parameter_supports_torch_func(shape: tuple[int, ...], gated: tuple[int, ...], argument: int) -> None:
     inputs = draw(shape, gated)
     expected = torch.func.jacrev(formula, argnums=argument)(*inputs)
-    torch.testing.assert_close(torch.func.jacrev(merge, argnums=argument)(*inputs), expected)
-    got, wanted = (torch.func.jvp(f, inputs, tuple(map(torch.cos, inputs)))[1] for f in (merge, formula))
+    torch.testing.assert_close(torch.func.jacrev(effective_parameter, argnums=argument)(*inputs), expected)
+    functions = (effective_parameter, formula)
+    got, wanted = (torch.func.jvp(f, inputs, tuple(map(torch.cos, inputs)))[1] for f in functions)
     torch.testing.assert_close(got, wanted)
 
 
-def test_merge_under_vmap() -> None:
+def test_effective_parameter_supports_vmap() -> None:
     base, response, gated = draw((5, 4, 3), (5, 4, 1))
-    torch.testing.assert_close(torch.func.vmap(merge)(base, response, gated), formula(base, response, gated))
+    mapped = torch.func.vmap(effective_parameter)(base, response, gated)
+    torch.testing.assert_close(mapped, formula(base, response, gated))
 
 
 def test_gates_keep_their_precision_under_autocast() -> None:
@@ -54,13 +58,13 @@ def test_gates_keep_their_precision_under_autocast() -> None:
 
 
 @pytest.mark.parametrize("like", [torch.ones(3, 2), torch.ones(())])
-def test_align_refuses_rows_that_do_not_fit(like: Tensor) -> None:
+def test_align_refuses_rows_that_do_not_match_the_batch(like: Tensor) -> None:
     with pytest.raises(ValueError, match=r"one row per example, got 4 rows.*perturb='batch'"):
         align(torch.ones(4), like)
 
 
-def test_dropout_of_half_precision_keeps_small_rates() -> None:
-    """Ten standard deviations of a binomial: a rate of 1e-4 over 10^6 draws gives 100 zeros."""
+def test_dropout_in_half_precision_keeps_small_rates() -> None:
+    """A rate of 1e-4 gives 100 zeros in 10^6 draws, with a standard deviation of 10."""
     torch.manual_seed(0)
     zeros = (dropout(torch.ones(1000, 1000, dtype=torch.bfloat16), 1e-4) == 0).sum().item()
     assert 0 < zeros < 200

@@ -1,4 +1,4 @@
-"""What linear layers and convolutions share: outputs that are affine in weight and bias."""
+"""Base class of linear layers and convolutions, whose outputs are affine in weight and bias."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,7 @@ from lightning_stn.layers.base import ResponseLayer
 
 
 class AffineResponse(ResponseLayer):
-    """A layer `W x + b`, for some bilinear product, with a gate on each output channel.
+    """A layer `W x + b`, for some bilinear product `W x`, with a gate on each output channel.
 
     Example `n` sees `W x + b + (V h_n) * (R x) + (C h_n) * r`, MacKay et al. (2019), section 3.2.
 
@@ -26,7 +26,7 @@ class AffineResponse(ResponseLayer):
 
     @classmethod
     def refusal(cls, layer: nn.Module) -> str | None:
-        """A weight that is computed from other parameters, by a hook, cannot be found."""
+        """A weight that a hook computes from other parameters cannot respond."""
         if "weight" not in layer._parameters:
             return "its weight is computed from other parameters; use torch.nn.utils.parametrizations instead"
         return super().refusal(layer)
@@ -37,7 +37,7 @@ class AffineResponse(ResponseLayer):
         raise NotImplementedError
 
     def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
-        """The plain layer's computation with the given parameters; `args` are what else its `forward` takes."""
+        """`W x + b` with the given parameters; `args` are the further arguments of the plain layer's `forward`."""
         raise NotImplementedError
 
     @property
@@ -46,8 +46,8 @@ class AffineResponse(ResponseLayer):
         raise NotImplementedError
 
     def reset_response(self) -> None:
-        """Fill `R, r` with torch's own initialiser for this layer."""
-        # It reads nothing but these two attributes, and the weight's shape even where the weight does not respond.
+        """Draw `R` and `r` with the initialiser of the torch layer."""
+        # The initialiser reads these two attributes only, and reads the weight even where only the bias responds.
         weight = self.weight.new_empty(self.weight.shape) if self.response_weight is None else self.response_weight
         self.plain.reset_parameters(SimpleNamespace(weight=weight, bias=self.response_bias))  # type: ignore[attr-defined]
 
@@ -56,41 +56,57 @@ class AffineResponse(ResponseLayer):
         if self._hyperparameters is None or not self._linear:
             output: Tensor = super().forward(input, *args)
             return output
-        # By hand: torch's own rule would take the product with the tangent of the weight as well, where it has none.
-        primal, moved = dual.parts(input)
+        # By hand, since torch's forward-mode rule would also multiply by the tangent of the weight, which has none.
+        primal, tangent = dual.parts(input)
         with torch.no_grad():
-            moved = None if moved is None else self.affine(moved, self.weight, None, *args)
+            tangent = None if tangent is None else self.affine(tangent, self.weight, None, *args)
         sample = self._hyperparameters.bound_sample()
-        if self._merges(sample, primal):
-            return self._respond_merged(sample, primal, moved, *args)
+        if self._folds_response(sample, primal):
+            return self._forward_folded(sample, primal, tangent, *args)
         output = self.affine(primal, self.weight, self.bias, *args)
-        # The gates of a shared row act on the output as well.
+        # Here the gates act on the output, even those of a shared row.
         rows = sample.expand(len(output), -1) if len(sample) == 1 and output.dim() >= 1 - self.channel_dim else sample
         self._check_rows(rows, primal, output)
         response = self._respond(output.new_zeros(()), output, rows, primal.detach(), *args)
-        return dual.respond(output, moved, response, fresh=True)
+        return dual.respond(output, tangent, response, may_modify=True)
 
-    def _merges(self, sample: Tensor, input: Tensor) -> bool:
-        """Whether a linearised pass takes the response into the weight: a shared row's, if the output is no smaller."""
+    def _folds_response(self, sample: Tensor, input: Tensor) -> bool:
+        """Whether a linearised pass applies the gates to the response weights rather than to the output.
+
+        It does for a shared row if the weight is no larger than the output, or the input has no batch dimension.
+        """
         if len(sample) > 1 or "weight" not in self.responding:
             return False
         return input.dim() < 1 - self.channel_dim or self.weight.numel() <= input.numel() * self.growth
 
-    def _respond_merged(self, sample: Tensor, input: Tensor, moved: Tensor | None, *args: Any) -> Tensor:
-        """A linearised pass with the response of a shared row in the weight."""
-        own = {name: self.response(name) * self.spread(name, self.gated(name, sample)[0]) for name in self.responding}
-        handed = {name: dual.share_gradient(getattr(self, name), own[name], fresh=False) for name in own}
-        output = self.affine(input, handed["weight"], handed.get("bias", self.bias), *args)
+    def _forward_folded(self, sample: Tensor, input: Tensor, tangent: Tensor | None, *args: Any) -> Tensor:
+        """A linearised pass at a shared row, whose gates are folded into the response weights.
+
+        Args:
+            sample: `[1, h]`.
+            input: the primal of the input.
+            tangent: the tangent of the output that comes from the input, overwritten; None for zero.
+            *args: see `affine`.
+        """
+        responses = {
+            name: self.response(name) * self.broadcast_gates(name, self.gated(name, sample)[0])
+            for name in self.responding
+        }
+        shared = {
+            name: dual.share_gradient(getattr(self, name), response, may_modify=False)
+            for name, response in responses.items()
+        }
+        output = self.affine(input, shared["weight"], shared.get("bias", self.bias), *args)
         with torch.no_grad():
-            tangent = self.affine(input, own["weight"], own.get("bias"), *args)
-        return dual.with_tangent(output, tangent if moved is None else moved.add_(tangent))
+            response = self.affine(input, responses["weight"], responses.get("bias"), *args)
+        return dual.with_tangent(output, response if tangent is None else tangent.add_(response))
 
     def _check_rows(self, sample: Tensor, input: Tensor, output: Tensor) -> None:
         if output.dim() < 1 - self.channel_dim or output.shape[0] != sample.shape[0]:
             raise self.rows_error(sample, input)
 
     def _respond(self, start: Tensor, output: Tensor, sample: Tensor, input: Tensor, *args: Any) -> Tensor:
-        """`start + (V h_n) * (R x) + (C h_n) * r`, to broadcast over `output`."""
+        """`start + (V h_n) * (R x) + (C h_n) * r`, in a shape that broadcasts over `output`."""
         if "weight" in self.responding:
             gates = functional.align(self.gated("weight", sample), output, self.channel_dim)
             start = torch.addcmul(start, gates, self.affine(input, self.response("weight"), None, *args))
@@ -99,14 +115,14 @@ class AffineResponse(ResponseLayer):
             start = start + functional.align(shift, output, self.channel_dim)
         return start
 
-    def forward_merged(self, effective: dict[str, Tensor], input: Tensor, *args: Any) -> Tensor:
-        """One plain product with the effective weight and bias."""
+    def forward_effective(self, effective: dict[str, Tensor], input: Tensor, *args: Any) -> Tensor:
+        """`W x + b` with effective weight and bias."""
         weight, bias = effective.get("weight", self.weight), effective.get("bias", self.bias)
-        # Inside the transforms of torch.func, and for the compiler, the plain way is the one that works.
+        # Neither the compiler nor the transforms of torch.func support `with_gate_gradient`.
         if not self._frozen or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return self.affine(input, weight, bias, *args)
         assert self._hyperparameters is not None
-        return functional.carry_gradient(
+        return functional.with_gate_gradient(
             self.affine(input, weight.detach(), None if bias is None else bias.detach(), *args),
             self.gated("weight", self._hyperparameters.bound_sample())[0] if "weight" in effective else None,
             bias if "bias" in effective else None,
@@ -117,7 +133,7 @@ class AffineResponse(ResponseLayer):
         )
 
     def forward_per_example(self, sample: Tensor, input: Tensor, *args: Any) -> Tensor:
-        """Base and response products side by side, gated by example and channel."""
+        """Compute base and response products side by side, and gate the second by example and channel."""
         output = self.affine(input, self.weight, self.bias, *args)
         self._check_rows(sample, input, output)
         return self._respond(output, output, sample, input, *args)

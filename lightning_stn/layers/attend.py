@@ -1,6 +1,7 @@
-"""Pure functions of attention: masks, and what happens between the projections.
+"""Pure functions of attention: masks, and the computation between the input and output projections.
 
-Beside the package's index alphabet: `t` query position, `s` key position, `g` head, `d` feature of a head.
+Index alphabet, beside that of `lightning_stn.functional`: `t` query position, `s` key position, `g` head, `d` feature
+of a head.
 """
 
 import math
@@ -11,7 +12,10 @@ from torch import Tensor
 
 
 def swap_batch_and_time(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The first two dimensions swapped; what was one tensor stays one, since torch projects those together."""
+    """Swap the first two dimensions of each input.
+
+    Inputs that are one tensor remain one tensor, since torch projects such inputs in one product.
+    """
     swapped_query = query.transpose(0, 1)
     swapped_key = swapped_query if key is query else key.transpose(0, 1)
     return swapped_query, swapped_key, swapped_key if value is key else value.transpose(0, 1)
@@ -20,18 +24,18 @@ def swap_batch_and_time(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tens
 def score_mask(
     attn_mask: Tensor | None, key_padding_mask: Tensor | None, query: Tensor, key: Tensor, heads: int, added_keys: int
 ) -> Tensor | None:
-    """Both masks of `nn.MultiheadAttention` as one that is added to the scores.
+    """Combine both masks of `nn.MultiheadAttention` into one that is added to the scores.
 
     Args:
-        attn_mask: `[t, s]` or `[n * g, t, s]`; True forbids, a float mask is added.
-        key_padding_mask: `[n, s]`, likewise.
+        attn_mask: `[t, s]` or `[n * g, t, s]`; True hides a key from a query, a float is added to the score.
+        key_padding_mask: `[n, s]`; True hides a key from all queries, a float is added to the scores.
         query: `[n, t, *]`.
         key: `[n, s, *]`.
         heads: `g`.
-        added_keys: keys that will follow those of the input, visible to every query.
+        added_keys: number of keys that will be appended to those of the input, visible to every query.
 
     Returns:
-        A mask that broadcasts over `[n, g, t, s + added_keys]`, or None where nothing is masked.
+        A mask that broadcasts over `[n, g, t, s + added_keys]`; None if there are no masks.
 
     Raises:
         ValueError: a mask has another shape.
@@ -52,19 +56,19 @@ def score_mask(
 def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, is_causal: bool, need_weights: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """`softmax(q k^T / sqrt(d) + mask) v`, fused where the weights are not needed.
+    """`softmax(q k^T / sqrt(d) + mask) v`, by a fused kernel if the attention weights are not needed.
 
     Args:
         q: `[n, g, t, d]`.
-        k: `[n, g, s, d]`, and `v` likewise.
-        v: see `k`.
-        mask: what is added to the scores, or None.
-        dropout: the probability that a weight is zeroed.
-        is_causal: hide later keys; only without weights and mask.
-        need_weights: return the weights too.
+        k: `[n, g, s, d]`.
+        v: `[n, g, s, d]`.
+        mask: added to the scores, or None.
+        dropout: the probability that an attention weight is zeroed.
+        is_causal: hide later keys; only with `need_weights=False` and without a mask.
+        need_weights: return the attention weights too.
 
     Returns:
-        The output `[n, g, t, d]`, and the weights `[n, g, t, s]` or None.
+        The output `[n, g, t, d]`, and the attention weights `[n, g, t, s]` or None.
     """
     if not need_weights:
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal), None
@@ -80,7 +84,7 @@ def _expect_shape(name: str, mask: Tensor, *shapes: tuple[int, ...]) -> None:
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """True, which forbids, becomes -inf; a mask that is added already stays."""
+    """Turn a boolean mask into one that is added: -inf where it is True. A float mask is returned unchanged."""
     if mask.is_floating_point():
         return mask
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -math.inf)

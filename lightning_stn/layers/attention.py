@@ -1,6 +1,6 @@
-"""The response of attention; `transformer` beside this file keeps the layers around it off their fast paths.
+"""The response of multi-head attention. Transformer layers, which contain it, are in `transformer.py`.
 
-Beside the package's index alphabet: `t` query position, `s` key position, `e` embedding feature.
+Index alphabet, beside that of `lightning_stn.functional`: `t` query position, `s` key position, `e` embedding feature.
 """
 
 from typing import Any
@@ -32,10 +32,10 @@ class ResponseOutputProjection(ResponseLinear, NonDynamicallyQuantizableLinear):
 class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
     """`nn.MultiheadAttention` whose projections respond to the hyperparameters.
 
-    Example `n` is projected by `W x + b + (V h_n) * (R x) + (C h_n) * r` to queries, keys and values, and likewise to
-    the output, MacKay et al. (2019), arXiv:1903.03088, section 3.2; the learned key and value of `add_bias_kv` are
-    `b_k + (C h_n) * r_k`. The attention between the projections is torch's. Every option of torch's layer is kept;
-    its native fast path for inference is not used.
+    All projections of example `n` (query, key, value and output) compute `W x + b + (V h_n) * (R x) + (C h_n) * r`,
+    MacKay et al. (2019), arXiv:1903.03088, section 3.2; the learned key and value of `add_bias_kv` are
+    `b_k + (C h_n) * r_k`. The attention between the projections is torch's. All options of torch's layer are
+    supported; its fast path for inference is not used.
 
     Shape:
         query `[n, t, e]`, key `[n, s, kdim]`, value `[n, s, vdim]`, or time first without `batch_first`; bound sample
@@ -45,7 +45,7 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
 
     plain = nn.MultiheadAttention
     per_example = True
-    # Torch's layer reads the output projection's weight past its forward, so that it must go where only that responds.
+    # Even if only `out_proj` responds: torch's layer reads the weight of `out_proj` without calling its forward.
     container = True
 
     def __init__(self, *args: Any, hyperparameters: HyperparameterSet, **kwargs: Any) -> None:
@@ -54,14 +54,14 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
 
     @classmethod
     def refusal(cls, layer: nn.Module) -> str | None:
-        """Weights that are computed from other parameters, by a hook, cannot be found."""
+        """Weights that a hook computes from other parameters cannot respond."""
         if not layer._parameters.keys() >= {*_PACKED, *_SEPARATE}:
             return "its weights are computed from other parameters; use torch.nn.utils.parametrizations instead"
         return super().refusal(layer)
 
     @property
     def _qkv_same_embed_dim(self) -> bool:
-        # TransformerEncoderLayer, and whoever copies its conditions, reads the weights directly where this is true.
+        # Where this is true, nn.TransformerEncoderLayer and layers with the same fast path read the weights directly.
         return self._hyperparameters is None and bool(self.__dict__["_qkv_same_embed_dim"])
 
     @_qkv_same_embed_dim.setter
@@ -69,7 +69,7 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
         self.__dict__["_qkv_same_embed_dim"] = same
 
     def reset_response(self) -> None:
-        """Draw `R` with torch's own initialisers, and `r` uniformly, since torch's biases start at zero."""
+        """Draw `R` with the initialisers of the torch layer, and `r` uniformly, since torch starts biases at zero."""
         for name in self.responding:
             response = self.response(name)
             if response.dim() == 1:
@@ -79,24 +79,24 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
                 fill(response)
 
     def gate_size(self, name: str) -> int:
-        """The first dimension; of `bias_k` and `bias_v`, which are `[1, 1, e]`, the last."""
+        """The size of the first dimension; for `bias_k` and `bias_v`, which are `[1, 1, e]`, of the last one."""
         parameter: Tensor = getattr(self, name)
         return parameter.shape[0] if parameter.dim() < 3 else parameter.shape[-1]
 
-    def spread(self, name: str, gated: Tensor) -> Tensor:
-        """`[o]` along the dimension of `gate_size`."""
+    def broadcast_gates(self, name: str, gated: Tensor) -> Tensor:
+        """`[o]` along the first dimension, or along the last one of `bias_k` and `bias_v`."""
         return gated[:, None] if getattr(self, name).dim() == 2 else gated
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Compute at the bound sample; see `ResponseLayer.forward`."""
         if self._hyperparameters is not None and self._linear and query.dim() == 3:
             sample = self._hyperparameters.bound_sample()
-            if len(sample) == 1:  # The gates of a shared row act on the projections, which takes fewer passes.
+            if len(sample) == 1:  # Gating the projections takes fewer passes than gating the weights.
                 sample = sample.expand(query.shape[0 if self.batch_first else 1], -1)
                 return self.forward_per_example(sample, query, key, value, *args, **kwargs)
         return super().forward(query, key, value, *args, **kwargs)
 
-    def forward_merged(
+    def forward_effective(
         self,
         effective: dict[str, Tensor],
         query: Tensor,
@@ -108,7 +108,7 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Torch's attention with the effective parameters."""
+        """Run torch's attention with the effective parameters."""
         _refuse_nested(self, query, key, value)
         swap = self.batch_first and query.dim() == 3
         if swap:
@@ -141,7 +141,7 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
         projection: nn.Linear = self.out_proj
         if not isinstance(projection, ResponseLayer) or projection.hyperparameters is None:
             return projection.weight, projection.bias
-        effective = projection._effective_or_kept(projection.hyperparameters.bound_sample())
+        effective = projection._cached_effective(projection.hyperparameters.bound_sample())
         return effective.get("weight", projection.weight), effective.get("bias", projection.bias)
 
     def forward_per_example(
@@ -156,17 +156,20 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Project each example by its own row, then attend.
+        """Project each example with its row of the sample, then attend.
 
         Raises:
-            ValueError: an input or a mask has the wrong shape, or `is_causal` comes without its mask.
+            ValueError: an input or a mask has the wrong shape, or `is_causal` is set without `attn_mask`.
         """
         if is_causal and attn_mask is None:
-            raise ValueError(f"{type(self).__name__}: expected attn_mask beside is_causal=True, a hint about it.")
+            raise ValueError(
+                f"{type(self).__name__}: expected attn_mask beside is_causal=True, got None; pass the causal mask, "
+                "since is_causal is only a hint that attn_mask is causal."
+            )
         self._check_rows(sample, query, key, value)
         projected = self._projections(sample, query, key, value)
         q, k, v = projected if self.batch_first else [x.transpose(0, 1) for x in projected]
-        # As in torch: the hint replaces the mask only where nothing else must be masked and no weights are returned.
+        # As in torch, is_causal replaces attn_mask only if there is no other mask and no weights are returned.
         causal = is_causal and key_padding_mask is None and not need_weights
         mask = None if causal else score_mask(attn_mask, key_padding_mask, q, k, self.num_heads, self._added_keys)
         k, v = self._extended("bias_k", sample, k), self._extended("bias_v", sample, v)
@@ -185,34 +188,34 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
                 raise ValueError(
                     f"{type(self).__name__}: expected query, key and value with three dimensions and, along dimension "
                     f"{batch_dim} (batch_first={self.batch_first}), one example for each of the sample's {len(sample)} "
-                    f"rows, got shape {list(input.shape)}; or share one row over the batch with "
-                    "STNCallback(perturb='batch')."
+                    f"rows, got shape {list(input.shape)}; bring the inputs to that layout, or share one row over the "
+                    "batch with STNCallback(perturb='batch')."
                 )
 
     def _projections(self, sample: Tensor, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values, laid out as the inputs."""
-        everything, e = slice(None), self.embed_dim
+        """Projected queries, keys and values, in the layout of the inputs."""
+        all_rows, e = slice(None), self.embed_dim
         if self.in_proj_weight is not None and query is key and key is value:
-            return self._project(sample, query, "in_proj_weight", everything, everything).chunk(3, -1)
+            return self._project(sample, query, "in_proj_weight", all_rows, all_rows).chunk(3, -1)
         parts = [slice(0, e), slice(e, 2 * e), slice(2 * e, 3 * e)]
         separate = self.in_proj_weight is None
         return tuple(
-            self._project(sample, input, name if separate else "in_proj_weight", everything if separate else part, part)
+            self._project(sample, input, name if separate else "in_proj_weight", all_rows if separate else part, part)
             for input, name, part in zip((query, key, value), _SEPARATE, parts, strict=True)
         )
 
     def _project(self, sample: Tensor, input: Tensor, weight: str, rows: slice, bias_rows: slice) -> Tensor:
         """`W x + b + (V h_n) * (R x) + (C h_n) * r` for some rows of weight and bias."""
-        own, bias = getattr(self, weight)[rows], self.in_proj_bias
-        shift = None if bias is None else bias[bias_rows]
+        base = getattr(self, weight)[rows]
+        bias = None if self.in_proj_bias is None else self.in_proj_bias[bias_rows]
         if not self._linear:
-            return self._respond(F.linear(input, own, shift), sample, input, weight, rows, bias_rows)
-        primal, moved = dual.parts(input)
-        output = F.linear(primal, own, shift)
+            return self._respond(F.linear(input, base, bias), sample, input, weight, rows, bias_rows)
+        primal, tangent = dual.parts(input)
+        output = F.linear(primal, base, bias)
         with torch.no_grad():
-            moved = None if moved is None else F.linear(moved, own)
+            tangent = None if tangent is None else F.linear(tangent, base)
         response = self._respond(output.new_zeros(()), sample, primal.detach(), weight, rows, bias_rows)
-        return dual.respond(output, moved, response, fresh=True)
+        return dual.respond(output, tangent, response, may_modify=True)
 
     def _respond(
         self, start: Tensor, sample: Tensor, input: Tensor, weight: str, rows: slice, bias_rows: slice
@@ -232,13 +235,13 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
         return int(self.bias_k is not None) + int(self.add_zero_attn)
 
     def _extended(self, name: str, sample: Tensor, projected: Tensor) -> Tensor:
-        """Keys or values `[n, s, e]`, followed by the learned and the zero one where the layer adds them."""
+        """Keys or values `[n, s, e]`, extended by the learned one (`add_bias_kv`) and zero (`add_zero_attn`)."""
         bias: Tensor | None = getattr(self, name)
         if bias is not None:
             row = bias
             if name in self.responding:
                 gates = self.gated(name, sample).unsqueeze(1)
-                row = self.add_response(bias, gates, self.response(name), fresh=False)
+                row = self.add_response(bias, gates, self.response(name), may_modify=False)
             projected = torch.cat([projected, row.expand(len(sample), -1, -1)], 1)
         return F.pad(projected, (0, 0, 0, 1)) if self.add_zero_attn else projected
 
@@ -246,6 +249,6 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
 def _refuse_nested(layer: nn.Module, *inputs: Tensor) -> None:
     if any(input.is_nested for input in inputs):
         raise ValueError(
-            f"{type(layer).__name__}: expected padded tensors, got a nested one, which only a fast path that ignores "
-            "the response takes; pass input.to_padded_tensor(0.0) with a key_padding_mask."
+            f"{type(layer).__name__}: expected padded tensors, got a nested one, which torch supports only in a fast "
+            "path that ignores the response; pass input.to_padded_tensor(0.0) with a key_padding_mask."
         )

@@ -1,4 +1,4 @@
-"""What every response layer does; the families beside this file say how they compute."""
+"""Base class of response layers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,44 +11,45 @@ from lightning_stn import dual, functional
 from lightning_stn.binding import BoundModule
 from lightning_stn.hyperparameters import HyperparameterSet
 
-_KEEPS_NOTHING_COMPILED = torch.__version__ < "2.6"
-"""In torch 2.4 the compiler loses tensors that a dictionary outside its graph holds."""
+_NO_CACHE_WHEN_COMPILED = torch.__version__ < "2.6"
+"""In torch 2.4 compiled graphs lose tensors that a dictionary outside the graph holds."""
 
 
 def _added_names(name: str) -> tuple[str, str]:
-    """What the response weights and the gate of a parameter are called."""
+    """Names of the response weights and of the gate of a parameter."""
     return f"response_{name}", f"{name}_gate"
 
 
 class ResponseLayer(BoundModule):
     """A torch layer whose parameters are affine in the hyperparameters.
 
-    Every parameter `W` of the layer gets response weights `R` of its shape and a gate `V` on its output units:
-    `W(h) = W + diag(V h) R`, the structured best response of MacKay et al. (2019), arXiv:1903.03088, section 3.2. The
-    gates start at zero, so that a new response layer computes what the plain one does; `R` starts as the layer's own
-    parameters would.
+    Every trainable parameter `W` of the layer gets response weights `R` of the same shape and a gate `V` on its output
+    units: `W(h) = W + diag(V h) R`, the structured best response of MacKay et al. (2019), arXiv:1903.03088, section
+    3.2. Gates start at zero, so that a new response layer computes the same as the plain layer; `R` is initialised
+    like the layer's parameters.
 
-    A sample of one row is *merged*: the effective parameters are built once, and the plain layer runs on them. A sample
-    with a row for each example runs base and response side by side and gates the outputs, without ever building an
-    example's own weights; a family that has no such way refuses it.
+    For a sample of one row the effective parameters are built once, and the plain layer runs on them. For a sample
+    with a row for each example, the base and response products are computed side by side and the gates act on the
+    outputs, so that no example's weights are built; families without such a computation refuse the sample.
 
-    A family subclasses this class and its torch layer, in that order, and gives `plain`; one that honours a row for
-    each example says so in `per_example` and gives `forward_per_example`. What is added to a parameter called `weight`
-    is called `response_weight` and `weight_gate`.
+    A family subclasses this class and its torch layer, in that order, and defines `plain`. A family that supports a
+    row for each example also sets `per_example` and defines `forward_per_example`. The response weights and the gate
+    of a parameter called `weight` are called `response_weight` and `weight_gate`.
 
     Args:
-        *args: the torch layer's own arguments, and likewise `**kwargs`.
+        *args: positional arguments of the torch layer.
         hyperparameters: the set that the layer responds to.
+        **kwargs: keyword arguments of the torch layer.
     """
 
     plain: ClassVar[type[nn.Module]]
     per_example: ClassVar[bool] = False
-    """Whether the layer can honour a row for each example."""
+    """Whether the layer supports a sample with a row for each example."""
     container: ClassVar[bool] = False
-    """Whether the layer matters for the children that it runs, parameters of its own or not."""
+    """Whether to convert the layer even if only its children have trainable parameters."""
 
     responding: tuple[str, ...] = ()
-    """Names of the layer's own parameters that respond: those that were trainable when the response was added."""
+    """Names of the parameters that respond: those that were trainable when the response was added."""
 
     def __init__(self, *args: Any, hyperparameters: HyperparameterSet, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,7 +57,7 @@ class ResponseLayer(BoundModule):
 
     @classmethod
     def refusal(cls, layer: nn.Module) -> str | None:
-        """Why this layer, of the type that the class stands in for, cannot respond; None where it can."""
+        """Why `layer`, an instance of `plain`, cannot respond; None where it can."""
         if any(nn.parameter.is_lazy(parameter) for parameter in layer.parameters(recurse=False)):
             return "its parameters have no shape yet; run one batch through the network first"
         taken = {added for name in layer._parameters for added in _added_names(name)} & set(layer._parameters)
@@ -74,9 +75,9 @@ class ResponseLayer(BoundModule):
     def _add_response(self, hyperparameters: HyperparameterSet) -> None:
         self.attach(hyperparameters)
         hyperparameters.freeze()
-        own = dict(self._parameters)
-        self.responding = tuple(name for name, base in own.items() if base is not None and base.requires_grad)
-        for name, base in own.items():
+        parameters = dict(self._parameters)
+        self.responding = tuple(name for name, base in parameters.items() if base is not None and base.requires_grad)
+        for name, base in parameters.items():
             added: list[nn.Parameter | None] = [None, None]
             if base is not None and base.requires_grad:
                 gates = base.new_zeros(self.gate_size(name), len(hyperparameters))
@@ -86,7 +87,7 @@ class ResponseLayer(BoundModule):
         self.reset_response()
 
     def make_plain(self) -> None:
-        """Become the plain layer at the current hyperparameters, in place."""
+        """Turn this layer into the plain layer at the current hyperparameters, in place."""
         if self._hyperparameters is not None:
             current = self._hyperparameters.from_centre(self._hyperparameters.current())
             for name, tensor in self.effective(current).items():
@@ -99,7 +100,7 @@ class ResponseLayer(BoundModule):
 
     @staticmethod
     def response_name(name: str) -> str:
-        """What `R` of one parameter is called."""
+        """Name of `R` of one parameter."""
         return _added_names(name)[0]
 
     def response(self, name: str) -> Tensor:
@@ -113,31 +114,32 @@ class ResponseLayer(BoundModule):
         return tensor
 
     def response_parameters(self) -> list[nn.Parameter]:
-        """All `R` and `V` that the layer has."""
+        """All `R` and `V` of the layer."""
         names = [added for name in self.responding for added in _added_names(name)]
         return [parameter for name in names if (parameter := self._parameters[name]) is not None]
 
     def reset_response(self) -> None:
-        """Draw every `R` with the spread of its base parameter; a constant one is repeated, zero becomes one.
+        """Draw every `R` from a normal distribution with the root mean square of its base parameter.
 
-        Not zero: with gate and response both at zero neither would ever get a gradient.
+        Where the base parameter is constant, `R` is constant too: the same absolute value, or one where that is zero.
+        It must not be zero: with gate and response both at zero neither would ever get a gradient.
         """
         with torch.no_grad():
             for name in self.responding:
                 base, response = getattr(self, name), self.response(name)
-                spread = base.square().mean().sqrt()
+                rms = base.square().mean().sqrt()
                 if base.numel() > 1 and base.amin() < base.amax():
-                    response.normal_().mul_(spread)
+                    response.normal_().mul_(rms)
                 else:
-                    response.copy_(torch.where(spread > 0, spread, torch.ones_like(spread)))
+                    response.copy_(torch.where(rms > 0, rms, torch.ones_like(rms)))
 
     def gate_size(self, name: str) -> int:
-        """`o`, the number of output units of one parameter that have a gate; by default its first dimension."""
+        """`o`, the number of gates of one parameter; by default the size of its first dimension."""
         size: int = getattr(self, name).shape[0]
         return size
 
-    def spread(self, name: str, gated: Tensor) -> Tensor:
-        """`V h` of one row, `[o]`, in a shape that broadcasts over the parameter."""
+    def broadcast_gates(self, name: str, gated: Tensor) -> Tensor:
+        """Reshape `V h` of one row, `[o]`, so that it broadcasts over the parameter."""
         return gated.reshape(-1, *[1] * (getattr(self, name).dim() - 1))
 
     def gated(self, name: str, sample: Tensor) -> Tensor:
@@ -145,29 +147,37 @@ class ResponseLayer(BoundModule):
         return functional.gate(sample, self.gates(name))
 
     def effective(self, sample: Tensor) -> dict[str, Tensor]:
-        """The parameters at a sample of one row, by name."""
+        """Effective parameters at a sample of one row, by name."""
         effective = {}
         for name in self.responding:
             base, response, gated = getattr(self, name), self.response(name), self.gated(name, sample)[0]
             if self._frozen:
                 base, response = base.detach(), response.detach()
             if self._linear:
-                effective[name] = dual.respond(base, None, response * self.spread(name, gated), fresh=False)
+                added = response * self.broadcast_gates(name, gated)
+                effective[name] = dual.respond(base, None, added, may_modify=False)
             else:
-                effective[name] = functional.merge(base, response, self.spread(name, gated))
+                effective[name] = functional.effective_parameter(base, response, self.broadcast_gates(name, gated))
         return effective
 
-    def add_response(self, output: Tensor, gates: Tensor, response: Tensor, *, fresh: bool = True) -> Tensor:
-        """`output + gates * response`, with the sum's second part as a tangent in a linearised pass.
+    def add_response(self, output: Tensor, gates: Tensor, response: Tensor, *, may_modify: bool = True) -> Tensor:
+        """`output + gates * response`; in a linearised pass the second term is the tangent of `output`.
 
-        There `output` must have no tangent by itself; see `dual.respond`, also on `fresh`.
+        Args:
+            output: the output of the base weights; without a tangent in a linearised pass.
+            gates: `V h_n`; broadcasts with `output`.
+            response: the output of the response weights; broadcasts with `output`.
+            may_modify: see `dual.respond`.
         """
         if self._linear:
-            return dual.respond(output, None, gates * response, fresh=fresh)
+            return dual.respond(output, None, gates * response, may_modify=may_modify)
         return torch.addcmul(output, gates, response)
 
     def squared_norm(self, name: str) -> Tensor:
-        """`|W + diag(V h_n) R|^2` of one parameter at the bound sample, `[n]` or `[1]`, without building it."""
+        """`|W + diag(V h_n) R|^2` of one parameter at the bound sample, `[n]` or `[1]`.
+
+        The effective parameters themselves are not built.
+        """
         base: Tensor = getattr(self, name)
         if self._hyperparameters is None or name not in self.responding:
             return base.square().sum().reshape(1)
@@ -177,8 +187,8 @@ class ResponseLayer(BoundModule):
             return products[0].sum() + 2 * gated @ products[1] + gated.square() @ products[2]
 
     def unit_sums(self, name: str, a: Tensor, b: Tensor) -> Tensor:
-        """`a * b`, of the parameter's shape, summed over the entries of each gate, `[o]`."""
-        shape = self.spread(name, a.new_empty(self.gate_size(name))).shape
+        """`a * b`, both of the parameter's shape, summed over the entries that each gate acts on, `[o]`."""
+        shape = self.broadcast_gates(name, a.new_empty(self.gate_size(name))).shape
         return functional.sum_product(a, b, shape).reshape(-1)
 
     @property
@@ -191,15 +201,15 @@ class ResponseLayer(BoundModule):
         """Whether the response enters as a tangent now."""
         return self._hyperparameters is not None and self._hyperparameters.current_pass.tangent
 
-    def _effective_or_kept(self, sample: Tensor) -> dict[str, Tensor]:
-        """`effective(sample)`, computed once in an evaluation loop."""
+    def _cached_effective(self, sample: Tensor) -> dict[str, Tensor]:
+        """`effective(sample)`, computed once for all batches of an evaluation loop; empty at the centre."""
         assert self._hyperparameters is not None
         cache = self._hyperparameters.current_pass.cache
         if self._hyperparameters.at_centre:
             return {}
         if cache is None or torch.is_grad_enabled():
             return self.effective(sample)
-        if _KEEPS_NOTHING_COMPILED and torch.compiler.is_compiling():
+        if _NO_CACHE_WHEN_COMPILED and torch.compiler.is_compiling():
             return self.effective(sample)
         if id(self) not in cache:
             cache[id(self)] = self.effective(sample)
@@ -209,8 +219,8 @@ class ResponseLayer(BoundModule):
         """Compute at the bound sample.
 
         Raises:
-            ValueError: the bound sample has neither one row nor a row per example, or the layer cannot honour a row per
-                example.
+            ValueError: the bound sample has neither one row nor a row for each example, or the layer does not support
+                a row for each example.
             RuntimeError: layers may not compute now.
         """
         if self._hyperparameters is None:
@@ -219,25 +229,25 @@ class ResponseLayer(BoundModule):
             raise RuntimeError(self._hyperparameters.current_pass.refusal)
         sample = self._hyperparameters.bound_sample()
         if sample.shape[0] == 1:
-            return self.forward_merged(self._effective_or_kept(sample), *args, **kwargs)
+            return self.forward_effective(self._cached_effective(sample), *args, **kwargs)
         return self.forward_per_example(sample, *args, **kwargs)
 
-    def forward_merged(self, effective: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        """The plain layer on effective parameters."""
+    def forward_effective(self, effective: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Run the plain layer with effective parameters; a parameter missing in `effective` has its base value."""
         with self.shadowed(effective):
             return self.plain.forward(self, *args, **kwargs)
 
     def forward_per_example(self, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The layer at a row for each example; by default it is refused."""
+        """Run the layer with a row for each example; by default such a sample is refused."""
         raise ValueError(
-            f"{type(self).__name__}: a perturbation for each example cannot be honoured here, got {len(sample)} rows; "
-            "share one row over the batch with STNCallback(perturb='batch'), or leave the module plain with "
-            "convert(exclude=...)."
+            f"{type(self).__name__}: expected a sample of one row, since this module cannot perturb each example "
+            f"differently, got {len(sample)} rows; share one row over the batch with STNCallback(perturb='batch'), or "
+            "leave the module plain with convert(exclude=...)."
         )
 
     @contextmanager
     def shadowed(self, parameters: dict[str, Any]) -> Iterator[None]:
-        """Let `self.<name>` read these tensors instead of the parameters."""
+        """Inside this context `self.<name>` is the given value instead of the parameter."""
         self.__dict__.update(parameters)
         try:
             yield
@@ -246,9 +256,9 @@ class ResponseLayer(BoundModule):
                 del self.__dict__[name]
 
     def rows_error(self, sample: Tensor, input: Tensor) -> ValueError:
-        """The error for a sample whose rows do not match the examples."""
+        """The error for a sample whose rows do not match the examples of the input."""
         return ValueError(
-            f"{type(self).__name__}: expected an input with one example for each of the sample's {len(sample)} rows as "
-            f"its first dimension, got shape {list(input.shape)}; keep the batch first, or share one row over the "
-            "batch with STNCallback(perturb='batch')."
+            f"{type(self).__name__}: expected an input with one example for each of the sample's {len(sample)} rows "
+            f"along its first dimension, got shape {list(input.shape)}; keep the batch first, or share one row over "
+            "the batch with STNCallback(perturb='batch')."
         )

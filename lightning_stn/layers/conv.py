@@ -1,4 +1,4 @@
-"""The responses of the convolutions, plain and transposed."""
+"""The responses of convolutions and transposed convolutions."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ class _ResponseConv(AffineResponse):
     """A convolution whose kernels and biases respond to the hyperparameters.
 
     Example `n` sees `W * x + b + (V h_n) (R * x) + (C h_n) r`, gated by output channel, MacKay et al. (2019),
-    section 3.2. Every constructor option of torch's layer is kept: stride, padding and its modes, dilation, groups.
+    section 3.2. All options of torch's layer are supported: stride, padding and its modes, dilation, groups.
 
     Shape:
         input `[n, i, ...]`; bound sample `[n, h]`, or `[1, h]` to share it, in unconstrained units; output
@@ -29,7 +29,7 @@ class _ResponseConv(AffineResponse):
 
     @property
     def growth(self) -> float:
-        """Output channels for each input channel, at the positions that the stride leaves."""
+        """Output entries for each input entry, `o / i / prod(stride)`, up to borders."""
         return self.out_channels / self.in_channels / math.prod(self.stride)
 
     @property
@@ -38,7 +38,7 @@ class _ResponseConv(AffineResponse):
         return -1 - len(self.kernel_size)
 
     def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
-        """The plain layer's own convolution, padding modes included."""
+        """The convolution of torch's layer, padding modes included."""
         output: Tensor = self._conv_forward(input, weight, bias)  # type: ignore[operator]
         return output
 
@@ -46,7 +46,7 @@ class _ResponseConv(AffineResponse):
 class _ResponseConvTranspose(_ResponseConv):
     """A transposed convolution whose kernels and biases respond, gated by output channel.
 
-    Its weight is `[i, o / g, ...]`, so that group `g` owns a block of rows and `o / g` of the gates.
+    With `g` groups the weight is `[i, o / g, ...]`: each group has a block of rows and `o / g` of the gates.
     """
 
     transposed_convolution: ClassVar[Callable[..., Tensor]]
@@ -54,15 +54,15 @@ class _ResponseConvTranspose(_ResponseConv):
 
     @property
     def growth(self) -> float:
-        """Output channels for each input channel, at all positions that the stride makes."""
+        """Output entries for each input entry, `o / i * prod(stride)`, up to borders."""
         return self.out_channels / self.in_channels * math.prod(self.stride)
 
     def gate_size(self, name: str) -> int:
         """A gate for each output channel."""
         return self.out_channels
 
-    def spread(self, name: str, gated: Tensor) -> Tensor:
-        """`[o]` over `[i, o / g, ...]`: each group of input channels meets the gates of its own output channels."""
+    def broadcast_gates(self, name: str, gated: Tensor) -> Tensor:
+        """`[o]` over `[i, o / g, ...]`: the gates of a group's output channels act on the rows of that group."""
         if name == "bias":
             return gated
         channels = self.weight.shape[0]
@@ -70,13 +70,13 @@ class _ResponseConvTranspose(_ResponseConv):
         return by_group.reshape(channels, -1, *[1] * len(self.kernel_size))
 
     def unit_sums(self, name: str, a: Tensor, b: Tensor) -> Tensor:
-        """Over the input channels of the group, and the kernel."""
+        """Sum over the input channels of each group, and over the kernel."""
         if name == "bias":
             return a * b
         return (a * b).flatten(2).sum(2).reshape(self.groups, -1, self.out_channels // self.groups).sum(1).flatten()
 
     def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
-        """The plain layer's own transposed convolution; `args` may hold its `output_size`."""
+        """The transposed convolution of torch's layer; `args` may hold its `output_size`."""
         output_padding = self._output_padding(  # type: ignore[operator]
             input,
             args[0] if args else None,

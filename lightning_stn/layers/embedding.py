@@ -13,8 +13,8 @@ from lightning_stn.layers.registry import register_response
 class ResponseEmbedding(ResponseLayer, nn.Embedding):
     """`nn.Embedding` whose vectors respond to the hyperparameters.
 
-    Index `k` of example `n` becomes `W_k + (V h_n) * R_k`, with a gate on each entry of the vectors. Both tables are
-    looked up, so that the effective table is never built.
+    The vector of index `k` in example `n` is `W_k + (V h_n) * R_k`, with a gate on each entry of the vectors. Vectors
+    are looked up in both tables, so that the effective table is never built.
 
     Shape:
         indices `[n, *]`; bound sample `[n, h]`, or `[1, h]` to share it, in unconstrained units; output
@@ -26,13 +26,13 @@ class ResponseEmbedding(ResponseLayer, nn.Embedding):
 
     @classmethod
     def refusal(cls, layer: nn.Module) -> str | None:
-        """Vectors that each look-up renormalises cannot respond."""
+        """With `max_norm`, which renormalises vectors at each look-up, an embedding cannot respond."""
         if getattr(layer, "max_norm", None) is not None:
-            return "max_norm rewrites the weights at each look-up, which a response cannot follow"
+            return "max_norm rewrites the weights at each look-up, so that they cannot respond; remove max_norm"
         return super().refusal(layer)
 
     def reset_response(self) -> None:
-        """Standard normal, and zero at `padding_idx`, as torch's own."""
+        """Draw `R` from a standard normal distribution, with zeros at `padding_idx`, as torch draws `W`."""
         with torch.no_grad():
             self.response("weight").normal_()
             if self.padding_idx is not None:
@@ -42,12 +42,12 @@ class ResponseEmbedding(ResponseLayer, nn.Embedding):
         """A gate for each entry of a vector."""
         return self.embedding_dim
 
-    def spread(self, name: str, gated: Tensor) -> Tensor:
-        """`[o]` broadcasts over `[index, o]`."""
+    def broadcast_gates(self, name: str, gated: Tensor) -> Tensor:
+        """`[o]` broadcasts over the table `[k, o]` as it is."""
         return gated
 
     def forward(self, input: Tensor) -> Tensor:
-        """Look up both tables and gate.
+        """Look up vectors in both tables, and gate those of the response.
 
         Raises:
             ValueError: the bound sample has neither one row nor a row per example.

@@ -1,4 +1,4 @@
-"""The response of any module that owns parameters, for samples that the batch shares."""
+"""The response of modules of any type, for samples of one row."""
 
 from typing import Any
 
@@ -8,33 +8,33 @@ from lightning_stn.layers.base import ResponseLayer
 
 
 class GenericResponse(ResponseLayer):
-    """A module of any type whose own parameters respond while its `forward` runs.
+    """A module of any type whose parameters respond while its `forward` runs.
 
-    It computes with effective parameters in the place of its own, whatever it does with them, which takes a sample of
-    one row. The gates act on the first dimension that is longer than one.
+    The parameters read inside `forward` are the effective ones, so the sample must have one row. Gates act on the
+    first dimension longer than one. Parameters of children respond only where the children are converted too.
     """
 
     @classmethod
     def refusal(cls, layer: nn.Module) -> str | None:
-        """A module that computes past its attributes, or has names that the response would hide."""
+        """Modules that do not read their parameters as attributes, or use names of the response, cannot respond."""
         for kind in (nn.MultiheadAttention, nn.RNNBase):
             if isinstance(layer, kind):
                 return (
-                    f"torch computes a {kind.__name__} past its attributes, so that only LSTM, GRU and "
-                    "MultiheadAttention themselves respond"
+                    f"torch does not read all parameters of a {kind.__name__} as its attributes; of this type only "
+                    "LSTM, GRU and MultiheadAttention themselves respond, not their subclasses"
                 )
-        own = {*dir(type(layer)), *layer.__dict__, *layer._parameters, *layer._modules, *layer._buffers}
-        hidden = sorted((own - set(dir(nn.Module))) & _RESPONSE_NAMES)
+        names = {*dir(type(layer)), *layer.__dict__, *layer._parameters, *layer._modules, *layer._buffers}
+        hidden = sorted((names - set(dir(nn.Module))) & _RESPONSE_NAMES)
         if hidden:
-            return f"a response would hide its own {hidden}; rename them, or register a response for its type"
+            return f"a response would hide its attributes {hidden}; rename them, or register a response for its type"
         return super().refusal(layer)
 
     def gate_size(self, name: str) -> int:
-        """The first dimension longer than one."""
+        """The size of the first dimension longer than one."""
         size: int = getattr(self, name).shape[self._gated_dim(name)] if getattr(self, name).dim() else 1
         return size
 
-    def spread(self, name: str, gated: Any) -> Any:
+    def broadcast_gates(self, name: str, gated: Any) -> Any:
         """`[o]` along the gated dimension."""
         parameter = getattr(self, name)
         shape = [1] * parameter.dim()
@@ -46,7 +46,7 @@ class GenericResponse(ResponseLayer):
         return next((dim for dim, size in enumerate(getattr(self, name).shape) if size > 1), 0)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by the plain type, since this class is made at run time."""
+        """Pickle a reference to the plain type, since this class is created at run time."""
         return _rebuild, (self.plain,), self.__getstate__()  # type: ignore[no-untyped-call]
 
 
@@ -56,7 +56,7 @@ _GENERIC: dict[type[nn.Module], type[GenericResponse]] = {}
 
 
 def generic_response(plain: type[nn.Module]) -> type[GenericResponse]:
-    """The generic response layer of a module type; one class for each type."""
+    """The generic response layer of a module type, created at the first call for this type."""
     if plain not in _GENERIC:
         _GENERIC[plain] = type(f"Response{plain.__name__}", (GenericResponse, plain), {"plain": plain})
     return _GENERIC[plain]

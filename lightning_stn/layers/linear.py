@@ -17,7 +17,7 @@ class ResponseLinear(AffineResponse, nn.Linear):  # type: ignore[misc]
 
     Shape:
         input `[n, *, in_features]`; bound sample `[n, h]`, or `[1, h]` to share it, in unconstrained units; output
-        `[n, *, out_features]`. The gates act on the last dimension and follow the first, whatever lies between.
+        `[n, *, out_features]`. Gates act on the last dimension; row `n` applies to index `n` of the first dimension.
     """
 
     plain = nn.Linear

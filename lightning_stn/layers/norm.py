@@ -1,4 +1,4 @@
-"""The responses of the normalisation layers."""
+"""The responses of normalisation layers."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ from lightning_stn.layers.registry import register_response
 class NormResponse(ResponseLayer):
     """A normalisation whose scale and shift respond to the hyperparameters.
 
-    With `z` the normalised input, example `n` sees `z * (w + (V h_n) * R) + b + (C h_n) * r`, every entry of scale and
-    shift with a gate of its own. Statistics do not respond: they are torch's, taken over the same entries as ever.
+    With `z` the normalised input, example `n` sees `z * (w + (V h_n) * R) + b + (C h_n) * r`, with a gate for each
+    entry of scale and shift. Statistics do not respond: they are those of torch's layer.
 
     Shape:
         input `[n, *]`; bound sample `[n, h]`, or `[1, h]` to share it, in unconstrained units; output like the input.
@@ -27,12 +27,12 @@ class NormResponse(ResponseLayer):
         size: int = getattr(self, name).numel()
         return size
 
-    def spread(self, name: str, gated: Tensor) -> Tensor:
+    def broadcast_gates(self, name: str, gated: Tensor) -> Tensor:
         """`[o]` in the shape of the parameter."""
         return gated.view_as(getattr(self, name))
 
     def align(self, rows: Tensor, output: Tensor) -> Tensor:
-        """Scales or shifts of all examples, `[n, *parameter]`, to broadcast over the output, in its precision."""
+        """Reshape scales or shifts, `[n, *parameter]`, to broadcast over the output, and cast them to its precision."""
         return rows.reshape(*rows.shape[:2], *[1] * (output.dim() - 2)).to(output.dtype)
 
     def forward(self, input: Tensor, *args: Any) -> Tensor:
@@ -41,31 +41,31 @@ class NormResponse(ResponseLayer):
             output: Tensor = super().forward(input, *args)
             return output
         sample = self._hyperparameters.bound_sample()
-        # A normalisation without scale and shift has a symmetric Jacobian, with batch statistics and without.
+        # Without scale and shift the Jacobian of a normalisation is symmetric, whatever its statistics.
         with self.shadowed(dict.fromkeys(self._affine_names)):
             normalised = dual.apply_symmetric(lambda input: self.plain.forward(self, input, *args), input)
         if len(sample) > 1:
             self._check_rows(sample, normalised)
         return self._scale(sample, *dual.parts(normalised))
 
-    def _scale(self, sample: Tensor, normalised: Tensor, moved: Tensor | None) -> Tensor:
-        """`z * w + b` with the tangent `dz * w + z * (V h_n) * R + (C h_n) * r`."""
+    def _scale(self, sample: Tensor, normalised: Tensor, tangent: Tensor | None) -> Tensor:
+        """`z * w + b` with the tangent `dz * w + z * (V h_n) * R + (C h_n) * r`; `dz` is `tangent`, and overwritten."""
         output, response = normalised, normalised.new_zeros(())
         rows = {name: self.align(self._row(name), normalised) for name in self._affine_names}
         if "weight" in rows:
             output = torch.addcmul(rows.get("bias", response), output, rows["weight"])
-            moved = None if moved is None else moved.mul_(rows["weight"].detach())
+            tangent = None if tangent is None else tangent.mul_(rows["weight"].detach())
         if "bias" in self.responding:
             response = self.align(self._shifts("bias", sample), normalised)
         if "weight" in self.responding:
             scales = self.align(self._shifts("weight", sample), normalised)
             response = torch.addcmul(response, normalised.detach(), scales)
         if not self.responding:
-            return dual.with_tangent(output, moved)
-        return dual.respond(output, moved, response, fresh=True)
+            return dual.with_tangent(output, tangent)
+        return dual.respond(output, tangent, response, may_modify=True)
 
     def forward_per_example(self, sample: Tensor, input: Tensor, *args: Any) -> Tensor:
-        """Normalise plainly, then scale and shift each example by its own."""
+        """Normalise without scale and shift, then scale and shift each example by its row."""
         with self.shadowed(dict.fromkeys(self._affine_names)):
             output: Tensor = self.plain.forward(self, input, *args)
         self._check_rows(sample, output)
@@ -82,7 +82,7 @@ class NormResponse(ResponseLayer):
         return [name for name in ("weight", "bias") if self._parameters.get(name) is not None]
 
     def _row(self, name: str) -> Tensor:
-        """One parameter, `[1, *parameter]`."""
+        """One base parameter, `[1, *parameter]`."""
         parameter: Tensor = getattr(self, name)
         return parameter.unsqueeze(0)
 
@@ -97,7 +97,7 @@ class NormResponse(ResponseLayer):
 
 
 class _LastDimensions(NormResponse):
-    """Parameters of the shape of the last dimensions."""
+    """A normalisation whose scale and shift have the shape of the last dimensions of the input."""
 
     def align(self, rows: Tensor, output: Tensor) -> Tensor:
         """`[n, *parameter]` over `[n, *, *parameter]`."""
@@ -129,7 +129,7 @@ class ResponseGroupNorm(NormResponse, nn.GroupNorm):
 
 
 class _BatchNormResponse(NormResponse):
-    """Statistics of each channel."""
+    """Batch normalisation, by statistics of each channel."""
 
     running_mean: Tensor | None
     running_var: Tensor | None
@@ -142,41 +142,45 @@ class _BatchNormResponse(NormResponse):
         hyperparameters = self._hyperparameters
         if hyperparameters is not None and self._linear and (self.training or self.running_mean is None):
             sample = hyperparameters.bound_sample()
-            # Of a single value for each channel torch's layer complains.
+            # With one value per channel torch raises; leave that case to it.
             if len(sample) == 1 and "weight" in self._affine_names and input.numel() > input.shape[1]:
                 return self._forward_fused(sample, input)
         output: Tensor = super().forward(input, *args)
         return output
 
     def _forward_fused(self, sample: Tensor, input: Tensor) -> Tensor:
-        """A linearised pass with statistics of the batch, in torch's fused kernels.
+        """A linearised pass with batch statistics, by torch's fused kernels.
 
-        Scales commute with the Jacobian of the normalisation, so that its symmetry is that of the whole layer.
+        The scale of a channel commutes with the symmetric Jacobian of the normalisation, so the Jacobian of the whole
+        layer is symmetric too, and the jvp is computed as a vjp.
         """
         self._check_input_dim(input)  # type: ignore[operator]
-        primal, moved = dual.parts(input)
-        own = {name: self._shifts(name, sample)[0] for name in self.responding}
-        handed = {name: dual.share_gradient(getattr(self, name), own[name], fresh=False) for name in own}
-        weight, bias = (handed.get(name, getattr(self, name)) for name in ("weight", "bias"))
-        moving = (self.running_mean, self.running_var) if self.training else (None, None)
+        primal, tangent = dual.parts(input)
+        responses = {name: self._shifts(name, sample)[0] for name in self.responding}
+        shared = {
+            name: dual.share_gradient(getattr(self, name), response, may_modify=False)
+            for name, response in responses.items()
+        }
+        weight, bias = (shared.get(name, getattr(self, name)) for name in ("weight", "bias"))
+        running = (self.running_mean, self.running_var) if self.training else (None, None)
         output, mean, inverse = torch.native_batch_norm(
-            primal, weight, bias, *moving, True, self._advance() if self.training else 0.0, self.eps
+            primal, weight, bias, *running, True, self._count_batch() if self.training else 0.0, self.eps
         )
         with torch.no_grad():
-            if moved is not None:
-                moved, *_ = torch.ops.aten.native_batch_norm_backward(
-                    moved, primal, weight, *moving, mean, inverse, True, self.eps, [True, False, False]
+            if tangent is not None:
+                tangent, *_ = torch.ops.aten.native_batch_norm_backward(
+                    tangent, primal, weight, *running, mean, inverse, True, self.eps, [True, False, False]
                 )
+            # The response `z * (V h) * R + (C h) * r` as an affine map of the input, `scale * x + shift`.
             zero = mean.new_zeros(())
-            scale = own.get("weight", zero) * inverse
-            shift = own.get("bias", zero) - mean * scale
-            # Of the affine map from the input to what the response adds.
+            scale = responses.get("weight", zero) * inverse
+            shift = responses.get("bias", zero) - mean * scale
             rows = (self.align(row.unsqueeze(0), output) for row in (shift, scale))
-            tangent = torch.addcmul(next(rows), primal, next(rows))
-        return dual.with_tangent(output, tangent if moved is None else moved.add_(tangent))
+            response = torch.addcmul(next(rows), primal, next(rows))
+        return dual.with_tangent(output, response if tangent is None else tangent.add_(response))
 
-    def _advance(self) -> float:
-        """Count the batch, and tell how much it moves the running statistics, as torch does."""
+    def _count_batch(self) -> float:
+        """Count the batch, and return the weight of its statistics in the running ones, as torch computes it."""
         if self.num_batches_tracked is None:
             return 0.0
         self.num_batches_tracked.add_(1)

@@ -248,7 +248,7 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
                 push, *(torch.zeros_like(primal) if tangent is None else tangent for primal, tangent in states)
             )
             tangents, final_tangents = recurrence.push(slopes, push, own_projected, directions)
-        drive = dual.share_gradient(drive, own, fresh=False)
+        drive = dual.share_gradient(drive, own, may_modify=False)
         outputs, final = recurrence.attach(trace, slopes, drive, own_projected, state)
         final = tuple(dual.with_tangent(*pair) for pair in zip(final, final_tangents, strict=True))
         return dual.with_tangent(outputs, tangents), final

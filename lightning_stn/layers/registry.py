@@ -1,4 +1,4 @@
-"""Which response layer stands in for which torch layer."""
+"""Registry of the response layers, by the type of the plain layer."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -16,13 +16,13 @@ def register_response(plain: type[nn.Module], *, overwrite: bool = False) -> Cal
     """Class decorator: `convert` turns exact instances of `plain` into the decorated response layer.
 
     Args:
-        plain: the layer that is converted; subclasses of it are not.
+        plain: the type of module to convert; instances of its subclasses are not converted.
         overwrite: replace an earlier registration.
 
     Raises:
         ValueError: `plain` is registered already.
-        TypeError: `plain` is no plain module type, or the decorated class is not a `ResponseLayer` that subclasses
-            `plain`, in that order, and holds it as its attribute `plain`.
+        TypeError: `plain` is not the type of a plain module, or the decorated class does not subclass `ResponseLayer`
+            and `plain`, in that order, or its attribute `plain` is another type.
     """
     if not (isinstance(plain, type) and issubclass(plain, nn.Module)) or issubclass(plain, ResponseLayer):
         raise TypeError(

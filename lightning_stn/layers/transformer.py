@@ -1,4 +1,7 @@
-"""Torch's transformer layers, kept off their inference fast paths, which read parameters and pass a response by."""
+"""The responses of torch's transformer layers.
+
+Their fast paths for inference read parameters directly and would ignore the response, so they are switched off here.
+"""
 
 from typing import Any
 
@@ -11,7 +14,7 @@ from lightning_stn.layers.registry import register_response, response_type
 
 
 class _ResponseContainer(ResponseLayer):
-    """A transformer module: it has no parameters of its own, its children respond, and torch's own code runs."""
+    """A transformer module whose children hold all parameters and respond; it runs torch's code."""
 
     per_example = True
     container = True
@@ -25,29 +28,30 @@ class _ResponseContainer(ResponseLayer):
             elif isinstance(child, BoundModule):
                 child.attach(hyperparameters)
 
-    def forward_merged(self, effective: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Torch's own arithmetic."""
+    def forward_effective(self, effective: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Run torch's `forward`."""
         output: Tensor = self.plain.forward(self, *args, **kwargs)
         return output
 
     def forward_per_example(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Torch's own arithmetic."""
-        return self.forward_merged({}, *args, **kwargs)
+        """Run torch's `forward`; the children gate by example."""
+        return self.forward_effective({}, *args, **kwargs)
 
 
 class _ResponseTransformerLayer(_ResponseContainer):
-    """A layer of attention and a feed-forward part.
+    """A layer of attention and a feed-forward network.
 
-    The feed-forward part follows the first dimension, so a row for each example needs `batch_first=True`.
+    A row for each example needs `batch_first=True`, since the gates of the feed-forward network expect the examples
+    along the first dimension.
     """
 
     self_attn: nn.MultiheadAttention
 
     def check_rows(self, sample: Tensor, input: Tensor) -> None:
-        """Check that the examples come first.
+        """Check that the first dimension holds the examples, one for each row of the sample.
 
         Raises:
-            ValueError: the layer takes time first, or the input has no batch or another number of examples.
+            ValueError: the layer has `batch_first=False`, or the input has no batch or another number of examples.
         """
         batch_first = self.self_attn.batch_first
         if not batch_first or input.dim() != 3 or input.shape[0] != len(sample):
@@ -61,7 +65,7 @@ class _ResponseTransformerLayer(_ResponseContainer):
 
 @register_response(nn.TransformerEncoderLayer)
 class ResponseTransformerEncoderLayer(_ResponseTransformerLayer, nn.TransformerEncoderLayer):
-    """`nn.TransformerEncoderLayer` whose children respond, in evaluation without gradients too.
+    """`nn.TransformerEncoderLayer` whose children respond, also in evaluation without gradients.
 
     Shape:
         as torch's; a bound sample `[n, h]` needs an input `[n, t, features]` and `batch_first=True`.
@@ -71,7 +75,7 @@ class ResponseTransformerEncoderLayer(_ResponseTransformerLayer, nn.TransformerE
 
     @property
     def activation_relu_or_gelu(self) -> int:
-        """0: torch's way of saying that no fused kernel has this layer's activation, its documented way out."""
+        """Always 0: torch then finds no fused kernel for this layer's activation and skips its fast path."""
         return 0
 
     @activation_relu_or_gelu.setter
@@ -79,9 +83,9 @@ class ResponseTransformerEncoderLayer(_ResponseTransformerLayer, nn.TransformerE
         self.__dict__["activation_relu_or_gelu"] = kind
 
     def forward_per_example(self, sample: Tensor, src: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Torch's own arithmetic, examples first."""
+        """Check the rows, then run torch's `forward`."""
         self.check_rows(sample, src)
-        return self.forward_merged({}, src, *args, **kwargs)
+        return self.forward_effective({}, src, *args, **kwargs)
 
 
 @register_response(nn.TransformerDecoderLayer)
@@ -95,9 +99,9 @@ class ResponseTransformerDecoderLayer(_ResponseTransformerLayer, nn.TransformerD
     plain = nn.TransformerDecoderLayer
 
     def forward_per_example(self, sample: Tensor, tgt: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Torch's own arithmetic, examples first."""
+        """Check the rows, then run torch's `forward`."""
         self.check_rows(sample, tgt)
-        return self.forward_merged({}, tgt, *args, **kwargs)
+        return self.forward_effective({}, tgt, *args, **kwargs)
 
 
 @register_response(nn.TransformerEncoder)
@@ -108,7 +112,7 @@ class ResponseTransformerEncoder(_ResponseContainer, nn.TransformerEncoder):
 
     @property
     def use_nested_tensor(self) -> bool:
-        """False: nested tensors are for the fast path only."""
+        """Always False, since nested tensors exist for the fast path only."""
         return False
 
     @use_nested_tensor.setter

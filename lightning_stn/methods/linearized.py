@@ -1,7 +1,7 @@
-"""First-order predictions of networks, `f(x; w) + J_w f dw(h)`, by forward propagation of tangents.
+"""First-order predictions of networks, `f(x; w) + J_w f dw(h)`, computed in forward mode.
 
-Tangents are carried by response layers, and in between by torch's forward-mode derivatives. They are constants: the
-gradient of a prediction is that of its primal, which response layers hand on to the response; see
+Response layers compute their jvps themselves; all other operations use torch's forward-mode rules. Tangents are
+constants: backward differentiates the primal, and response layers share its gradient with the response; see
 `dual.respond`.
 """
 
@@ -22,44 +22,44 @@ from lightning_stn import dual
 from lightning_stn.hyperparameters import HyperparameterSet
 
 _DUAL = "_lightning_stn_dual"
-"""Where a prediction keeps the dual tensor that it is the sum of."""
+"""Attribute of a prediction that holds the dual tensor whose primal and tangent it is the sum of."""
 
 
 @contextmanager
 def linear_predictions(hyperparameters: HyperparameterSet, *, shared: bool) -> Iterator[None]:
-    """Let the networks that respond to a set return their first-order predictions, with a sample bound.
+    """Inside this context the converted networks return their first-order predictions.
 
-    They run in eager mode, with attention computed step by step: neither compiled graphs nor fused attention carry
-    tangents.
+    Networks run in eager mode and without fused attention, since neither compiled graphs nor fused attention support
+    forward mode.
 
     Args:
-        hyperparameters: the set.
-        shared: whether the base weights train in this very pass, so that what comes before a network may as well.
+        hyperparameters: the set that the networks respond to, with a sample bound.
+        shared: whether the base weights train in the same pass; inputs of a network may then require a gradient too.
 
     Raises:
-        NotImplementedError: a network cannot be linearised, or not for the input that it gets.
+        NotImplementedError: a network cannot be linearised, or not for an input that requires a gradient.
     """
     _load_rules()
-    passage = _Passage(shared)
+    boundary = _NetworkBoundary(shared)
     hooks = [
         hook
         for network in hyperparameters.networks
         for hook in (
-            network.register_forward_pre_hook(passage.enter, with_kwargs=True),
-            network.register_forward_hook(passage.leave),
-            *(hook for module in network.modules() if hasattr(module, "unshard") for hook in _spare(module)),
+            network.register_forward_pre_hook(boundary.enter, with_kwargs=True),
+            network.register_forward_hook(boundary.leave),
+            *(hook for module in network.modules() if hasattr(module, "unshard") for hook in _hide_tangents(module)),
         )
     ]
     run = replace(hyperparameters.current_pass, tangent=True)
     try:
         with hyperparameters.running(run), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), _eager():
             yield
-    except RuntimeError as error:  # NotImplementedError is one; a Function without jvp raises the other
+    except RuntimeError as error:  # or its subclass NotImplementedError, which operations of torch raise
         if not any(words in str(error) for words in ("forward AD", "forward mode AD")):
             raise
         raise NotImplementedError(
-            "An operation of this network has no forward-mode derivative in torch, so that its prediction cannot be "
-            f"linearised; use DeltaSTN(linearize=False). Torch says: {str(error).splitlines()[0]}"
+            "The prediction cannot be linearised, since an operation of the network has no forward-mode derivative in "
+            f"torch; use DeltaSTN(linearize=False). Torch's message: {str(error).splitlines()[0]}"
         ) from error
     finally:
         for hook in hooks:
@@ -68,82 +68,86 @@ def linear_predictions(hyperparameters: HyperparameterSet, *, shared: bool) -> I
 
 @cache
 def _load_rules() -> None:
-    """Let torch compile its rules of forward-mode differentiation, which it does once, with a warning to itself."""
+    """Load torch's forward-mode rules, which it compiles at their first use with a warning about its own code."""
     with warnings.catch_warnings(), forward_ad.dual_level():
         warnings.simplefilter("ignore", FutureWarning)
         dual.with_tangent(torch.zeros(()), torch.zeros(()))
 
 
 def _eager() -> AbstractContextManager[None]:
-    """Run compiled modules as they were written; torch before 2.6 has no way to say so."""
+    """Run compiled modules in eager mode; before version 2.6 torch has no such switch, and nothing is changed."""
     stance = getattr(torch.compiler, "set_stance", None)
     return nullcontext() if stance is None else stance("force_eager")
 
 
 @dataclass
-class _Passage:
-    """What happens where values enter and leave networks.
+class _NetworkBoundary:
+    """Hooks on the inputs and outputs of networks; inner networks are left to the outermost one.
 
     Args:
         shared: see `linear_predictions`.
-        depth: networks that are running now, one inside the other.
+        depth: how many networks are running now, one inside the other.
     """
 
     shared: bool
     depth: int = field(init=False, default=0)
 
     def enter(self, network: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Give the prediction of a network before this one its tangent again.
+        """Restore the tangent of an input that is another converted network's prediction.
 
         Raises:
-            NotImplementedError: an input requires a gradient and is no such prediction.
+            NotImplementedError: another input requires a gradient.
         """
         self.depth += 1
         if self.depth > 1:
             return None
 
-        def with_known_tangent(tensor: Tensor) -> Tensor:
-            known: Tensor = getattr(tensor, _DUAL, tensor)
-            if known is tensor and tensor.requires_grad and (tensor.is_leaf or not self.shared):
+        def restored(tensor: Tensor) -> Tensor:
+            original: Tensor = getattr(tensor, _DUAL, tensor)
+            if original is tensor and tensor.requires_grad and (tensor.is_leaf or not self.shared):
                 raise NotImplementedError(
                     f"The prediction of {type(network).__name__} cannot be linearised for an input that requires a "
-                    "gradient; detach it, convert what computes it and this network as one, or use "
+                    "gradient; detach the input, convert the module that computes it and this network as one, or use "
                     "DeltaSTN(linearize=False)."
                 )
-            return known
+            return original
 
-        return tree_map_only(Tensor, with_known_tangent, (args, kwargs))
+        return tree_map_only(Tensor, restored, (args, kwargs))
 
     def leave(self, network: nn.Module, args: Any, output: Any) -> Any:
-        """Return primal and tangent in one sum."""
+        """Replace the output of the outermost network by its first-order prediction."""
         self.depth -= 1
         return None if self.depth else tree_map_only(Tensor, _prediction, output)
 
 
 def _prediction(output: Tensor) -> Tensor:
+    """The first-order prediction, which remembers the dual tensor `output` for a network that follows."""
     prediction = dual.linear_prediction(output)
     if prediction is not output:
         setattr(prediction, _DUAL, output)
     return prediction
 
 
-def _spare(module: nn.Module) -> tuple[Any, Any]:
-    """Keep tangents out of the function that FSDP2 passes the inputs of its modules through, which has no rule."""
+def _hide_tangents(module: nn.Module) -> tuple[Any, Any]:
+    """Remove the tangents of a module's inputs before the pre-forward hook of FSDP2, and restore them after it.
+
+    That hook passes the inputs through an autograd function without a forward-mode rule.
+    """
     tangents: list[Tensor | None] = []
 
-    def lay_aside(tensor: Tensor) -> Tensor:
+    def primal_of(tensor: Tensor) -> Tensor:
         primal, tangent = dual.parts(tensor)
         tangents.append(tangent)
         return primal
 
-    def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def hide(module: nn.Module, args: Any, kwargs: Any) -> Any:
         tangents.clear()
-        return tree_map_only(Tensor, lay_aside, (args, kwargs))
+        return tree_map_only(Tensor, primal_of, (args, kwargs))
 
-    def behind(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def restore(module: nn.Module, args: Any, kwargs: Any) -> Any:
         return tree_map_only(Tensor, lambda primal: dual.with_tangent(primal, tangents.pop(0)), (args, kwargs))
 
     return (
-        module.register_forward_pre_hook(before, prepend=True, with_kwargs=True),
-        module.register_forward_pre_hook(behind, with_kwargs=True),
+        module.register_forward_pre_hook(hide, prepend=True, with_kwargs=True),
+        module.register_forward_pre_hook(restore, with_kwargs=True),
     )

@@ -32,7 +32,7 @@ BYTES = {
     "parameters": "parameters",
     "activations_batch": "activations, batch",
     "activations_example": "activations, example",
-    "merged": "merged weights, batch, per parameter",
+    "effective_weights": "effective weights, batch, per parameter",
     "total_batch": "all, batch",
     "total_example": "all, example",
 }

@@ -145,14 +145,14 @@ class SavedBytes(L.Callback):
 
     Attributes:
         activations: bytes that grow with the batch.
-        merged: bytes of effective weights.
+        effective_weights: bytes of effective weights.
     """
 
     def __init__(self) -> None:
         self._kept: dict[int, int] = {}
         self._effective: list[Tensor] = []
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
-        self.activations = self.merged = 0
+        self.activations = self.effective_weights = 0
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -166,9 +166,9 @@ class SavedBytes(L.Callback):
         self._original = ResponseLayer.effective
 
         def effective(layer: ResponseLayer, sample: Tensor) -> dict[str, Tensor]:
-            merged = self._original(layer, sample)
-            self._effective.extend(merged.values())
-            return merged
+            parameters = self._original(layer, sample)
+            self._effective.extend(parameters.values())
+            return parameters
 
         ResponseLayer.effective = effective  # type: ignore[method-assign]
         self._hooks.__enter__()
@@ -177,11 +177,11 @@ class SavedBytes(L.Callback):
         """The forward pass is over."""
         self._hooks.__exit__(None, None, None)
         ResponseLayer.effective = self._original  # type: ignore[method-assign]
-        known, merged = (
+        known, effective = (
             {tensor.untyped_storage().data_ptr() for tensor in tensors} for tensors in (self._known, self._effective)
         )
-        self.merged = sum(size for place, size in self._kept.items() if place in merged)
-        self.activations = sum(size for place, size in self._kept.items() if place not in known | merged)
+        self.effective_weights = sum(size for place, size in self._kept.items() if place in effective)
+        self.activations = sum(size for place, size in self._kept.items() if place not in known | effective)
         self._effective.clear()
 
 

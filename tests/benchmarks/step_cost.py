@@ -128,7 +128,7 @@ def measure(bench: Bench, methods: Collection[str], rounds: int, result: Result)
 
 
 def weigh(bench: Bench, result: Result) -> None:
-    """Compare bytes: parameters, activations kept for backward, merged weights, and all with gradients and momentum."""
+    """Compare bytes: parameters, activations kept for backward, effective weights, all with gradients and momentum."""
     parameters = {module: sum(p.nbytes for p in module.parameters()) for module in (bench.plain, bench.tuned)}
     plain = bench.runner.saved_bytes(bench.plain).activations
     total = 3 * parameters[bench.plain] + plain
@@ -141,8 +141,8 @@ def weigh(bench: Bench, result: Result) -> None:
             continue
         result.ratios[f"activations_{perturb}"] = [saved.activations / plain]
         if perturb == "batch":
-            result.ratios["merged"] = [saved.merged / parameters[bench.plain]]
-        everything = 3 * parameters[bench.tuned] + saved.activations + saved.merged
+            result.ratios["effective_weights"] = [saved.effective_weights / parameters[bench.plain]]
+        everything = 3 * parameters[bench.tuned] + saved.activations + saved.effective_weights
         result.ratios[f"total_{perturb}"] = [everything / total]
 
 

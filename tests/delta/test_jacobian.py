@@ -1,14 +1,18 @@
-"""The response that Delta-STN learns, against the response Jacobian by the implicit function theorem.
+"""The response learned by Delta-STN against the exact Jacobian of the best response.
 
-A small tanh network at the optimum of a training loss with three ridge penalties, in float64. Its parameters have a
-gate each, so that a response can be exact. There `dw*/dlambda = -H^-1 d2L_T/dw dlambda`, with the Hessian `H` whole.
-The training loss has a damping `DAMPING/2 |w - w*|^2` too, which moves no optimum and adds `DAMPING` to `H`: the
-linearised prediction sees the Gauss-Newton part of `H` only, and the damping is chosen so that the two nearly agree;
-without it the linearised response falls short of what is asked here. The hypergradient is compared with finite
-differences of the validation loss at solutions that are found anew, to rounding, a little up and down.
+The problem is a small tanh network in float64, at the optimum of a training loss with three ridge penalties. Each
+parameter entry has a separate gate, so that the response can be exact. By the implicit function theorem the Jacobian is
+`dw*/dlambda = -H^-1 d2L_T/dw dlambda`, with the full Hessian `H`.
 
-STN, on the same problem, trains base weights and response together at perturbed hyperparameters. Its cosines are
-printed beside those of Delta-STN by `pytest -s -k jacobian -m ''`.
+The training loss also has a damping term `DAMPING/2 |w - w*|^2`, which keeps the optimum and adds `DAMPING` to the
+diagonal of `H`. The linearised prediction uses only the Gauss-Newton part of `H`; with damping the two parts nearly
+agree, and without it the linearised response would miss the thresholds below.
+
+The hypergradient is compared with central differences of the validation loss at retrained solutions, which are exact to
+rounding.
+
+STN trains base weights and response together, at perturbed hyperparameters. `pytest -s -k jacobian -m ''` prints the
+cosines of both methods.
 """
 
 from contextlib import nullcontext
@@ -29,11 +33,11 @@ from lightning_stn.regularizers import ActivationPenalty, L2Penalty
 
 EXAMPLES, HELD_OUT, UNITS, SCALE, LR, STEPS = 30, 40, 4, 0.1, 0.02, 1000
 DAMPING = 0.1
-KNOBS = ("inner", "outer", "activity")
+PENALTIES = ("inner", "outer", "activity")
 
 
 class Readout(nn.Module):
-    """A weighted sum, whose every weight has a gate."""
+    """A weighted sum with a gate for each weight."""
 
     def __init__(self, units: int) -> None:
         super().__init__()
@@ -44,7 +48,7 @@ class Readout(nn.Module):
 
 
 class Net(nn.Module):
-    """A curve through points; returns its hidden units too, which are penalised."""
+    """A network on scalars; it also returns its hidden units, whose activity is penalised."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +60,7 @@ class Net(nn.Module):
 
 
 class Problem(NamedTuple):
-    """Points to fit, points to validate on, and where the three penalties stand."""
+    """Training points, validation points, the logarithms of the three penalties, and the centre of the damping."""
 
     inputs: Tensor
     targets: Tensor
@@ -75,7 +79,7 @@ class Problem(NamedTuple):
         return cls(inputs[:EXAMPLES], targets[:EXAMPLES], inputs[EXAMPLES:], targets[EXAMPLES:], logs)
 
     def plain_loss(self, flat: Tensor, logs: Tensor) -> Tensor:
-        """`L_T` as a function of the parameters, all in one vector, written once more without the package."""
+        """`L_T` as a function of all parameters in one vector, written without the package."""
         parameters = unpack(flat)
         hidden = (self.inputs @ parameters["hidden.weight"].T + parameters["hidden.bias"]).tanh()
         output, penalties = hidden @ parameters["readout.weight"], logs.exp()
@@ -85,7 +89,7 @@ class Problem(NamedTuple):
         return (output - self.targets).square().mean() + penalties @ costs + self.damped(flat)
 
     def damped(self, flat: Tensor) -> Tensor:
-        """What holds the parameters to the optimum."""
+        """The damping term; zero before the optimum is known."""
         return flat.new_zeros(()) if self.reference is None else DAMPING / 2 * (flat - self.reference).square().sum()
 
     def validation_loss(self, flat: Tensor) -> Tensor:
@@ -95,12 +99,12 @@ class Problem(NamedTuple):
 
     @property
     def optimum(self) -> Tensor:
-        """The parameters at which the gradient is zero, with and without damping."""
+        """The parameters where the gradient of `L_T` is zero, with damping and without."""
         assert self.reference is not None
         return self.reference
 
     def solve(self, flat: Tensor, logs: Tensor) -> Tensor:
-        """Newton's method from a point near the optimum, until the gradient is zero to rounding."""
+        """The optimum by Newton's method from a nearby point; the gradient is zero to rounding."""
         for _ in range(20):
             leaf = flat.clone().requires_grad_()
             (gradient,) = torch.autograd.grad(self.plain_loss(leaf, logs), leaf)
@@ -118,7 +122,7 @@ class Problem(NamedTuple):
 
     def retrained_hypergradient(self, step: float = 1e-4) -> Tensor:
         """Central differences of the validation loss at retrained solutions, `[h]`."""
-        shifts = step * torch.eye(len(KNOBS), dtype=torch.float64)
+        shifts = step * torch.eye(len(PENALTIES), dtype=torch.float64)
         ends = [
             [self.validation_loss(self.solve(self.optimum, self.logs + s * shift)) for s in (1, -1)] for shift in shifts
         ]
@@ -134,12 +138,12 @@ def unpack(flat: Tensor) -> dict[str, Tensor]:
 
 
 class Tuned(nn.Module):
-    """The network with its penalties, centred or not, with the base weights at the optimum where it is."""
+    """The network with its penalties, and base weights at the optimum; its response is centred or not."""
 
     def __init__(self, problem: Problem, optimum: Tensor, centred: bool) -> None:
         super().__init__()
         torch.manual_seed(0)
-        starts = dict(zip(KNOBS, problem.logs.exp().tolist(), strict=True))
+        starts = dict(zip(PENALTIES, problem.logs.exp().tolist(), strict=True))
         self.problem = problem
         self.hyperparameters = HyperparameterSet(
             {name: Float(0.0, None, init=start, log=True, scale=SCALE) for name, start in starts.items()}
@@ -162,19 +166,19 @@ class Tuned(nn.Module):
         return F.mse_loss(output, self.problem.targets) + penalties + damping
 
     def effective(self) -> Tensor:
-        """All parameters in one vector, at the bound sample."""
+        """All effective parameters in one vector, at the bound sample."""
         sample = self.hyperparameters.bound_sample()
         parts = [layer.effective(sample) for layer in (self.net.hidden, self.net.readout)]
         return torch.cat([tensor.flatten() for part in parts for tensor in part.values()])
 
     def responded(self, h: Tensor) -> Tensor:
-        """The same at hyperparameters `[h]`."""
+        """All effective parameters in one vector, at hyperparameters `[h]`."""
         with bind(self.hyperparameters, h.unsqueeze(0)):
             return self.effective()
 
 
 class Agreement(NamedTuple):
-    """Cosines between what was learned and what is exact."""
+    """Cosines between learned and exact Jacobian, and between learned and exact hypergradient."""
 
     jacobian: float
     hypergradient: float
@@ -183,7 +187,7 @@ class Agreement(NamedTuple):
 def learn(
     problem: Problem, *, method: str, linearize: bool = True, shared: bool = False, steps: int = STEPS
 ) -> Agreement:
-    """Learn the response with one perturbation for the batch, from the optimum, and compare."""
+    """Start at the optimum, learn the response with one perturbation for each batch, and compare."""
     centred, optimum = method == "delta-stn", problem.optimum
     tuned = Tuned(problem, optimum, centred)
     hyperparameters = tuned.hyperparameters
@@ -222,8 +226,8 @@ def problem(request: pytest.FixtureRequest) -> Problem:
     return free._replace(reference=free.solve(start[0].detach(), free.logs))
 
 
-def test_the_exact_jacobian_is_that_of_retrained_solutions(problem: Problem) -> None:
-    """The two yardsticks agree: the validation loss's gradient through the one is the other."""
+def test_exact_jacobian_gives_the_hypergradient_of_retrained_solutions(problem: Problem) -> None:
+    """Both references agree: the validation gradient times the Jacobian is the retrained hypergradient."""
     leaf = problem.optimum.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(problem.validation_loss(leaf), leaf)
     found = gradient @ problem.exact_jacobian()
@@ -231,22 +235,22 @@ def test_the_exact_jacobian_is_that_of_retrained_solutions(problem: Problem) -> 
 
 
 @pytest.mark.parametrize("linearize", [True, False])
-def test_the_response_is_the_jacobian_of_the_best_response(problem: Problem, linearize: bool) -> None:
+def test_delta_stn_learns_the_jacobian_of_the_best_response(problem: Problem, linearize: bool) -> None:
     found = learn(problem, method="delta-stn", linearize=linearize)
     print(f"\nDelta-STN, linearize={linearize}: {found}")
     assert min(found) > 0.99
 
 
 @pytest.mark.slow
-def test_it_comes_near_where_the_base_weights_train_in_the_same_pass(problem: Problem) -> None:
-    """Their noise is the response's too: it takes more steps to come less near."""
+def test_shared_pass_comes_near_the_jacobian_in_more_steps(problem: Problem) -> None:
+    """Base weights that train in the same pass add noise to the response, so the threshold is lower."""
     few = learn(problem, method="delta-stn", shared=True)
     many = learn(problem, method="delta-stn", shared=True, steps=4 * STEPS)
     print(f"\nDelta-STN, passes=1: {few}, with four times the steps {many}")
     assert min(many) > 0.95
 
 
-def test_that_of_stn_is_not(problem: Problem) -> None:
+def test_stn_does_not_learn_the_jacobian(problem: Problem) -> None:
     found = learn(problem, method="stn")
     print(f"\nSTN: {found}")
     assert found.jacobian < 0.9

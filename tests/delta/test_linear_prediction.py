@@ -1,4 +1,4 @@
-"""The linearised prediction of Delta-STN against the same by double backward, in float64."""
+"""Linearised predictions of Delta-STN against the same predictions by double backward, in float64."""
 
 import copy
 from collections.abc import Callable
@@ -20,7 +20,7 @@ N, H = 4, 3
 
 
 class Block(nn.Module):
-    """A residual block with batch statistics."""
+    """A residual block with batch normalisation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Block(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """Words, a recurrent layer, and a prediction at each of them."""
+    """Word embeddings, two recurrent layers, and a prediction for each word."""
 
     def __init__(self, kind: type[nn.RNNBase]) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Recurrent(nn.Module):
 
 
 class Translation(nn.Module):
-    """One recurrent layer begins where another one ends."""
+    """Two LSTMs; the second starts at the final state of the first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Translation(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention with learned keys, between two norms."""
+    """Layer normalisation, then self-attention with a learned key and value."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
 
 
 def tuned(build: Callable[[], nn.Module]) -> tuple[nn.Module, HyperparameterSet]:
-    """A centred network in float64, with a response that matters, away from zero."""
+    """A centred network in float64 with random response weights and gates, and its hyperparameters."""
     torch.manual_seed(0)
     hyperparameters = HyperparameterSet({f"h{i}": Float(0.0, 1.0, init=0.2 + 0.3 * i) for i in range(H)})
     net = convert(build(), hyperparameters).double()
@@ -117,13 +117,13 @@ def tuned(build: Callable[[], nn.Module]) -> tuple[nn.Module, HyperparameterSet]
     return random_gates(net, 0.5), hyperparameters
 
 
-def by_double_backward(net: nn.Module, hyperparameters: HyperparameterSet, x: Tensor, moved: Tensor) -> Tensor:
-    """`f + d/dt f(t)` at 0, `f(t)` being the network at `lambda + t * moved`, from two reverse passes."""
+def by_double_backward(net: nn.Module, hyperparameters: HyperparameterSet, x: Tensor, shift: Tensor) -> Tensor:
+    """`f(0) + f'(0)`, where `f(t)` is the output at `lambda + t * shift`; the derivative takes two reverse passes."""
     t = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    parts = [(x, moved)]
-    if any(isinstance(module, nn.RNNBase) for module in net.modules()) and len(moved) > 1:
-        # One by one, since only torch's own layers can be differentiated twice.
-        parts = list(zip(x.split(1), moved.split(1), strict=True))
+    parts = [(x, shift)]
+    if any(isinstance(module, nn.RNNBase) for module in net.modules()) and len(shift) > 1:
+        # One example at a time: with one row torch's LSTM and GRU run, which have second derivatives.
+        parts = list(zip(x.split(1), shift.split(1), strict=True))
     outputs = []
     for input, row in parts:
         with bind(hyperparameters, hyperparameters.current() + t * row), sdpa_kernel(SDPBackend.MATH):
@@ -137,12 +137,12 @@ def by_double_backward(net: nn.Module, hyperparameters: HyperparameterSet, x: Te
 
 @pytest.mark.parametrize("rows", [1, N])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_it_equals_double_backward(name: str, rows: int) -> None:
+def test_linearised_prediction_equals_double_backward(name: str, rows: int) -> None:
     build, x = NETWORKS[name]
     net, hyperparameters = tuned(build)
-    moved = real(rows, H).float().double()
-    sample = hyperparameters.current() + moved
-    expected = by_double_backward(net, hyperparameters, x, moved)
+    shift = real(rows, H).float().double()
+    sample = hyperparameters.current() + shift
+    expected = by_double_backward(net, hyperparameters, x, shift)
     bind_weight_phase(hyperparameters, sample)
     with response_pass(net, hyperparameters, linear=True):
         found = net(x)
@@ -153,7 +153,7 @@ def test_it_equals_double_backward(name: str, rows: int) -> None:
 
 @pytest.mark.parametrize("rows", [1, N])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_its_gradient_in_the_response_is_that_of_finite_differences(name: str, rows: int) -> None:
+def test_gradient_in_the_response_equals_finite_differences(name: str, rows: int) -> None:
     build, x = NETWORKS[name]
     net, hyperparameters = tuned(build)
     sample = hyperparameters.current() + real(rows, H).float().double()
@@ -170,7 +170,7 @@ def test_its_gradient_in_the_response_is_that_of_finite_differences(name: str, r
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])
-def test_batch_statistics_move_as_in_torch(momentum: float | None) -> None:
+def test_shared_pass_updates_batch_statistics_as_torch(momentum: float | None) -> None:
     torch.manual_seed(0)
     plain = nn.BatchNorm2d(2, momentum=momentum).double()
     hyperparameters = HyperparameterSet({"h": Float(0.0, 1.0, init=0.5)})
@@ -189,14 +189,14 @@ def test_batch_statistics_move_as_in_torch(momentum: float | None) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, N])
-def test_networks_behind_one_another_are_linearised_as_one(rows: int) -> None:
-    """The prediction of the first goes into the second with its tangent."""
+def test_consecutive_networks_are_linearised_as_one(rows: int) -> None:
+    """The second network receives the prediction of the first together with its tangent."""
     build, x = NETWORKS["block"]
     whole, hyperparameters = tuned(lambda: nn.Sequential(build(), nn.Conv2d(2, 3, 1), nn.Tanh()))
-    moved = real(rows, H).float().double()
-    expected = by_double_backward(whole, hyperparameters, x, moved)
+    shift = real(rows, H).float().double()
+    expected = by_double_backward(whole, hyperparameters, x, shift)
     hyperparameters.networks[:] = [whole[0], whole[1:]]  # type: ignore[index]
-    bind_weight_phase(hyperparameters, hyperparameters.current() + moved)
+    bind_weight_phase(hyperparameters, hyperparameters.current() + shift)
     with response_pass(whole, hyperparameters, linear=True):
         first, second = hyperparameters.networks
         found = second(input=first(x))
@@ -205,8 +205,8 @@ def test_networks_behind_one_another_are_linearised_as_one(rows: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["mlp", "block", "translation"])
-def test_an_input_that_requires_a_gradient_is_refused(name: str) -> None:
-    """Gradients pass through primals only, so that one in the input would lack the tangent's part."""
+def test_linearised_network_refuses_an_input_that_requires_a_gradient(name: str) -> None:
+    """Backward differentiates the primal only, so the gradient in the input would lack the part of the tangent."""
     build, x = NETWORKS[name]
     net, hyperparameters = tuned(build)
     bind_weight_phase(hyperparameters, hyperparameters.current() + real(len(x), H).float().double())

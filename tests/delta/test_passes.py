@@ -1,4 +1,4 @@
-"""The two passes of a Delta-STN weight step: who gets which gradient, at which hyperparameters, and what moves once."""
+"""The passes of a Delta-STN weight step: gradients, hyperparameters, batch statistics; and whole runs."""
 
 import copy
 from dataclasses import replace
@@ -9,13 +9,22 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from support import LitSmall, fit, loader, random_gates, response_layers, small_net, trainer
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from delta.cases import (
+    Checkpointed,
+    InParts,
+    WithoutForwardMode,
+    X,
+    Y,
+    base_and_response,
+    by_loop,
+    plain_forward,
+    tuned,
+)
+from support import LitSmall, fit, loader, small_net, trainer
+from torch import Tensor
 
 from lightning_stn import DeltaSTN, Float, HyperparameterSet, STNCallback
 from lightning_stn.binding import bind_weight_phase, unbind
-from lightning_stn.convert import convert
 from lightning_stn.methods.base import recentre
 from lightning_stn.methods.delta import base_pass, response_pass, shared_pass
 from lightning_stn.passes import Pass
@@ -31,23 +40,8 @@ def callback(**settings: Any) -> STNCallback:
     return STNCallback(**{"train_steps": 2, "valid_steps": 1, "warmup": 0, "lr": 0.05, "seed": 1, **settings})
 
 
-def tuned(dropout: float = 0.0) -> tuple[nn.Module, HyperparameterSet]:
-    """A small network in float64, without dropout unless told otherwise, with a response that matters."""
-    torch.manual_seed(0)
-    hyperparameters = HyperparameterSet({"rate": Float(0.0, 0.9, init=0.3), "other": Float(0.0, None, init=0.1)})
-    layers = [nn.Linear(4, 6), nn.Tanh(), nn.Dropout(), nn.Linear(6, 3)]
-    net = convert(nn.Sequential(*layers), hyperparameters, dropout="rate" if dropout else None).double()
-    if not dropout:
-        net[2].p = 0.0  # type: ignore[index, assignment]
-    return random_gates(net, 0.5), hyperparameters
-
-
-X = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-Y = torch.arange(5) % 3
-
-
 @pytest.mark.parametrize("rows", [1, 5])
-def test_recentring_changes_nothing_that_is_computed(rows: int) -> None:
+def test_recentring_keeps_the_outputs(rows: int) -> None:
     net, hyperparameters = tuned()
     samples = hyperparameters.sample(rows, torch.Generator().manual_seed(0))
     before = copy.deepcopy(net.state_dict())
@@ -68,11 +62,11 @@ def test_recentring_changes_nothing_that_is_computed(rows: int) -> None:
 
 
 @pytest.mark.parametrize("linear", [True, False])
-def test_base_and_response_get_the_gradients_of_their_own_losses(linear: bool) -> None:
-    """Beside each other in one backward, against each alone; the response's by a loop over examples."""
+def test_base_pass_and_response_pass_give_the_gradients_of_their_losses(linear: bool) -> None:
+    """One backward pass for both losses against one for each, with the response loss from a loop over examples."""
     net, hyperparameters = tuned()
     recentre(net, hyperparameters, True)
-    base, response = _base_and_response(net)
+    base, response = base_and_response(net)
     samples = hyperparameters.sample(len(X), torch.Generator().manual_seed(0))
     bind_weight_phase(hyperparameters, samples)
     with response_pass(net, hyperparameters, linear=linear):
@@ -90,11 +84,11 @@ def test_base_and_response_get_the_gradients_of_their_own_losses(linear: bool) -
 
 
 @pytest.mark.parametrize("rows", [1, 5])
-def test_one_pass_gives_both_the_gradient_at_the_linearised_prediction(rows: int) -> None:
-    """The response that of the loss there, the base weights the same loss's derivative through the base network."""
+def test_shared_pass_gives_base_and_response_the_gradient_at_the_linearised_prediction(rows: int) -> None:
+    """The base weights get the vjp of the base network with the gradient at that prediction."""
     net, hyperparameters = tuned()
     recentre(net, hyperparameters, True)
-    base, response = _base_and_response(net)
+    base, response = base_and_response(net)
     samples = hyperparameters.sample(rows, torch.Generator().manual_seed(0))
     bind_weight_phase(hyperparameters, samples)
     with shared_pass(hyperparameters):
@@ -114,41 +108,6 @@ def test_one_pass_gives_both_the_gradient_at_the_linearised_prediction(rows: int
     torch.testing.assert_close(found, tuple(expected), rtol=1e-10, atol=1e-10)
 
 
-def _base_and_response(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    responses = {id(p) for layer in response_layers(net) for p in layer.response_parameters()}
-    base, response = ([p for p in net.parameters() if (id(p) in responses) == which] for which in (False, True))
-    return base, response
-
-
-def by_loop(net: nn.Module, moved: Tensor, *, linear: bool) -> Tensor:
-    """Predictions at `moved` from the centre, with the base weights held fixed, example by example, by hand."""
-    w = dict(net.named_parameters())
-
-    def alone(x: Tensor, moved: Tensor) -> Tensor:
-        def at(t: Tensor) -> Tensor:
-            h = x
-            for place in ("0", "3"):
-                gates = [w[f"{place}.{kind}_gate"] @ moved * t for kind in ("weight", "bias")]
-                weight = w[f"{place}.weight"].detach() + gates[0][:, None] * w[f"{place}.response_weight"]
-                h = weight @ h + w[f"{place}.bias"].detach() + gates[1] * w[f"{place}.response_bias"]
-                h = h.tanh() if place == "0" else h
-            return h
-
-        if not linear:
-            return at(torch.ones((), dtype=torch.float64))
-        t = torch.zeros((), dtype=torch.float64, requires_grad=True)
-        output = at(t)
-        rows = [torch.autograd.grad(entry, t, create_graph=True)[0] for entry in output]
-        return output.detach() + torch.stack(rows)
-
-    return torch.stack([alone(x, m) for x, m in zip(X, moved.double(), strict=True)])
-
-
-def plain_forward(net: nn.Module) -> Tensor:
-    first, last = net[0], net[3]  # type: ignore[index]
-    return F.linear(F.linear(X, first.weight, first.bias).tanh(), last.weight, last.bias)
-
-
 def test_regularisers_act_at_the_current_hyperparameters_in_the_base_pass() -> None:
     hyperparameters = HyperparameterSet({"rate": Float(0.0, 0.9, init=0.3)})
     drop = Dropout("rate")
@@ -162,8 +121,8 @@ def test_regularisers_act_at_the_current_hyperparameters_in_the_base_pass() -> N
     unbind(hyperparameters)
 
 
-def test_primal_and_tangent_meet_the_same_dropout_mask() -> None:
-    """With dropout drawn anew from the same seed, the linearised prediction is that of the network with this mask."""
+def test_primal_and_tangent_have_the_same_dropout_mask() -> None:
+    """The linearised prediction equals central differences of the network with the mask of the same seed."""
     net, hyperparameters = tuned(dropout=0.3)
     recentre(net, hyperparameters, True)
     sample = hyperparameters.sample(len(X), torch.Generator().manual_seed(0))
@@ -172,24 +131,24 @@ def test_primal_and_tangent_meet_the_same_dropout_mask() -> None:
     with response_pass(net, hyperparameters, linear=True):
         found = net(X)
     values = hyperparameters.current_pass.values
-    steps, outputs = 1e-5, []
+    step, outputs = 1e-5, []
     for sign in (0, 1, -1):
-        moved = hyperparameters.unconstrained + sign * steps * (sample - hyperparameters.unconstrained).double()
-        bind_weight_phase(hyperparameters, moved)
+        shift = sign * step * (sample - hyperparameters.unconstrained).double()
+        bind_weight_phase(hyperparameters, hyperparameters.unconstrained + shift)
         hyperparameters.current_pass = replace(hyperparameters.current_pass, values=values)
         torch.manual_seed(7)
         outputs.append(net(X))
     unbind(hyperparameters)
-    expected = outputs[0] + (outputs[1] - outputs[2]) / (2 * steps)
+    expected = outputs[0] + (outputs[1] - outputs[2]) / (2 * step)
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
     assert (found - outputs[0]).abs().max() > 1e-2
 
 
 @all_fits
-def test_batch_statistics_move_once_a_step_and_as_those_of_the_base_network(settings: dict[str, Any]) -> None:
-    """With base weights that stand still, and no noise, they are those of the plain network on the same batches."""
+def test_batch_statistics_are_updated_once_a_step_as_in_the_base_network(settings: dict[str, Any]) -> None:
+    """With constant base weights and without noise they equal those of the plain network on the same batches."""
 
-    class Still(LitSmall):
+    class ConstantWeights(LitSmall):
         def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
             return F.cross_entropy(self.net(batch[0]), batch[1])
 
@@ -197,7 +156,7 @@ def test_batch_statistics_move_once_a_step_and_as_those_of_the_base_network(sett
             return torch.optim.SGD(self.parameters(), lr=1e-30)
 
     torch.manual_seed(0)
-    module = Still(dropout=None)
+    module = ConstantWeights(dropout=None)
     with pytest.warns(UserWarning, match="Nothing read"):
         fit(module, callback(**settings), max_epochs=1)
     plain = copy.deepcopy(module.export()).train()
@@ -223,7 +182,7 @@ def test_manual_and_automatic_optimization_give_the_same_run(settings: dict[str,
     assert finals[0][1] == finals[1][1]
 
 
-def test_the_training_loss_that_is_recorded_and_returned_is_that_of_the_base_weights() -> None:
+def test_recorded_and_returned_training_loss_is_that_of_the_base_weights() -> None:
     losses: list[float] = []
     returned: list[float] = []
 
@@ -247,7 +206,7 @@ def test_the_training_loss_that_is_recorded_and_returned_is_that_of_the_base_wei
 
 
 @all_fits
-def test_a_run_moves_everything_and_is_taken_away(settings: dict[str, Any]) -> None:
+def test_fit_changes_all_state_and_the_network_exports(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
     module = LitSmall()
     before = copy.deepcopy(module.state_dict())
@@ -262,7 +221,7 @@ def test_a_run_moves_everything_and_is_taken_away(settings: dict[str, Any]) -> N
     assert stn.schedule.rows[-1].step == 6
 
 
-def test_a_checkpoint_of_either_method_says_how_its_response_is_counted(tmp_path: Path) -> None:
+def test_checkpoint_of_either_method_restores_whether_the_response_is_centred(tmp_path: Path) -> None:
     x = next(iter(loader(8)))[0]
     for settings in (DELTA, {}):
         module = LitSmall()
@@ -276,8 +235,10 @@ def test_a_checkpoint_of_either_method_says_how_its_response_is_counted(tmp_path
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 @pytest.mark.parametrize(("first", "then"), [({}, DELTA), (DELTA, {"method": "stn"})])
-def test_a_run_goes_on_with_the_other_method(tmp_path: Path, first: dict[str, Any], then: dict[str, Any]) -> None:
-    """From the same function of the input: recentred, not begun anew."""
+def test_resumed_run_continues_with_the_other_method(
+    tmp_path: Path, first: dict[str, Any], then: dict[str, Any]
+) -> None:
+    """It starts with the outputs of the saved network: the response is recentred, not reset."""
     module = LitSmall()
     run, _ = fit(module, callback(**first))
     run.save_checkpoint(tmp_path / "saved.ckpt")
@@ -285,7 +246,7 @@ def test_a_run_goes_on_with_the_other_method(tmp_path: Path, first: dict[str, An
     expected = module.eval().net(x)
     seen: list[Tensor] = []
 
-    class Look(LitSmall):
+    class RecordsFirstOutput(LitSmall):
         def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
             if not seen:
                 self.eval()
@@ -293,7 +254,7 @@ def test_a_run_goes_on_with_the_other_method(tmp_path: Path, first: dict[str, An
                     seen.append(self.net(x))
                 self.train()
 
-    resumed = Look()
+    resumed = RecordsFirstOutput()
     stn = callback(**then, on_resume_use=["method"])
     trainer(stn, max_epochs=3).fit(resumed, loader(24), loader(16, seed=1), ckpt_path=tmp_path / "saved.ckpt")
     torch.testing.assert_close(seen[0], expected)
@@ -301,68 +262,31 @@ def test_a_run_goes_on_with_the_other_method(tmp_path: Path, first: dict[str, An
     assert stn.state_dict()["settings"]["method"]["name"] == then["method"]
 
 
-class InParts(LitSmall):
-    """Calls the network's layers one by one."""
-
-    def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
-        x, y = batch
-        for layer in self.net:  # type: ignore[union-attr]
-            x = layer(x)
-        return F.cross_entropy(x, y)
-
-
-class Cube(torch.autograd.Function):
-    """Without a rule for tangents."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return 3 * grad * ctx.saved_tensors[0] ** 2
-
-
-class Cubed(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return Cube.apply(x)
-
-
-class Ruleless(LitSmall):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net[6] = Cubed()  # type: ignore[index]
-
-
-class Checkpointed(LitSmall):
-    def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
-        return F.cross_entropy(checkpoint(self.net, batch[0], use_reentrant=False), batch[1])
-
-
 @pytest.mark.filterwarnings("ignore:Nothing read the hyperparameters")
-@pytest.mark.filterwarnings("ignore:.torch.cpu.amp.autocast:FutureWarning")  # torch 2.4's own checkpoints use it
+@pytest.mark.filterwarnings("ignore:.torch.cpu.amp.autocast:FutureWarning")  # torch 2.4 uses it in checkpoint
 @pytest.mark.parametrize(
     ("build", "settings", "error", "message"),
     [
         (InParts, DELTA, ValueError, r"calls parts of a converted network.*linearize=False"),
-        (Ruleless, DELTA, NotImplementedError, r"no forward-mode derivative.*linearize=False"),
+        (WithoutForwardMode, DELTA, NotImplementedError, r"no forward-mode derivative.*linearize=False"),
         (Checkpointed, DIRECT, RuntimeError, "computed again in the backward pass.*method='stn'"),
     ],
 )
-def test_what_cannot_work_says_so(build: Any, settings: dict[str, Any], error: Any, message: str) -> None:
+def test_fit_refuses_networks_that_delta_stn_cannot_train(
+    build: Any, settings: dict[str, Any], error: Any, message: str
+) -> None:
     module = build()
     with pytest.raises(error, match=message):
         fit(module, callback(**settings))
     assert module.hyperparameters.current_pass.sample is None
     assert not module.hyperparameters.current_pass.tangent
     assert all(parameter.requires_grad for parameter in module.parameters())
-    assert not any(module_._forward_hooks for module_ in module.modules())
+    assert not any(child._forward_hooks for child in module.modules())
 
 
 @pytest.mark.filterwarnings("ignore:Nothing read the hyperparameters")
-@pytest.mark.parametrize("build", [InParts, Ruleless])
-def test_what_cannot_be_linearised_trains_directly(build: Any) -> None:
+@pytest.mark.parametrize("build", [InParts, WithoutForwardMode])
+def test_networks_that_cannot_be_linearised_train_without_linearisation(build: Any) -> None:
     module = build()
     fit(module, callback(**DIRECT))
     assert module.hyperparameters.unconstrained.isfinite().all()
@@ -373,13 +297,13 @@ def test_what_cannot_be_linearised_trains_directly(build: Any) -> None:
     "settings",
     [
         pytest.param(
-            DELTA, marks=pytest.mark.skipif(torch.__version__ < "2.6", reason="cannot run eagerly for a while")
+            DELTA, marks=pytest.mark.skipif(torch.__version__ < "2.6", reason="torch cannot force eager mode")
         ),
         DIRECT,
     ],
     ids=["linearised", "direct"],
 )
-def test_a_compiled_network_trains_as_the_eager_one(settings: dict[str, Any]) -> None:
+def test_compiled_network_trains_as_the_eager_one(settings: dict[str, Any]) -> None:
     states = []
     for compiled in (False, True):
         L.seed_everything(0, verbose=False)
@@ -391,12 +315,12 @@ def test_a_compiled_network_trains_as_the_eager_one(settings: dict[str, Any]) ->
     torch.testing.assert_close(states[1], states[0], rtol=1e-4, atol=1e-5)
 
 
-def test_weights_response_and_gates_have_rates_of_their_own() -> None:
+def test_weights_response_and_gates_have_separate_learning_rates() -> None:
     module = LitSmall()
     recentre(module, module.hyperparameters, True)
     groups = module.parameter_groups(0.1, response_lr=0.2)
-    spread = module.hyperparameters.scale.square().sum().item()
-    assert [group["lr"] for group in groups] == [0.1, 0.2, pytest.approx(0.1 / max(1.0, spread))]
+    variance = module.hyperparameters.scale.square().sum().item()
+    assert [group["lr"] for group in groups] == [0.1, 0.2, pytest.approx(0.1 / max(1.0, variance))]
     names = {id(p): name for name, p in module.named_parameters()}
     kinds = [{_kind(names[id(p)]) for p in group["params"]} for group in groups]
     assert kinds == [{"weight"}, {"response"}, {"gate"}]

@@ -1,4 +1,4 @@
-"""Every response layer with a torch layer of its own and an input, for the tests that go through all of them."""
+"""Plain layers with the shape of an input, at least one for every response layer, for tests of all of them."""
 
 import copy
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class Case:
 CASES = [
     Case(lambda: nn.Linear(4, 5), (6, 4)),
     Case(lambda: nn.Linear(4, 5, bias=False), (6, 4)),
-    Case(lambda: nn.Linear(4, 5), (6, 6, 4)),  # time as long as the batch
+    Case(lambda: nn.Linear(4, 5), (6, 6, 4)),  # as many time steps as examples
     Case(lambda: nn.Linear(4, 5), (6, 2, 3, 4)),
     Case(lambda: nn.Linear(4, 6), (6, 6, 4)),
     Case(lambda: nn.Conv1d(4, 6, 3), (6, 4, 7)),
@@ -61,7 +61,7 @@ def hyperparameters() -> HyperparameterSet:
 
 
 def respond(case: Case, gates: bool = True, dtype: torch.dtype = torch.float64) -> tuple[ResponseLayer, nn.Module]:
-    """A converted layer, and the plain one it came from."""
+    """A converted layer, and the plain layer that it is a copy of."""
     plain = case.plain().to(dtype)
     layer = copy.deepcopy(plain)
     response = response_type(type(plain))

@@ -1,4 +1,4 @@
-"""`ResponseEmbedding` against each example's own table, built entry by entry."""
+"""`ResponseEmbedding` against effective tables that are built entry by entry."""
 
 import copy
 
@@ -16,7 +16,7 @@ H, V, D = 2, 5, 3
 
 
 def tables(layer: ResponseEmbedding, sample: Tensor) -> list[Tensor]:
-    """Every row's table, by a loop over its entries."""
+    """The effective table of every row, built entry by entry."""
     built = []
     for row in sample:
         table = layer.weight.detach().clone()
@@ -37,7 +37,7 @@ def layer_and_set(padding_idx: int | None = None) -> tuple[ResponseEmbedding, Hy
 
 @pytest.mark.parametrize("shape", [(4,), (4, 4), (4, 2, 3)])
 @pytest.mark.parametrize("rows", [1, 4])
-def test_it_equals_the_naive_loop(shape: tuple[int, ...], rows: int) -> None:
+def test_embedding_equals_the_naive_loop(shape: tuple[int, ...], rows: int) -> None:
     layer, hyperparameters = layer_and_set()
     random_gates(layer)
     indices, sample = torch.randint(V, shape), torch.randn(rows, H, dtype=torch.float64)
@@ -48,7 +48,7 @@ def test_it_equals_the_naive_loop(shape: tuple[int, ...], rows: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 4])
-def test_gradients_equal_the_naive_loop_s(rows: int) -> None:
+def test_embedding_gradients_equal_those_of_effective_tables(rows: int) -> None:
     layer, hyperparameters = layer_and_set()
     random_gates(layer)
     indices, sample = torch.randint(V, (4, 6)), torch.randn(rows, H, dtype=torch.float64, requires_grad=True)
@@ -61,7 +61,7 @@ def test_gradients_equal_the_naive_loop_s(rows: int) -> None:
     torch.testing.assert_close(got, torch.autograd.grad(loss, wanted))
 
 
-def test_padding_stays_zero_and_gets_no_gradient() -> None:
+def test_padding_vector_stays_zero_and_gets_no_gradient() -> None:
     layer, hyperparameters = layer_and_set(padding_idx=2)
     nn.init.normal_(layer.gates("weight"))
     with bind(hyperparameters, torch.randn(3, H)):
@@ -72,7 +72,7 @@ def test_padding_stays_zero_and_gets_no_gradient() -> None:
     assert not layer.response("weight").grad.any()  # type: ignore[union-attr]
 
 
-def test_zero_gates_equal_the_plain_layer_bit_for_bit() -> None:
+def test_embedding_with_zero_gates_equals_the_plain_layer_bit_for_bit() -> None:
     plain = nn.Embedding(V, D)
     hyperparameters = HyperparameterSet({"a": Float(0.0, 1.0, init=0.5)})
     layer = convert(copy.deepcopy(plain), hyperparameters)
@@ -83,7 +83,7 @@ def test_zero_gates_equal_the_plain_layer_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("indices", [torch.zeros(3, 2, dtype=torch.int64), torch.tensor(1)])
-def test_rows_that_do_not_fit_are_refused(indices: Tensor) -> None:
+def test_embedding_refuses_rows_that_do_not_match_the_batch(indices: Tensor) -> None:
     layer, hyperparameters = layer_and_set()
     with bind(hyperparameters, torch.randn(4, H)), pytest.raises(ValueError, match=r"4 rows.*got shape"):
         layer(indices)

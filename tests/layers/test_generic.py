@@ -1,4 +1,4 @@
-"""Modules of any type: their own parameters respond while `forward` runs, at a sample that the batch shares."""
+"""Modules of any type, whose parameters respond while `forward` runs, for samples of one row."""
 
 import copy
 import pickle
@@ -16,7 +16,7 @@ from lightning_stn.layers import GenericResponse
 
 
 class Tokens(nn.Module):
-    """Own parameters of several shapes beside a child."""
+    """Parameters of several shapes, and a child."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ def converted() -> tuple[Tokens, HyperparameterSet]:
     return net, hyperparameters
 
 
-def test_it_equals_the_effective_parameters_written_out() -> None:
+def test_generic_response_equals_explicit_effective_parameters() -> None:
     net, hyperparameters = converted()
     random_gates(net)
     sample, x = torch.randn(1, 2, dtype=torch.float64), torch.randn(3, 5, 4, dtype=torch.float64)
@@ -48,20 +48,20 @@ def test_it_equals_the_effective_parameters_written_out() -> None:
     torch.testing.assert_close(output, child * gain)
 
 
-def test_gates_lie_on_the_first_dimension_longer_than_one() -> None:
+def test_gates_act_on_the_first_dimension_longer_than_one() -> None:
     net, _ = converted()
     assert net.token_gate.shape == (4, 2)  # type: ignore[union-attr]
     assert net.gain_gate.shape == (1, 2)  # type: ignore[union-attr]
     assert net.frozen_gate is None
 
 
-def test_the_response_of_a_constant_is_not_zero() -> None:
+def test_response_of_a_constant_parameter_is_not_zero() -> None:
     net, _ = converted()
     assert (net.response_token == 1).all()  # type: ignore[union-attr]
     assert net.response_gain == 2
 
 
-def test_zero_gates_change_nothing_and_keys_stay() -> None:
+def test_zero_gates_keep_outputs_and_state_dict_keys() -> None:
     plain = Tokens()
     net = convert(copy.deepcopy(plain), HyperparameterSet({"a": Float(0.0, 1.0, init=0.5)}))
     x = torch.randn(3, 4)
@@ -70,7 +70,7 @@ def test_zero_gates_change_nothing_and_keys_stay() -> None:
 
 
 class Gated(nn.Module):
-    """Parameters whose names look like a response's."""
+    """Parameters of the given names, which may be names that a response uses."""
 
     def __init__(self, **names: float) -> None:
         super().__init__()
@@ -78,13 +78,13 @@ class Gated(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.tensor([value])))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([x * parameter for parameter in self._own()]).sum(0)
+        return torch.stack([x * parameter for parameter in self._factors()]).sum(0)
 
-    def _own(self) -> list[Tensor]:
+    def _factors(self) -> list[Tensor]:
         return [getattr(self, name) for name in ("input_gate", "response_time")]
 
 
-def test_names_that_look_like_a_response_s_survive_the_export() -> None:
+def test_export_keeps_parameters_that_are_named_like_a_response() -> None:
     plain = Gated(input_gate=2.0, response_time=3.0)
     net = convert(copy.deepcopy(plain), HyperparameterSet({"a": Float(0.0, 1.0, init=0.5)}))
     assert list(export(net).state_dict()) == ["input_gate", "response_time"]
@@ -92,7 +92,7 @@ def test_names_that_look_like_a_response_s_survive_the_export() -> None:
 
 
 class Mixture(nn.Module):
-    """A child whose name is a response layer's method."""
+    """A child with the name of a method of `ResponseLayer`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,18 +100,18 @@ class Mixture(nn.Module):
         self.gates = nn.Linear(2, 2)
 
 
-def test_names_that_a_response_would_hide_are_refused() -> None:
-    with pytest.raises(ConversionError, match=r"a response would hide its own \['gates'\]; rename them"):
+def test_convert_refuses_attributes_that_a_response_would_hide() -> None:
+    with pytest.raises(ConversionError, match=r"a response would hide its attributes \['gates'\]; rename them"):
         convert(Mixture(), HyperparameterSet({"a": Float(0.0, 1.0, init=0.5)}))
 
 
-def test_names_that_a_response_needs_are_refused() -> None:
+def test_convert_refuses_parameter_names_that_a_response_needs() -> None:
     with pytest.raises(ConversionError, match=r"own parameters \['x_gate'\] have names that a response needs"):
         convert(Gated(x=1.0, x_gate=1.0), HyperparameterSet({"a": Float(0.0, 1.0, init=0.5)}))
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_copies_are_of_the_same_type(clone: Any) -> None:
+def test_copies_have_the_same_type_and_outputs(clone: Any) -> None:
     net, _ = converted()
     random_gates(net)
     other = clone(net)
@@ -121,9 +121,9 @@ def test_copies_are_of_the_same_type(clone: Any) -> None:
     assert torch.equal(net(x), other(x))
 
 
-def test_a_row_for_each_example_is_refused_when_it_runs() -> None:
+def test_generic_response_refuses_a_row_per_example() -> None:
     net, hyperparameters = converted()
-    message = "ResponseTokens: a perturbation for each example cannot be honoured.*perturb='batch'"
+    message = "ResponseTokens: expected a sample of one row.*got 3 rows.*perturb='batch'"
     with bind(hyperparameters, torch.randn(3, 2)), pytest.raises(ValueError, match=message):
         net(torch.randn(3, 4, dtype=torch.float64))
 
@@ -137,21 +137,21 @@ class LitTokens(LitSmall):
         return super().training_loss(batch, batch_idx) + F.cross_entropy(self.body(batch[0]), batch[1])
 
 
-def test_a_row_for_each_example_is_refused_before_training() -> None:
+def test_fit_refuses_a_row_per_example_for_generic_responses() -> None:
     with pytest.raises(
         ValueError, match=r"body\.2 \(Tokens\)\. Share one over the batch with STNCallback\(perturb='batch'"
     ):
         fit(LitTokens())
 
 
-def test_it_trains_with_a_shared_row() -> None:
+def test_generic_response_trains_with_a_shared_row() -> None:
     module = LitTokens()
     fit(module, STNCallback(perturb="batch", warmup=0, lr=0.05))
     assert module.body[2].token_gate.abs().sum() > 0  # type: ignore[index, union-attr, operator]
 
 
 @pytest.mark.parametrize("wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
-def test_parametrised_layers_respond_through_what_they_are_made_of(wrap: Any) -> None:
+def test_parametrised_layers_respond_in_their_original_parameters(wrap: Any) -> None:
     net = nn.Sequential(wrap(nn.Linear(3, 4))).eval()
     x = torch.randn(2, 3)
     expected = net(x)

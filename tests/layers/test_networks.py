@@ -1,4 +1,4 @@
-"""Whole networks that people have: converted, trained for real, taken away."""
+"""Common networks (torchvision, LSTM, GRU, transformer encoder): converted, trained with a Trainer, and exported."""
 
 import copy
 import subprocess
@@ -57,34 +57,34 @@ every_network = pytest.mark.parametrize(
 )
 
 
-def knobs() -> dict[str, Float]:
+def specifications() -> dict[str, Float]:
     return {"dropout": Float(0.0, 0.9, init=0.1), "noise": Float(0.0, None, init=0.1, per="batch")}
 
 
 @every_network
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no grad"])
-def test_converting_does_not_change_what_it_computes(
+def test_convert_keeps_the_outputs_of_a_network(
     build: Build, shape: tuple[int, ...], training: bool, grad: bool
 ) -> None:
     plain = build().train(training)
-    net, x = convert(copy.deepcopy(plain), HyperparameterSet(knobs())), torch.randn(2, *shape)
+    net, x = convert(copy.deepcopy(plain), HyperparameterSet(specifications())), torch.randn(2, *shape)
     outputs = []
     with torch.set_grad_enabled(grad):
         for module in (plain, net):
             torch.manual_seed(0)
             outputs.append(module(x))
-    if isinstance(plain, nn.Sequential) and not grad:  # torch's fused attention kernels round otherwise
+    if isinstance(plain, nn.Sequential) and not grad:  # torch's fused attention kernel rounds differently
         torch.testing.assert_close(*outputs)
     else:
         assert torch.equal(*outputs)
 
 
 class LitNetwork(STNModule):
-    """A network on made-up data that it can learn by heart."""
+    """A network on eight random examples, which it can fit."""
 
     def __init__(self, build: Build, shape: tuple[int, ...]) -> None:
-        super().__init__(hyperparameters=knobs())
+        super().__init__(hyperparameters=specifications())
         self.drop, self.noise = Dropout("dropout"), GaussianNoise("noise")
         self.net = self.convert(build(), dropout="dropout")
         self.data = torch.randn(8, *shape), torch.arange(8) % 5
@@ -104,7 +104,7 @@ class LitNetwork(STNModule):
 
 
 @every_network
-def test_twenty_training_steps_lower_the_loss_and_move_every_hyperparameter(
+def test_twenty_training_steps_lower_the_loss_and_change_every_hyperparameter(
     build: Build, shape: tuple[int, ...]
 ) -> None:
     torch.manual_seed(0)
@@ -120,12 +120,12 @@ def test_twenty_training_steps_lower_the_loss_and_move_every_hyperparameter(
 
 
 @every_network
-def test_it_is_taken_away_to_a_process_without_this_package(
+def test_exported_network_runs_in_a_process_without_this_package(
     build: Build, shape: tuple[int, ...], tmp_path: Path
 ) -> None:
     plain = build()
-    plain = plain.recurrent if isinstance(plain, Sequence) else plain  # that class would bring the package along
-    net = random_gates(convert(copy.deepcopy(plain), HyperparameterSet(knobs())), 0.01).eval()
+    plain = plain.recurrent if isinstance(plain, Sequence) else plain  # unpickling Sequence would import the package
+    net = random_gates(convert(copy.deepcopy(plain), HyperparameterSet(specifications())), 0.01).eval()
     taken, x = export(net), torch.randn(2, *shape)
     assert [type(module) for module in taken.modules()] == [type(module) for module in plain.modules()]
     assert list(taken.state_dict()) == list(plain.state_dict())

@@ -1,4 +1,4 @@
-"""Every response layer against a naive float64 loop that builds each example's own weights."""
+"""Every response layer against a naive float64 loop that builds the effective weights of each example."""
 
 import copy
 import itertools
@@ -35,10 +35,10 @@ def unit(plain: nn.Module, shape: tuple[int, ...], index: tuple[int, ...]) -> in
 
 
 def naive(layer: ResponseLayer, plain: nn.Module, sample: Tensor, input: Tensor) -> Tensor:
-    """Entry by entry: each example's weights, then the plain layer on that example."""
+    """The plain layer on each example alone, with effective weights built entry by entry."""
     outputs = []
     for n in range(len(input)):
-        own = copy.deepcopy(plain)
+        alone = copy.deepcopy(plain)
         state = {}
         for name, base in plain.named_parameters():
             effective = getattr(layer, name).detach().clone()
@@ -48,20 +48,20 @@ def naive(layer: ResponseLayer, plain: nn.Module, sample: Tensor, input: Tensor)
                 gate = sum(gates[o, h].item() * sample[n, h].item() for h in range(H))
                 effective[index] += gate * response[index].item()
             state[name] = effective
-        own.load_state_dict(state, strict=False)
-        outputs.append(own(input[n : n + 1]))
+        alone.load_state_dict(state, strict=False)
+        outputs.append(alone(input[n : n + 1]))
     return torch.cat(outputs).detach()
 
 
 @every_case
-def test_per_example_path_equals_the_naive_loop(case: Case) -> None:
+def test_row_per_example_equals_the_naive_loop(case: Case) -> None:
     layer, plain = respond(case)
     input, sample = torch.randn(case.shape, dtype=torch.float64), torch.randn(case.shape[0], H, dtype=torch.float64)
     torch.testing.assert_close(at(layer, sample, input), naive(layer, plain, sample, input), rtol=1e-10, atol=1e-10)
 
 
 @every_case
-def test_merged_path_equals_the_naive_loop(case: Case) -> None:
+def test_shared_row_equals_the_naive_loop(case: Case) -> None:
     layer, plain = respond(case)
     input, sample = torch.randn(case.shape, dtype=torch.float64), torch.randn(1, H, dtype=torch.float64)
     expected = naive(layer, plain, sample.expand(case.shape[0], H), input)
@@ -69,7 +69,7 @@ def test_merged_path_equals_the_naive_loop(case: Case) -> None:
 
 
 @every_case
-def test_merged_path_equals_per_example_path_with_equal_rows(case: Case) -> None:
+def test_shared_row_equals_the_same_row_for_each_example(case: Case) -> None:
     layer, _ = respond(case)
     input, sample = torch.randn(case.shape, dtype=torch.float64), torch.randn(1, H, dtype=torch.float64)
     repeated = sample.repeat(case.shape[0], 1)
@@ -78,7 +78,7 @@ def test_merged_path_equals_per_example_path_with_equal_rows(case: Case) -> None
 
 @every_case
 @pytest.mark.parametrize("rows", [1, None], ids=["shared", "per-example"])
-def test_gradcheck(case: Case, rows: int | None) -> None:
+def test_gradients_pass_gradcheck(case: Case, rows: int | None) -> None:
     layer, _ = respond(case)
     n = 2
     input = torch.randn(n, *case.shape[1:], dtype=torch.float64, requires_grad=True)
@@ -93,7 +93,7 @@ def test_gradcheck(case: Case, rows: int | None) -> None:
 
 @every_case
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_unattached_it_equals_the_torch_layer_bit_for_bit(case: Case, dtype: torch.dtype) -> None:
+def test_layer_without_a_set_equals_the_torch_layer_bit_for_bit(case: Case, dtype: torch.dtype) -> None:
     layer, plain = respond(case, dtype=dtype)
     layer.__dict__["_hyperparameters"] = None
     input = torch.randn(case.shape, dtype=dtype)
@@ -102,18 +102,18 @@ def test_unattached_it_equals_the_torch_layer_bit_for_bit(case: Case, dtype: tor
 
 @every_case
 @pytest.mark.parametrize("rows", [None, 1, 6], ids=["current", "shared", "per-example"])
-def test_with_zero_gates_it_equals_the_torch_layer_bit_for_bit(case: Case, rows: int | None) -> None:
+def test_layer_with_zero_gates_equals_the_torch_layer_bit_for_bit(case: Case, rows: int | None) -> None:
     layer, plain = respond(case, gates=False, dtype=torch.float32)
     input = torch.randn(case.shape)
     output = layer(input) if rows is None else at(layer, torch.randn(rows, H), input)
-    if rows == 6 and "Norm" in str(plain):  # torch's kernels scale and normalise in one rounding
+    if rows == 6 and "Norm" in str(plain):  # torch's kernels normalise and scale with one rounding
         torch.testing.assert_close(output, plain(input))
     else:
         assert torch.equal(output, plain(input))
 
 
 @every_case
-def test_without_a_bound_sample_it_computes_at_the_current_hyperparameters(case: Case) -> None:
+def test_layer_without_a_bound_sample_computes_at_the_current_hyperparameters(case: Case) -> None:
     layer, _ = respond(case)
     assert layer.hyperparameters is not None
     layer.hyperparameters.unconstrained.data.copy_(torch.tensor([0.3, -1.0, 2.0]))
@@ -123,14 +123,14 @@ def test_without_a_bound_sample_it_computes_at_the_current_hyperparameters(case:
 
 
 @every_case
-def test_a_batch_of_one(case: Case) -> None:
+def test_batch_of_one_equals_the_naive_loop(case: Case) -> None:
     layer, plain = respond(case)
     input, sample = torch.randn(1, *case.shape[1:], dtype=torch.float64), torch.randn(1, H, dtype=torch.float64)
     torch.testing.assert_close(at(layer, sample, input), naive(layer, plain, sample, input), rtol=1e-10, atol=1e-10)
 
 
 @every_case
-def test_a_plain_checkpoint_loads_and_only_response_keys_are_missing(case: Case) -> None:
+def test_plain_checkpoint_lacks_only_the_response_keys(case: Case) -> None:
     layer, plain = respond(case)
     for parameter in plain.parameters():
         parameter.data.normal_()
@@ -141,29 +141,29 @@ def test_a_plain_checkpoint_loads_and_only_response_keys_are_missing(case: Case)
 
 
 @every_case
-def test_size_of_the_response(case: Case) -> None:
-    """`R, r` as large as the layer; `V, C` a row of `h` for each output unit and parameter."""
+def test_response_has_the_size_of_the_layer_and_its_gates(case: Case) -> None:
+    """`R` and `r` have the size of the layer; `V` and `C` have `h` entries for each output unit of a parameter."""
     layer, plain = respond(case)
-    own = sum(p.numel() for p in plain.parameters())
+    size = sum(p.numel() for p in plain.parameters())
     if isinstance(plain, nn.LayerNorm | nn.RMSNorm):
-        gates = H * own
+        gates = H * size
     elif "ConvTranspose" in str(plain):
         gates = H * plain.out_channels * len(list(plain.parameters()))
     else:
         gates = H * sum(p.shape[0] for p in plain.parameters())
-    assert sum(p.numel() for p in layer.response_parameters()) == own + gates
+    assert sum(p.numel() for p in layer.response_parameters()) == size + gates
 
 
 @every_case
 @pytest.mark.parametrize("rows", [2, 5, 7])
-def test_rows_that_do_not_fit_the_batch_are_refused(case: Case, rows: int) -> None:
+def test_layer_refuses_rows_that_do_not_match_the_batch(case: Case, rows: int) -> None:
     layer, _ = respond(case)
     with pytest.raises(ValueError, match=rf"{rows} rows.*got shape.*perturb='batch'"):
         at(layer, torch.randn(rows, H), torch.randn(case.shape, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "Norm" not in str(case)], ids=str)
-def test_an_input_without_a_batch_takes_one_row_only(case: Case) -> None:
+def test_input_without_a_batch_dimension_needs_one_row(case: Case) -> None:
     layer, plain = respond(case, gates=False)
     dims = 1 if isinstance(plain, nn.Linear) else len(case.shape) - 1
     input = torch.randn(case.shape[-dims:], dtype=torch.float64)
@@ -174,7 +174,7 @@ def test_an_input_without_a_batch_takes_one_row_only(case: Case) -> None:
 
 @given(n=st.integers(0, 5), i=st.integers(1, 4), o=st.integers(1, 4), extra=st.lists(st.integers(1, 3), max_size=2))
 @settings(max_examples=40, deadline=None)
-def test_linear_of_any_shape(n: int, i: int, o: int, extra: list[int]) -> None:
+def test_linear_equals_the_naive_loop_for_any_shape(n: int, i: int, o: int, extra: list[int]) -> None:
     case = Case(lambda: nn.Linear(i, o), (n, *extra, i))
     layer, plain = respond(case)
     input, sample = torch.randn(case.shape, dtype=torch.float64), torch.randn(n, H, dtype=torch.float64)
@@ -193,7 +193,7 @@ def test_linear_of_any_shape(n: int, i: int, o: int, extra: list[int]) -> None:
         (layers.ResponseConv3d, (3, 4, 2)),
     ],
 )
-def test_built_directly_it_keeps_the_torch_constructor(response: Any, arguments: tuple[int, ...]) -> None:
+def test_response_layer_takes_the_arguments_of_torch(response: Any, arguments: tuple[int, ...]) -> None:
     hyperparameter_set = hyperparameters()
     layer = response(*arguments, bias=False, dtype=torch.float64, hyperparameters=hyperparameter_set)
     assert layer.bias is None
@@ -203,15 +203,15 @@ def test_built_directly_it_keeps_the_torch_constructor(response: Any, arguments:
     assert isinstance(layer, response.plain)
 
 
-def test_the_response_starts_with_the_spread_of_torch_s_initialiser() -> None:
-    """Uniform in +-1/sqrt(fan_in): the largest of 40,000 entries lies within 1% of the bound, save with e^-400."""
+def test_response_weights_are_drawn_by_the_torch_initialiser() -> None:
+    """Uniform in +-1/sqrt(fan_in): the largest of 40,000 entries is within 1% of the bound, except with e^-400."""
     layer = layers.ResponseLinear(100, 400, hyperparameters=hyperparameters())
     assert 0.099 < layer.response_weight.abs().max() <= 0.1
     assert not torch.equal(layer.response_weight, layer.weight)
 
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[7]], ids=str)
-def test_the_gates_of_one_example_do_not_reach_another(case: Case) -> None:
+def test_row_affects_only_its_example(case: Case) -> None:
     layer, _ = respond(case)
     input, sample = torch.randn(case.shape, dtype=torch.float64), torch.randn(6, H, dtype=torch.float64)
     before = at(layer, sample, input)

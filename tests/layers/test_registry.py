@@ -1,3 +1,5 @@
+"""Registration of response layers."""
+
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ def _restore(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_RESPONSES", dict(registry._RESPONSES))
 
 
-def test_a_layer_of_one_s_own_is_converted() -> None:
+def test_convert_uses_a_registered_response_layer() -> None:
     @register_response(Doubled)
     class ResponseDoubled(AffineResponse, Doubled):
         plain = Doubled
@@ -36,12 +38,12 @@ def test_a_layer_of_one_s_own_is_converted() -> None:
     assert type(plain) is ResponseDoubled
 
 
-def test_a_second_registration_needs_overwrite() -> None:
+def test_second_registration_needs_overwrite() -> None:
     with pytest.raises(ValueError, match="Linear already has ResponseLinear; pass overwrite=True"):
         register_response(nn.Linear)(registry._RESPONSES[nn.Linear])
     register_response(nn.Linear, overwrite=True)(registry._RESPONSES[nn.Linear])
 
 
-def test_a_class_that_is_no_response_is_refused() -> None:
+def test_registration_refuses_a_class_that_is_no_response_layer() -> None:
     with pytest.raises(TypeError, match="to subclass ResponseLayer and Doubled"):
         register_response(Doubled)(nn.Linear)  # type: ignore[type-var]
