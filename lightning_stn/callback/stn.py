@@ -153,7 +153,8 @@ class STNCallback(Callback):
             entries.copy_(trainer.strategy.broadcast(entries))
         surroundings.give_back_metrics(trainer)
         self._recorder.open(trainer)
-        self._recorder.record(trainer, self._clock.batches)
+        if not self._recorder.schedule.rows:  # A resumed run records when one run without interruption would.
+            self._recorder.record(trainer, self._clock.batches)
         surroundings.give_back_streams(trainer)
 
     def _prepare(self, module: STNModule) -> None:
