@@ -22,14 +22,13 @@ from lightning_stn.export import export
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers import ResponseLayer
 from lightning_stn.methods.delta import base_pass, response_pass, shared_pass
-from lightning_stn.specifications import Hyperparameter
+from lightning_stn.specifications import Hyperparameter, Perturb
 
 Method = Literal["stn", "delta-stn"]
-Perturb = Literal["example", "batch"]
 ClipAlgorithm = Literal["norm", "value"]
 
-_MEANINGS = "lightning_stn_hyperparameters"
-"""Where a checkpoint keeps how its hyperparameters are read."""
+_SIGNATURE = "lightning_stn_hyperparameters"
+"""Key in a checkpoint for the signature of its hyperparameters."""
 
 _CLOSED = (
     "A part of the network is computed anew in the backward pass, as activation checkpointing does, where the forward "
@@ -376,7 +375,7 @@ class STNModule(L.LightningModule):
         """Save the current hyperparameters, also where a callback saves an averaged copy of this module instead."""
         current = self.hyperparameters.state_dict(prefix="hyperparameters.")
         checkpoint["state_dict"] |= {key: value for key, value in current.items() if key in checkpoint["state_dict"]}
-        checkpoint[_MEANINGS] = self.hyperparameters.meanings
+        checkpoint[_SIGNATURE] = self.hyperparameters.signature
         super().on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -385,8 +384,8 @@ class STNModule(L.LightningModule):
         Raises:
             ValueError: they have other names, another order, other ranges or choices.
         """
-        if self._trainer is not None and self._trainer.training and _MEANINGS in checkpoint:
-            self.hyperparameters.require_meanings(checkpoint[_MEANINGS])
+        if self._trainer is not None and self._trainer.training and _SIGNATURE in checkpoint:
+            self.hyperparameters.require_signature(checkpoint[_SIGNATURE])
         super().on_load_checkpoint(checkpoint)
 
     def validation_step(self, batch: Any, batch_idx: int, *args: Any) -> Any:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from lightning_stn.binding import BoundModule
 from lightning_stn.hyperparameters import HyperparameterSet
-from lightning_stn.specifications import Float, Integer
 
 
 class Regularizer(BoundModule):
@@ -36,10 +35,8 @@ class Regularizer(BoundModule):
                 continue
             hyperparameters.require_number(value, self._label(name))
             specification = hyperparameters.specifications[value]
-            assert isinstance(specification, Float | Integer)
-            least = -math.inf if specification.low is None else specification.low
-            most = math.inf if specification.high is None else specification.high
-            if least < low or most > high:
+            bounds = specification.bounds
+            if bounds is not None and (bounds[0] < low or bounds[1] > high):
                 raise ValueError(
                     f"{self._label(name)}: expected {strength} {_interval(low, high)}, but the hyperparameter "
                     f"{value!r} is {specification!r}; narrow its range."
@@ -109,7 +106,7 @@ class Regularizer(BoundModule):
         if isinstance(strength, Tensor) and strength.dim():
             raise ValueError(
                 f"{type(self).__name__}: acts on the batch as a whole, but {getattr(self, name)!r} has a value for "
-                "each of its examples; declare it with per='batch', or use STNCallback(perturb='batch')."
+                "each of its examples; declare it with perturb='batch', or use STNCallback(perturb='batch')."
             )
         return strength
 

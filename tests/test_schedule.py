@@ -132,7 +132,7 @@ def test_a_schedule_that_is_accepted_can_be_read_back(tmp_path_factory: Any, nam
         return
     path = tmp_path_factory.mktemp("schedule") / "schedule.csv"
     values = {name: choices[name][0] if name in choices else 0.5 for name in names}
-    schedule.append(Row(0, 0, values, dict.fromkeys(schedule.entries, 0.25)))
+    schedule.append(Row(0, 0, values, dict.fromkeys(schedule.scale_names, 0.25)))
     schedule.save(path)
     assert Schedule.load(path) == schedule
 
@@ -141,4 +141,4 @@ def test_a_schedule_that_is_accepted_can_be_read_back(tmp_path_factory: Any, nam
 def test_numbers_collide_only_with_the_scale_of_another(names: list[str]) -> None:
     collide = any(f"{name}_scale" in names for name in names)
     if not collide:
-        assert Schedule(tuple(names)).entries == tuple(names)
+        assert Schedule(tuple(names)).scale_names == tuple(names)

@@ -5,8 +5,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, get_args
 
-from lightning_stn.module import ClipAlgorithm, Method, Perturb, WeightStepSettings
+from lightning_stn.module import ClipAlgorithm, Method, WeightStepSettings
 from lightning_stn.phases import PhaseSchedule
+from lightning_stn.specifications import Perturb
 
 _CHOSEN_BY_THE_RUN = ("lr", "scale_lr", "seed")
 """None leaves these to the run, and so to the checkpoint."""

@@ -36,11 +36,12 @@ from lightning_stn.methods.hypergradient import (
     derived_rate,
     own_scaler,
 )
-from lightning_stn.module import ClipAlgorithm, Method, Perturb, STNModule
+from lightning_stn.module import ClipAlgorithm, Method, STNModule
 from lightning_stn.phases import Phase, PhaseClock, PhaseSchedule
 from lightning_stn.randomness import derive_seed, random_state, set_random_state
 from lightning_stn.resumable import ResumableLoader
 from lightning_stn.schedule import Schedule
+from lightning_stn.specifications import Perturb
 
 _RANDOM_STATES = "lightning_stn_random_states"
 """Where a checkpoint keeps them: a list with an entry for each rank."""
@@ -227,7 +228,7 @@ class STNCallback(Callback):
         )
         self._optimizer = optimizer  # From here on there is a state to save.
         self._reloaded = trainer.current_epoch
-        self._meanings = hyperparameters.meanings
+        self._signature = hyperparameters.signature
         self._recorder = Recorder(hyperparameters, self._optimizer)
         self._watch = Watch(hyperparameters)
         if self._restored is not None:
@@ -270,7 +271,7 @@ class STNCallback(Callback):
 
     def _resume(self, restored: dict[str, Any], hyperparameters: HyperparameterSet) -> None:
         """Continue from a checkpoint, but for what shall be overridden."""
-        hyperparameters.require_meanings(restored["hyperparameters"])
+        hyperparameters.require_signature(restored["hyperparameters"])
         if "hyperparameters" in self._override:
             hyperparameters.reset_parameters()
         if not self._override & {"hyperparameters", "optimizer", "tune_scales"}:
@@ -364,7 +365,7 @@ class STNCallback(Callback):
             return self._restored or {}
         return {
             "settings": self._settings.state_dict(),
-            "hyperparameters": self._meanings,
+            "hyperparameters": self._signature,
             "clock": self._clock.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "stream": self._stream.state_dict(),

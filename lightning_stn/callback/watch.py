@@ -6,13 +6,9 @@ import torch
 from torch import Tensor
 
 from lightning_stn.hyperparameters import HyperparameterSet
-from lightning_stn.specifications import Float, Hyperparameter, Integer
 
 PATIENCE = 25
 """Hyperparameter steps in a row without a finite hypergradient after which a run is stopped."""
-
-PINNED = 7.0
-"""Distance in unconstrained units at which a bound is as good as reached: 0.1% of the range is left."""
 
 COLLAPSED, EXPLODED = 0.02, 10.0
 """Perturbation scales as shares of where they started."""
@@ -75,9 +71,9 @@ class Watch:
         hyperparameters = self._hyperparameters
         places, scales = hyperparameters.unconstrained.tolist(), hyperparameters.scale.tolist()
         for name, specification in hyperparameters.specifications.items():
-            entries, starts = hyperparameters.entries[name], specification.unconstrained_init()
-            for place, scale, start in zip(places[entries], scales[entries], starts, strict=True):
-                bound = _bound_reached(specification, place, start)
+            own = hyperparameters.slices[name]
+            bound = specification.bound_reached(places[own])
+            for scale in scales[own]:
                 if bound is not None:
                     self._tell(
                         name,
@@ -104,15 +100,3 @@ class Watch:
         if (name, kind) not in self._told:
             self._told.add((name, kind))
             warnings.warn(f"The hyperparameter {name!r} {what}", stacklevel=3)
-
-
-def _bound_reached(specification: Hyperparameter, place: float, start: float) -> float | None:
-    """The bound that a hyperparameter has gone to since its start, if any."""
-    if not isinstance(specification, Float | Integer):
-        return None
-    if place > max(PINNED, start + 1):
-        return specification.high
-    if place < min(-PINNED, start - 1):
-        endless = isinstance(specification, Float) and specification.log and not specification.low
-        return None if endless else specification.low
-    return None
