@@ -8,8 +8,7 @@ from torch import nn
 
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers import ResponseLayer, generic_response, response_type
-from lightning_stn.regularizer import Regularizer
-from lightning_stn.regularizers import Dropout, DropPath, Tunable, tunable_type
+from lightning_stn.regularizers import Dropout, DropPath, Regularizer, Tunable, tunable_type
 from lightning_stn.regularizers.registry import is_tunable
 
 PER_LAYER = "per-layer"

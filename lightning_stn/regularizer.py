@@ -16,6 +16,21 @@ class Regularizer(BoundModule):
     A subclass lists its strengths in `ranges`; each is an attribute that holds a hyperparameter's name or a number. A
     module that is attached to a set acts in the weight phase and returns its input otherwise. A module with constants
     only that was never attached acts in training mode, as torch's layers do.
+
+    Example:
+        >>> import torch
+        >>> from lightning_stn.regularizers import Regularizer
+        >>> class Shrink(Regularizer):
+        ...     ranges = {"amount": (0.0, 1.0)}
+        ...
+        ...     def __init__(self, amount):
+        ...         super().__init__()
+        ...         self.amount = self.checked("amount", amount)
+        ...
+        ...     def forward(self, input):  # [n], and so is a strength with a value for each example
+        ...         return input * (1 - self.strength("amount")) if self.active else input
+        >>> Shrink(0.25)(torch.ones(2))
+        tensor([0.7500, 0.7500])
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}

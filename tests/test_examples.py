@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_stn import STNCallback, STNModule, recommended_augmentation, recommended_hyperparameters
 from lightning_stn.binding import attach
-from lightning_stn.regularizer import Regularizer
+from lightning_stn.regularizers import Regularizer
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -15,8 +15,7 @@ from lightning_stn import Float, HyperparameterSet, Integer
 from lightning_stn.augment import Cutout, GaussianNoise
 from lightning_stn.augment.cutout import cutout_mask
 from lightning_stn.binding import attach, bind_weight_phase, unbind
-from lightning_stn.regularizer import Regularizer
-from lightning_stn.regularizers import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath
+from lightning_stn.regularizers import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath, Regularizer
 
 LOGITS = torch.tensor([[-3.0], [0.0], [1.0], [3.0]])
 DROPOUTS = [
