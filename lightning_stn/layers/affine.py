@@ -15,7 +15,7 @@ class AffineResponse(ResponseLayer):
 
     Example `n` sees `W x + b + (V h_n) * (R x) + (C h_n) * r`, MacKay et al. (2019), section 3.2.
 
-    A family gives `channel_dim`, `affine` and `growth`.
+    A family defines `channel_dim` and `affine`, and may define `growth`.
     """
 
     weight: Tensor
@@ -34,16 +34,25 @@ class AffineResponse(ResponseLayer):
     @property
     def channel_dim(self) -> int:
         """The output dimension that the gates act on, counted from the end."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} does not define channel_dim, the output dimension of its units, counted from the "
+            "end; write 'channel_dim = -1' in its body if that is the last one."
+        )
 
     def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
         """The plain layer's computation with the given parameters; `args` are what else its `forward` takes."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} does not define affine; define affine(self, input, weight, bias, *args), which "
+            f"returns the output of {self.plain.__name__} with these parameters, and without a bias where it is None."
+        )
 
     @property
     def growth(self) -> float:
-        """Entries of the output for each one of the input, roughly."""
-        raise NotImplementedError
+        """Entries of the output for each entry of the input, roughly.
+
+        It only decides which of two equivalent computations is cheaper; by default the output is as large as the input.
+        """
+        return 1.0
 
     def reset_response(self) -> None:
         """Fill `R, r` with torch's own initialiser for this layer."""
