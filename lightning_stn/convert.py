@@ -14,7 +14,7 @@ from lightning_stn.regularizers.registry import is_tunable
 PER_LAYER = "per-layer"
 
 _TYPICAL: dict[str, type[Tunable]] = {"dropout": Dropout, "drop_path": DropPath}
-"""By keyword, a class that the named hyperparameter must suit, even in a network without modules of the kind."""
+"""A class of each keyword; a hyperparameter must suit it even if the network has no module to tune."""
 
 _DROPOUTS = nn.modules.dropout._DropoutNd
 """Base class of torch's dropouts: `convert(dropout=...)` refuses those that are not registered."""
@@ -49,7 +49,7 @@ class _Tuning:
         return "_".join([self.keyword, *filter(None, module_name.split("."))])
 
     def collisions(self) -> list[str]:
-        """Problems of modules whose generated names are equal, as those of `a.b` and `a_b`."""
+        """Problems of modules with equal generated names, such as `a.b` and `a_b`."""
         modules: dict[str, str] = {}
         return [
             f"{name}: its hyperparameter would be called {self.hyperparameter(name)!r}, as that of {first}; rename one."

@@ -14,7 +14,7 @@ from lightning_stn.specifications import Hyperparameter
 from lightning_stn.transforms import positive, positive_inverse
 
 _STATE = ("unconstrained", "raw_scale")
-"""What a state dict holds of a set, entry by entry."""
+"""Tensors of the state dict, `[h]` each."""
 
 _CENTRED = "centred"
 
@@ -62,7 +62,7 @@ class HyperparameterSet(nn.Module):
         centred: whether the response is centred at the current hyperparameters, `W + diag(V (h - lambda)) R`, so that
             the base weights are those at `lambda`, as in Delta-STN, Bae and Grosse (2020), arXiv:2010.13514; initially
             False: centred at zero.
-        networks: the networks that were converted to respond to the set, each as a whole.
+        networks: the networks that respond to the set, as `convert` returned them.
         names: the names, in the order of the entries.
         slices: name to the slice of its entries.
 
@@ -155,7 +155,7 @@ class HyperparameterSet(nn.Module):
         self.raw_scale.copy_(positive_inverse(scales))
 
     def unshare(self) -> None:
-        """Copy the state, which spawned processes get in memory that they share."""
+        """Copy the state out of the shared memory in which spawned processes receive it."""
         for name in _STATE:
             setattr(self, name, getattr(self, name).clone())
 
@@ -235,7 +235,7 @@ class HyperparameterSet(nn.Module):
             )
 
     def constrain(self, unconstrained: Tensor) -> dict[str, Tensor]:
-        """Natural units, name by name.
+        """Values in natural units, by name.
 
         Args:
             unconstrained: `[..., h]`, unconstrained units.
@@ -248,7 +248,7 @@ class HyperparameterSet(nn.Module):
 
     def values(self) -> dict[str, Value]:
         """The current hyperparameters in natural units, as Python numbers; a `Categorical` as its choice."""
-        # In float64, so that a start value reads back as it was given, to the precision of a float32 logit.
+        # In float64, so that an initial value reads back as given, to the precision of a float32 logit.
         values = self.constrain(self.unconstrained.cpu().double())
         return {name: self.specifications[name].to_python(value) for name, value in values.items()}
 
@@ -265,7 +265,7 @@ class HyperparameterSet(nn.Module):
         if not isinstance(n, int) or n < 0:
             raise ValueError(
                 f"Expected the number of rows of a sample to be a whole number of at least 0, got {n!r}; if "
-                "infer_batch_size is overridden, let it return the number of examples as an int."
+                "infer_batch_size is overridden, return the number of examples from it as an int."
             )
         noise = torch.randn(n, len(self), generator=generator, dtype=torch.float32, device="cpu")
         for name, specification in self.specifications.items():
@@ -286,7 +286,7 @@ class HyperparameterSet(nn.Module):
         return self.unconstrained.unsqueeze(0)
 
     def from_centre(self, sample: Tensor) -> Tensor:
-        """A sample as response layers read it, counted from the centre of the response; gradients reach the sample."""
+        """A sample relative to the centre of the response, as response layers read it; gradients reach the sample."""
         return sample - self.unconstrained if self.centred else sample
 
     @property
@@ -327,7 +327,7 @@ class HyperparameterSet(nn.Module):
         return self.specifications[name].read(self.unconstrained[self.slices[name]])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HyperparameterSet":
-        """Follow the network to another device, but never to another precision."""
+        """Move to another device with the network, but keep the precision."""
         was_meta = self.unconstrained.is_meta
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name in _STATE:
@@ -375,7 +375,7 @@ class HyperparameterSet(nn.Module):
             own.copy_(state_dict[key])
 
     def extra_repr(self) -> str:
-        """One hyperparameter a line."""
+        """One line per hyperparameter."""
         return "\n".join(f"{name}={specification!r}" for name, specification in self.specifications.items())
 
 

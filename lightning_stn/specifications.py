@@ -16,7 +16,7 @@ from lightning_stn.schedule import Value
 from lightning_stn.transforms import invert, range_transform
 
 Perturb = Literal["example", "batch"]
-"""What shares one perturbation: nothing, so that each example has its own, or the mini-batch."""
+"""Whether each example has a perturbation, or the mini-batch has one."""
 
 BOUND_REACHED = 7.0
 """Distance from zero, unconstrained units, beyond which a bound counts as reached: 0.1% of the range is left."""
@@ -36,8 +36,8 @@ class Hyperparameter(ABC):
     """Base class of all kinds, and the type to annotate with.
 
     A further kind is a frozen dataclass with the fields `init`, `scale` and `perturb` and the three abstract methods;
-    the other members suit a number with one unconstrained entry. A kind whose value is a text has no `bounds`, and
-    these texts as its `parts`. State is the fields alone, so that a checkpoint loads with `weights_only=True`.
+    the other members suit a number with one unconstrained entry. A kind whose value is a string has no `bounds`, and
+    its `parts` are these strings. The fields are the whole state, so that checkpoints load with `weights_only=True`.
 
     Attributes:
         init: the initial value, natural units.
@@ -75,7 +75,7 @@ class Hyperparameter(ABC):
 
     @property
     def signature(self) -> str:
-        """The specification without start and scale; state can be exchanged between equal signatures."""
+        """The specification without `init` and `scale`; equal signatures give saved state the same meaning."""
         own: Any = self
         parts = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(own) if f.name not in ("init", "scale")]
         return f"{type(self).__name__}({', '.join(parts)})"
@@ -96,7 +96,7 @@ class Hyperparameter(ABC):
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """Bounds of the value, natural units, infinite where there is none; None for a value that is a text."""
+        """Bounds of the value, natural units, infinite where there is none; None for a value that is a string."""
         return -math.inf, math.inf
 
     @property
@@ -110,18 +110,18 @@ class Hyperparameter(ABC):
 
     @abstractmethod
     def read(self, unconstrained: Tensor) -> Tensor:
-        """Natural units: `[..., size]`, unconstrained units, to `[...]`; a text by its index in `parts`, int64."""
+        """Natural units: `[..., size]`, unconstrained units, to `[...]`; a string as its index in `parts`, int64."""
 
     @abstractmethod
     def to_python(self, value: Tensor) -> Value:
-        """A scalar that `read` returned, as a number or a text."""
+        """A scalar that `read` returned, as a number or a string."""
 
     def bound_reached(self, unconstrained: Sequence[float]) -> float | None:
         """The bound, natural units, that the hyperparameter has moved to since its start; None if there is none."""
         return None
 
     def band(self, values: Tensor, scales: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Values one scale below and above recorded ones; None where a value does not say where it was read from.
+        """Values one scale below and above recorded ones; None if values are too coarse for it, as whole numbers are.
 
         Args:
             values: natural units.

@@ -1457,7 +1457,7 @@ RUNS = {
         lambda: Lit(beside=GaussianNoise("rate"), rows=5),
     ),
     "fit: no number of rows": running(
-        ValueError, "number of rows .*got '8'; if infer_batch_size is overridden, let it return", lambda: Lit(rows="8")
+        ValueError, "number of rows .*got '8'; if infer_batch_size is overridden, return", lambda: Lit(rows="8")
     ),
     "fit: a rate for each example where the batch has one": running(
         ValueError,

@@ -52,7 +52,7 @@ class Power(Hyperparameter):
 
 @dataclass(frozen=True)
 class Switch(Hyperparameter):
-    """A text, "off" or "on"."""
+    """A string, "off" or "on"."""
 
     init: str
     _: KW_ONLY
