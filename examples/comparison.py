@@ -9,7 +9,7 @@ import matplotlib
 import torch
 from lightning import Callback, LightningModule
 
-from lightning_stn import Float, HyperparameterSet, Phase, Schedule, STNCallback
+from lightning_stn import HyperparameterSet, Phase, Schedule, STNCallback
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -65,10 +65,9 @@ def plot_schedules(
         values = torch.tensor([row.values[name] for row in schedule.rows], dtype=torch.float64)
         scales = torch.tensor([row.scales[name] for row in schedule.rows], dtype=torch.float64)
         axes.plot(steps, values, label="value")
-        if isinstance(specification, Float):  # a whole number is too coarse for a band
-            centre = specification.transform.inv(values)  # the band is symmetric in unconstrained units
-            low, high = specification.constrain(centre - scales), specification.constrain(centre + scales)
-            axes.fill_between(steps, low, high, alpha=0.3, label="value ± one sigma")
+        band = specification.band(values, scales)
+        if band is not None:
+            axes.fill_between(steps, *band, alpha=0.3, label="value ± one sigma")
         axes.axvspan(0, max(warm, default=0), color="0.8", zorder=0, label="warm-up")
         axes.set(title=name, xlabel="training batches", ylabel=units.get(name, "rate"), ylim=(0, None))
     rest = list(grid.flat)[len(schedule.names) :]

@@ -1,6 +1,7 @@
 """Self-tuning networks for PyTorch Lightning: a network that tunes its own hyperparameters while it trains."""
 
 from lightning_stn.callback import STNCallback
+from lightning_stn.categorical import Categorical
 from lightning_stn.convert import ConversionError, convert
 from lightning_stn.export import export
 from lightning_stn.hyperparameters import HyperparameterSet
@@ -11,7 +12,7 @@ from lightning_stn.phases import Phase, PhaseSchedule, Warmup
 from lightning_stn.recipes import recommended_augmentation, recommended_hyperparameters
 from lightning_stn.resumable import ResumableLoader
 from lightning_stn.schedule import Schedule
-from lightning_stn.specifications import Categorical, Float, Hyperparameter, Integer
+from lightning_stn.specifications import Float, Hyperparameter, Integer
 
 __version__ = "0.1.0"
 

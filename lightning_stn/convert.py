@@ -1,26 +1,75 @@
-"""Turning a plain network into one that responds to its hyperparameters."""
+"""Conversion of a plain network into one that responds to its hyperparameters."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
-from torchvision.ops import StochasticDepth  # type: ignore[import-untyped]
 
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers import ResponseLayer, generic_response, response_type
-from lightning_stn.regularizer import Regularizer
-from lightning_stn.regularizers import Dropout, DropPath, tuned_dropout
-from lightning_stn.specifications import Float
+from lightning_stn.regularizers import Dropout, DropPath, Regularizer, Tunable, tunable_type
+from lightning_stn.regularizers.registry import is_tunable
 
 PER_LAYER = "per-layer"
-_HIGHEST_RATE = 0.9
-_SMALLEST_START = 0.05
+
+_TYPICAL: dict[str, type[Tunable]] = {"dropout": Dropout, "drop_path": DropPath}
+"""A class of each keyword; a hyperparameter must suit it even if the network has no module to tune."""
+
 _DROPOUTS = nn.modules.dropout._DropoutNd
-"""What `convert(dropout=...)` tunes: torch's own dropouts, or says why it cannot."""
+"""Base class of torch's dropouts: `convert(dropout=...)` refuses those that are not registered."""
 
 
 class ConversionError(ValueError):
-    """A network cannot be converted; the message lists every module that stands in the way."""
+    """A network cannot be converted; the message lists all unsupported modules."""
+
+
+@dataclass(frozen=True)
+class _Tuning:
+    """The modules that one keyword of `convert` tunes.
+
+    Args:
+        keyword: "dropout" or "drop_path".
+        name: name of the hyperparameter that they share, or `PER_LAYER`.
+        kinds: for each module, by qualified name, the class that takes its place.
+    """
+
+    keyword: str
+    name: str
+    kinds: Mapping[str, type[Tunable]]
+
+    @property
+    def per_layer(self) -> bool:
+        return self.keyword == "dropout" and self.name == PER_LAYER
+
+    def hyperparameter(self, module_name: str) -> str:
+        """Name of the hyperparameter that one module reads."""
+        if not self.per_layer:
+            return self.name
+        return "_".join([self.keyword, *filter(None, module_name.split("."))])
+
+    def collisions(self) -> list[str]:
+        """Problems of modules with equal generated names, such as `a.b` and `a_b`."""
+        modules: dict[str, str] = {}
+        return [
+            f"{name}: its hyperparameter would be called {self.hyperparameter(name)!r}, as that of {first}; rename one."
+            for name in self.kinds
+            if self.per_layer and (first := modules.setdefault(self.hyperparameter(name), name)) != name
+        ]
+
+    def add_hyperparameters(self, modules: Mapping[str, nn.Module], hyperparameters: HyperparameterSet) -> None:
+        """Add the generated hyperparameters."""
+        if self.per_layer and self.kinds:
+            generated = {self.hyperparameter(n): kind.specification(modules[n]) for n, kind in self.kinds.items()}
+            hyperparameters.add(generated)
+
+    def adopt(self, modules: Mapping[str, nn.Module], hyperparameters: HyperparameterSet) -> None:
+        """Turn the modules into tuned ones; proportional rates become shares of the highest one."""
+        rates = {n: kind.plain_rate(modules[n]) for n, kind in self.kinds.items() if kind.proportional}
+        highest = max(rates.values(), default=0.0)
+        for name, kind in self.kinds.items():
+            share = rates[name] / highest if name in rates and highest and not self.per_layer else 1.0
+            kind.adopt(modules[name], self.hyperparameter(name), hyperparameters, share)
 
 
 def convert(
@@ -31,37 +80,69 @@ def convert(
     drop_path: str | None = None,
     exclude: Collection[str | type[nn.Module]] = (),
 ) -> nn.Module:
-    """Let the layers of a network respond to the hyperparameters, in place.
+    """Make the layers of a network respond to the hyperparameters, in place.
 
     Layers with a registered response (see `lightning_stn.layers`) change their class and gain response weights; their
-    own parameters, names, hooks, mode, dtype and device stay, and so does what the network computes. Other modules that
-    own parameters get a generic response, which needs samples that the batch shares (`STNCallback(perturb="batch")`).
-    Parameters that do not require a gradient do not respond, so that a frozen backbone stays plain; modules without
-    parameters are left alone, but for the dropouts. A parameter that two modules share gets a response in each.
+    parameters, names, hooks, mode, dtype and device stay, and the network computes what it did. Other modules that own
+    parameters get a generic response, which needs a sample that the batch shares (`STNCallback(perturb="batch")`).
+    Parameters that do not require a gradient do not respond, so a frozen backbone stays plain. Modules without
+    parameters stay as they are, except those registered with `lightning_stn.regularizers.register_tunable`. A parameter
+    that two modules share gets a response in each.
 
     Args:
         net: the network; it is changed and returned.
-        hyperparameters: what it shall respond to.
-        dropout: what `nn.Dropout`, `Dropout1d`, `Dropout2d`, `Dropout3d` and `AlphaDropout` become. A hyperparameter's
-            name: they all share it. "per-layer": each gets a hyperparameter of its own, `Float(0, 0.9, init=p)`, named
-            after its place (`dropout_features_2`). None: they keep their constant rate.
-        drop_path: the hyperparameter that all of torchvision's `StochasticDepth` share, each in proportion to its own
-            rate, the highest of which becomes 1 times the hyperparameter. None: they keep their constant rate.
-        exclude: modules to leave plain, with all they contain: qualified names, shell patterns of them, or types.
+        hyperparameters: the set that it responds to.
+        dropout: hyperparameter of `nn.Dropout`, `Dropout1d`, `Dropout2d`, `Dropout3d`, `AlphaDropout` and other modules
+            registered under this keyword. A name: all share this hyperparameter. "per-layer": each gets a generated
+            one, `Float(0, 0.9, init=p)`, named after the module (`dropout_features_2`). None: the rates stay constant.
+        drop_path: name of the hyperparameter that torchvision's `StochasticDepth` and other modules registered under
+            this keyword share; each rate stays in proportion, and the highest becomes the hyperparameter. None: the
+            rates stay constant.
+        exclude: modules to leave plain, with all modules in them: qualified names, shell patterns of names, or types.
 
     Returns:
         `net`.
 
     Raises:
-        TypeError: `net` is no module, or `hyperparameters` no `HyperparameterSet`.
+        TypeError: `net` is not a module, or `hyperparameters` not a `HyperparameterSet`.
         ConversionError: modules cannot respond, are converted already, or are dropouts that cannot be tuned; or
-            `exclude` names what is not there.
+            `exclude` names a module that the network does not have.
         KeyError: `dropout` or `drop_path` names an unknown hyperparameter.
-        ValueError: `dropout` or `drop_path` names a `Categorical`, or a hyperparameter that is no rate in [0, 1].
+        ValueError: `dropout` or `drop_path` names a hyperparameter that is not a rate in [0, 1].
         RuntimeError: "per-layer" would add hyperparameters after layers have been converted.
 
-        Nothing has been changed then.
+        After an error nothing has changed.
     """
+    _check_arguments(net, hyperparameters)
+    names = {key: name for key, name in (("dropout", dropout), ("drop_path", drop_path)) if name is not None}
+    for keyword, name in names.items():
+        _check_name(keyword, name, hyperparameters, _TYPICAL[keyword])
+    modules = _selected(net, exclude)
+    tunings = [_tuning(keyword, name, modules) for keyword, name in names.items()]
+    for tuning in tunings:
+        for kind in dict.fromkeys(tuning.kinds.values()):
+            _check_name(tuning.keyword, tuning.name, hyperparameters, kind)
+    problems = [problem for name, module in modules.items() if (problem := _problem(name, module, tunings))]
+    problems += [collision for tuning in tunings for collision in tuning.collisions()]
+    if problems:
+        raise ConversionError(
+            "This network cannot be converted:\n  "
+            + "\n  ".join(problems)
+            + "\nLeave a module plain with exclude=[name or type], or register a response for its type with "
+            "lightning_stn.layers.register_response."
+        )
+    for tuning in tunings:
+        tuning.add_hyperparameters(modules, hyperparameters)
+    for module in modules.values():
+        if (response := _response(module)) is not None:
+            response.adopt(module, hyperparameters)
+    for tuning in tunings:
+        tuning.adopt(modules, hyperparameters)
+    hyperparameters.networks.append(net)
+    return net
+
+
+def _check_arguments(net: nn.Module, hyperparameters: HyperparameterSet) -> None:
     if not isinstance(net, nn.Module):
         raise TypeError(
             f"convert: expected net to be a network, an instance of nn.Module, got {net!r}; build it first."
@@ -71,43 +152,24 @@ def convert(
             f"convert: expected hyperparameters to be a HyperparameterSet, got {type(hyperparameters).__name__}; build "
             "HyperparameterSet({...}), or call self.convert(net) in an STNModule."
         )
-    if dropout is not None and dropout != PER_LAYER:
-        hyperparameters.require_number(dropout, f"convert(dropout=...), a name or {PER_LAYER!r},")
-        Dropout(dropout).attach(hyperparameters, "convert(dropout=...)")  # refuses what is no rate, before any change
-    if drop_path is not None:
-        hyperparameters.require_number(drop_path, "convert(drop_path=...)")
-        DropPath(drop_path).attach(hyperparameters, "convert(drop_path=...)")
-    modules = _selected(net, exclude)
-    dropouts = {name: m for name, m in modules.items() if dropout is not None and tuned_dropout(type(m))}
-    branches = [m for m in modules.values() if drop_path is not None and type(m) is StochasticDepth]
-    problems = [problem for name, module in modules.items() if (problem := _problem(name, module, dropout))]
-    if dropout == PER_LAYER:
-        problems += _collisions(dropouts)
-    if problems:
-        raise ConversionError(
-            "This network cannot be converted:\n  "
-            + "\n  ".join(problems)
-            + "\nLeave a module plain with exclude=[name or type], or register a response for its type with "
-            "lightning_stn.layers.register_response."
-        )
-    if dropout == PER_LAYER and dropouts:
-        hyperparameters.add({_knob(name): Float(0.0, _HIGHEST_RATE, init=_start(m)) for name, m in dropouts.items()})
-    for name, module in modules.items():
-        response = _response(module)
-        if response is not None:
-            response.adopt(module, hyperparameters)
-        elif name in dropouts:
-            tuned = tuned_dropout(type(module))
-            assert tuned is not None
-            tuned.adopt(module, _knob(name) if dropout == PER_LAYER else str(dropout), hyperparameters)
-    if drop_path is not None:
-        _tune_branches(branches, drop_path, hyperparameters)
-    hyperparameters.networks.append(net)
-    return net
+
+
+def _check_name(keyword: str, name: str, hyperparameters: HyperparameterSet, kind: type[Tunable]) -> None:
+    """Check that the hyperparameter named under a keyword can be the rate of a kind."""
+    if keyword == "dropout" and name == PER_LAYER:
+        return
+    reader = f"convert({keyword}=...)"
+    hyperparameters.require_number(name, f"{reader}, a name or {PER_LAYER!r}," if keyword == "dropout" else reader)
+    kind.check_hyperparameter(kind.rate_name(), name, hyperparameters, f"{kind.__name__} {reader!r}")
+
+
+def _tuning(keyword: str, name: str, modules: Mapping[str, nn.Module]) -> _Tuning:
+    kinds = {n: kind for n, module in modules.items() if (kind := tunable_type(type(module), keyword)) is not None}
+    return _Tuning(keyword, name, kinds)
 
 
 def _selected(net: nn.Module, exclude: Collection[str | type[nn.Module]]) -> dict[str, nn.Module]:
-    """Every module by its first qualified name, without the excluded ones and what they contain."""
+    """Modules by their first qualified names, without excluded modules and the modules in them."""
     if isinstance(exclude, str | type):
         raise ConversionError(
             f"exclude: expected a list of names, patterns or types, got {exclude!r}; put it in a list."
@@ -133,7 +195,7 @@ def _selected(net: nn.Module, exclude: Collection[str | type[nn.Module]]) -> dic
     return {name: module for name, module in net.named_modules() if id(module) not in left_out}
 
 
-def _problem(name: str, module: nn.Module, dropout: str | None) -> str | None:
+def _problem(name: str, module: nn.Module, tunings: Collection[_Tuning]) -> str | None:
     """Why this module cannot be converted, or None."""
     label = f"{name or 'the network itself'} ({type(module).__name__})"
     if isinstance(module, ResponseLayer):
@@ -145,50 +207,26 @@ def _problem(name: str, module: nn.Module, dropout: str | None) -> str | None:
     response = _response(module)
     if response is not None and (reason := response.refusal(module)):
         return f"{label}: {reason}."
-    if dropout is None or isinstance(module, Regularizer) or not isinstance(module, _DROPOUTS):
-        return None
-    if tuned_dropout(type(module)) is None:
-        return f"{label}: this kind of dropout cannot be tuned."
-    if dropout == PER_LAYER and module.p >= _HIGHEST_RATE:
-        return f"{label}: starts at p={module.p}, but a tuned rate ends at {_HIGHEST_RATE}."
+    for tuning in tunings:
+        kind = tuning.kinds.get(name)
+        if kind is not None and response is not None:
+            return f"{label}: it owns trainable parameters, so it responds and cannot be tuned as well."
+        if kind is not None and (reason := kind.refusal(module, generated=tuning.per_layer)):
+            return f"{label}: {reason}."
+        if tuning.keyword == "dropout" and _is_untunable_dropout(module):
+            return f"{label}: this kind of dropout cannot be tuned."
     return None
 
 
+def _is_untunable_dropout(module: nn.Module) -> bool:
+    return isinstance(module, _DROPOUTS) and not isinstance(module, Regularizer) and not is_tunable(type(module))
+
+
 def _response(module: nn.Module) -> type[ResponseLayer] | None:
-    """The response layer that this module becomes; None where nothing of it responds."""
+    """The response layer that this module becomes, or None if it has no parameter to respond."""
     kind = response_type(type(module))
     if kind is not None and kind.container:
         return kind if any(parameter.requires_grad for parameter in module.parameters()) else None
     if not any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
         return None
     return kind or generic_response(type(module))
-
-
-def _knob(name: str) -> str:
-    """The generated hyperparameter of the dropout at `name`."""
-    return "_".join(["dropout", *filter(None, name.split("."))])
-
-
-def _collisions(dropouts: Iterable[str]) -> list[str]:
-    """Dropouts whose places give one name, as `a.b` and `a_b` do."""
-    places: dict[str, str] = {}
-    return [
-        f"{name}: its hyperparameter would be called {_knob(name)!r}, as that of {places[_knob(name)]}; rename one."
-        for name in dropouts
-        if places.setdefault(_knob(name), name) != name
-    ]
-
-
-def _start(module: nn.Module) -> float:
-    """A rate's start: the layer's own, or a small one where dropout was switched off."""
-    rate = float(module.p)  # type: ignore[arg-type]
-    return rate if rate > 0 else _SMALLEST_START
-
-
-def _tune_branches(branches: Collection[StochasticDepth], knob: str, hyperparameters: HyperparameterSet) -> None:
-    """Let branches share a rate, each in proportion to its own."""
-    highest = max((branch.p for branch in branches), default=0.0)
-    for branch in branches:
-        share = branch.p / highest if highest else 1.0
-        DropPath.adopt(branch, knob, hyperparameters)
-        branch.share = share

@@ -11,41 +11,40 @@ from torch import Tensor, nn
 from lightning_stn import functional
 from lightning_stn.passes import Pass
 from lightning_stn.schedule import Schedule, Value
-from lightning_stn.specifications import Categorical, Hyperparameter
+from lightning_stn.specifications import Hyperparameter
 from lightning_stn.transforms import positive, positive_inverse
 
 _STATE = ("unconstrained", "raw_scale")
-"""What a state dict holds of a set, entry by entry."""
+"""Tensors of the state dict, `[h]` each."""
 
 _CENTRED = "centred"
 
 
 class HyperparameterSet(nn.Module):
-    """The hyperparameters of one network: where they are, how far they are perturbed, and what is bound now.
+    """The hyperparameters of one network: current values, perturbation scales, and the bound sample.
 
-    `unconstrained` and `raw_scale` are float32 whatever the precision of the network (small steps vanish in half
-    precision) and never require a gradient: the hyperparameter phase differentiates detached copies of them. They are
-    in the state dict, but they are no parameters, so that what works on all parameters (weight optimisers, weight
-    averaging, sharding) leaves them alone.
+    `unconstrained` and `raw_scale` are float32 whatever the precision of the network, since small steps vanish in half
+    precision. They never require a gradient: the hyperparameter phase differentiates detached copies. They are in the
+    state dict but are not parameters, so that weight optimisers, weight averaging and sharding leave them alone.
 
     Args:
-        specifications: name to `Float`, `Integer` or `Categorical`. A name is letters, digits and underscores.
+        specifications: name to `Float`, `Integer`, `Categorical` or another kind. A name is a Python identifier.
 
     Attributes:
-        unconstrained: `lambda`, `[h]`, unconstrained units: an entry for each number, one for each choice of a
-            `Categorical`.
+        unconstrained: `lambda`, `[h]`, unconstrained units: one entry for a `Float` or an `Integer`, one for each
+            choice of a `Categorical`.
         raw_scale: `rho`, `[h]`; the perturbation scale is `softplus(rho)`.
-        centred: whether responses are counted from the current hyperparameters, `W + diag(V (h - lambda)) R`, so that
-            the base weights are those at `lambda`: Delta-STN, Bae and Grosse (2020), arXiv:2010.13514. Otherwise, and
-            at first, they are counted from zero.
-        networks: the networks that were converted to respond to the set, each as a whole.
-        current_pass: what the network runs for now; `running` changes it for the duration of a block.
+        centred: whether the response is centred at the current hyperparameters, `W + diag(V (h - lambda)) R`, so that
+            the base weights are those at `lambda`, as in Delta-STN, Bae and Grosse (2020), arXiv:2010.13514; initially
+            False: centred at zero.
+        networks: the networks that respond to the set, as `convert` returned them.
+        current_pass: what the networks run for now; `running` changes it for the duration of a block.
         names: the names, in the order of the entries.
-        entries: name to the slice of its entries.
+        slices: name to the slice of its entries.
 
     Raises:
         ValueError: there are no hyperparameters, a name is not usable, or columns of `schedule.csv` would collide.
-        TypeError: what is given is no mapping, or a specification is not one of this package's.
+        TypeError: `specifications` is not a mapping, or one of them is not a `Hyperparameter`.
 
     Example:
         >>> from lightning_stn import Float, Integer
@@ -62,9 +61,9 @@ class HyperparameterSet(nn.Module):
     def __init__(self, specifications: Mapping[str, Hyperparameter]) -> None:
         super().__init__()
         if not specifications:
-            raise ValueError("Expected at least one hyperparameter, got none; name what shall be tuned.")
+            raise ValueError("Expected at least one hyperparameter, got none; name what to tune.")
         self._specifications: dict[str, Hyperparameter] = {}
-        self.entries: dict[str, slice] = {}
+        self.slices: dict[str, slice] = {}
         self._frozen = False
         self.centred = False
         self.networks: list[nn.Module] = []
@@ -75,7 +74,7 @@ class HyperparameterSet(nn.Module):
     def _extend(self, specifications: Mapping[str, Hyperparameter]) -> None:
         self._check(specifications)
         for name, specification in specifications.items():
-            self.entries[name] = slice(len(self), len(self) + specification.entries)
+            self.slices[name] = slice(len(self), len(self) + specification.size)
             self._specifications[name] = specification
         for name in _STATE:
             setattr(self, name, torch.empty(len(self), dtype=torch.float32))
@@ -84,7 +83,7 @@ class HyperparameterSet(nn.Module):
     def _check(self, specifications: Mapping[str, Hyperparameter]) -> None:
         if not isinstance(specifications, Mapping):
             raise TypeError(
-                f"Expected hyperparameters as a dictionary, name to Float, Integer or Categorical, got "
+                "Expected hyperparameters as a dictionary from names to specifications, got "
                 f"{specifications!r}; write {{'dropout': Float(0.0, 0.9, init=0.05)}}."
             )
         for name, specification in specifications.items():
@@ -97,8 +96,8 @@ class HyperparameterSet(nn.Module):
                 raise ValueError(f"Hyperparameter {name!r} exists already; choose another name.")
             if not isinstance(specification, Hyperparameter):
                 raise TypeError(
-                    f"Expected hyperparameter {name!r} to be a Float, an Integer or a Categorical, "
-                    f"got {specification!r}; write for instance Float(0.0, 1.0, init=0.5)."
+                    f"Expected hyperparameter {name!r} to be a Hyperparameter, such as a Float, an Integer or a "
+                    f"Categorical, got {specification!r}; write for instance Float(0.0, 1.0, init=0.5)."
                 )
         _schedule({**self._specifications, **specifications})
 
@@ -106,14 +105,14 @@ class HyperparameterSet(nn.Module):
         """Append hyperparameters, before any layer responds to the set.
 
         Raises:
-            RuntimeError: response layers already have gates for the present hyperparameters.
+            RuntimeError: layers respond to the set already.
             ValueError: a name is taken or not usable.
             TypeError: as for the constructor.
         """
         if self._frozen:
             raise RuntimeError(
-                "Hyperparameters cannot be added once layers respond to the set, since each layer holds a gate for "
-                "every one of them; name them in the constructor, or convert all networks in one call."
+                "Hyperparameters cannot be added once layers respond to the set, since each layer has a gate for every "
+                "hyperparameter; name them in the constructor, or convert all networks in one call."
             )
         self._extend(specifications)
 
@@ -127,39 +126,39 @@ class HyperparameterSet(nn.Module):
         inits = [entry for s in specifications for entry in s.unconstrained_init()]
         values = torch.tensor(inits, dtype=torch.float64, device="cpu")
         scales = torch.tensor(
-            [s.scale for s in specifications for _ in range(s.entries)], dtype=torch.float64, device="cpu"
+            [s.scale for s in specifications for _ in range(s.size)], dtype=torch.float64, device="cpu"
         )
         self.unconstrained.copy_(values)
         self.raw_scale.copy_(positive_inverse(scales))
 
     def unshare(self) -> None:
-        """Hold state of its own, not that of other processes: spawned ones get their tensors in shared memory."""
+        """Copy the state out of the shared memory in which spawned processes receive it."""
         for name in _STATE:
             setattr(self, name, getattr(self, name).clone())
 
     @property
     def specifications(self) -> Mapping[str, Hyperparameter]:
-        """Name to `Float`, `Integer` or `Categorical`."""
+        """Specifications by name."""
         return self._specifications
 
     @property
     def signature(self) -> dict[str, str]:
-        """How the unconstrained entries are read, by name; two sets that agree in it can exchange their state."""
+        """Signatures of the specifications by name; two sets with one signature can exchange their state."""
         return {name: specification.signature for name, specification in self.specifications.items()}
 
     def require_signature(self, saved: Mapping[str, str]) -> None:
-        """Check that saved hyperparameters mean what these mean.
+        """Check that the state of a saved set can be loaded into this one.
 
         Args:
-            saved: the `signature` of the set that was saved.
+            saved: the `signature` of the saved set.
 
         Raises:
-            ValueError: they have other names, another order, other ranges or choices.
+            ValueError: names, their order, ranges or choices differ.
         """
         if list(self.signature.items()) != list(saved.items()):
             raise ValueError(
                 f"The checkpoint was saved with the hyperparameters {dict(saved)}, but this module has "
-                f"{self.signature}, so that what was learnt would be read in a wrong way; resume with the "
+                f"{self.signature}, which would give the saved state another meaning; resume with the "
                 "hyperparameters of the checkpoint (init and scale may differ), or begin a new run."
             )
 
@@ -170,13 +169,8 @@ class HyperparameterSet(nn.Module):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """A label for each entry: the name of a number, `<name>/<choice>` for the logit of a choice; `h` of them."""
-        choices = _choices(self.specifications)
-        return tuple(
-            label
-            for name in self.names
-            for label in ([f"{name}/{choice}" for choice in choices[name]] if name in choices else [name])
-        )
+        """A label for each entry of `unconstrained`: `<name>`, or `<name>/<choice>` for the logit of a choice."""
+        return tuple(label for name, s in self.specifications.items() for label in s.labels(name))
 
     @property
     def scale(self) -> Tensor:
@@ -184,17 +178,17 @@ class HyperparameterSet(nn.Module):
         return positive(self.raw_scale)
 
     def __len__(self) -> int:
-        return sum(specification.entries for specification in self._specifications.values())
+        return sum(specification.size for specification in self._specifications.values())
 
     def schedule(self) -> Schedule:
-        """An empty schedule with a column for each hyperparameter."""
+        """An empty schedule of these hyperparameters."""
         return _schedule(self.specifications)
 
     def require(self, name: str, reader: str) -> None:
         """Check that a hyperparameter exists.
 
         Raises:
-            KeyError: there is none called `name`; the message lists those there are.
+            KeyError: no hyperparameter has this name; the message lists the names.
         """
         if name not in self._specifications:
             close = difflib.get_close_matches(str(name), self.names, n=1)
@@ -205,53 +199,55 @@ class HyperparameterSet(nn.Module):
         """Check that a hyperparameter exists and is a number.
 
         Raises:
-            KeyError: there is none called `name`; the message lists those there are.
-            ValueError: it is a `Categorical`.
+            KeyError: no hyperparameter has this name; the message lists the names.
+            ValueError: the hyperparameter is not a number.
         """
         self.require(name, reader)
-        if isinstance(self.specifications[name], Categorical):
+        specification = self.specifications[name]
+        if not specification.is_number:
             raise ValueError(
-                f"{reader} expects a number, but the hyperparameter {name!r} is a Categorical; name a Float or an "
-                f"Integer there, and choose by hyperparameters[{name!r}], the index of the choice, where it acts."
+                f"{reader} expects a number, but the hyperparameter {name!r} is a {type(specification).__name__}; name "
+                f"a Float or an Integer there, and read hyperparameters[{name!r}], the index of the choice, in your "
+                "own code."
             )
 
     def constrain(self, unconstrained: Tensor) -> dict[str, Tensor]:
-        """Natural units, name by name.
+        """Values in natural units, by name.
 
         Args:
             unconstrained: `[..., h]`, unconstrained units.
 
         Returns:
-            For each name a tensor of shape `[...]`; int64 for an `Integer`, and for a `Categorical`, whose values are
-            indices of its choices.
+            For each name a tensor of shape `[...]`; int64 for an `Integer`, and for a `Categorical`, which is read as
+            the index of its choice.
         """
-        return {name: s.read(unconstrained[..., self.entries[name]]) for name, s in self.specifications.items()}
+        return {name: s.read(unconstrained[..., self.slices[name]]) for name, s in self.specifications.items()}
 
     def values(self) -> dict[str, Value]:
-        """The current hyperparameters in natural units, as Python numbers; of a `Categorical` the choice itself."""
-        # In float64, so that a start value reads back as it was given, to the precision of a float32 logit.
+        """The current hyperparameters in natural units, as Python numbers; a `Categorical` as its choice."""
+        # In float64, so that an initial value reads back as given, to the precision of a float32 logit.
         values = self.constrain(self.unconstrained.cpu().double())
         return {name: self.specifications[name].to_python(value) for name, value in values.items()}
 
     def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """`eps`, standard normal, `[n, h]`, equal in all rows where a hyperparameter is shared by the batch.
+        """`eps`, standard normal, `[n, h]`; columns of a hyperparameter with `perturb="batch"` have equal rows.
 
         Args:
             n: number of rows.
             generator: a generator on the CPU, so that every device draws the same numbers.
 
         Raises:
-            ValueError: the number of rows is none.
+            ValueError: `n` is not a whole number of at least 0.
         """
         if not isinstance(n, int) or n < 0:
             raise ValueError(
                 f"Expected the number of rows of a sample to be a whole number of at least 0, got {n!r}; if "
-                "infer_batch_size is overridden, let it return the number of examples as an int."
+                "infer_batch_size is overridden, return the number of examples from it as an int."
             )
         noise = torch.randn(n, len(self), generator=generator, dtype=torch.float32, device="cpu")
         for name, specification in self.specifications.items():
-            if specification.per == "batch":
-                noise[:, self.entries[name]] = noise[:1, self.entries[name]].clone()
+            if specification.perturb == "batch":
+                noise[:, self.slices[name]] = noise[:1, self.slices[name]].clone()
         return noise.to(self.unconstrained.device)
 
     def sample(self, n: int = 1, generator: torch.Generator | None = None) -> Tensor:
@@ -267,7 +263,7 @@ class HyperparameterSet(nn.Module):
         return self.unconstrained.unsqueeze(0)
 
     def from_centre(self, sample: Tensor) -> Tensor:
-        """A sample as response layers read it, counted from the centre of the response; gradients reach the sample."""
+        """A sample relative to the centre of the response, as response layers read it; gradients reach the sample."""
         return sample - self.unconstrained if self.centred else sample
 
     @contextmanager
@@ -296,7 +292,7 @@ class HyperparameterSet(nn.Module):
         """Natural units of a sample, by name: `[n]`, or a scalar for what the batch shares."""
         values = self.constrain(sample.detach())
         for name, specification in self.specifications.items():
-            if sample.shape[0] == 1 or specification.per == "batch":
+            if sample.shape[0] == 1 or specification.perturb == "batch":
                 values[name] = values[name][0]
         return values
 
@@ -307,8 +303,8 @@ class HyperparameterSet(nn.Module):
     def __getitem__(self, name: str) -> Tensor:
         """The value bound now, in natural units, without a gradient; of a `Categorical` the index of the choice, int64.
 
-        In the weight phase `[n]`, or a scalar tensor where the batch shares it (`per="batch"`, or a sample of one row);
-        otherwise the current value, a scalar tensor.
+        In the weight phase `[n]`, or a scalar tensor where the batch shares it (`perturb="batch"`, or a sample of one
+        row); otherwise the current value, a scalar tensor.
         """
         values = self.current_pass.values
         if values is not None:
@@ -316,10 +312,10 @@ class HyperparameterSet(nn.Module):
             self._read[name] = True
             return values[name]
         self.require(name, "This code")
-        return self.specifications[name].read(self.unconstrained[self.entries[name]])
+        return self.specifications[name].read(self.unconstrained[self.slices[name]])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HyperparameterSet":
-        """Follow the network to another device, but never to another precision."""
+        """Move to another device with the network, but keep the precision."""
         was_meta = self.unconstrained.is_meta
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name in _STATE:
@@ -361,20 +357,17 @@ class HyperparameterSet(nn.Module):
             missing_keys += missing
             unexpected_keys += unexpected
         if misfits or (strict and (missing or unexpected)):
-            return  # All or nothing: torch raises when it has been everywhere.
+            return  # Load all or nothing: torch raises only after it has visited every module.
         self.centred = bool(state_dict.get(centred, self.centred))
         for key, own in present.items():
             own.copy_(state_dict[key])
 
     def extra_repr(self) -> str:
-        """One hyperparameter a line."""
+        """One line per hyperparameter."""
         return "\n".join(f"{name}={specification!r}" for name, specification in self.specifications.items())
 
 
-def _choices(specifications: Mapping[str, Hyperparameter]) -> dict[str, tuple[str, ...]]:
-    """The choices of every `Categorical`, by name."""
-    return {name: tuple(s.choices) for name, s in specifications.items() if isinstance(s, Categorical)}
-
-
 def _schedule(specifications: Mapping[str, Hyperparameter]) -> Schedule:
-    return Schedule(tuple(specifications), choices=_choices(specifications))
+    choices = {name: s.parts for name, s in specifications.items() if not s.is_number}
+    parts = {name: s.parts for name, s in specifications.items() if s.is_number and s.parts}
+    return Schedule(tuple(specifications), choices=choices, parts=parts)

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
@@ -19,9 +19,7 @@ from lightning_stn.layers import ResponseLayer
 from lightning_stn.manual_optimization import WeightStep, save_checkpoints_by_time
 from lightning_stn.methods import STN, Method, parameter_groups
 from lightning_stn.methods.base import check_loss
-from lightning_stn.specifications import Hyperparameter
-
-Perturb = Literal["example", "batch"]
+from lightning_stn.specifications import Hyperparameter, Perturb
 
 _SIGNATURE = "lightning_stn_hyperparameters"
 """Key of the signature of the hyperparameters in a checkpoint."""

@@ -45,7 +45,7 @@ def recommended_hyperparameters(task: Literal["image", "language"]) -> dict[str,
         rates = ("output_dropout", "input_dropout", "hidden_dropout", "embedding_dropout")
         return {
             **{name: Float(0.0, 0.9, init=_START) for name in rates},
-            "weight_dropout": Float(0.0, 0.9, init=_START, per="batch"),
+            "weight_dropout": Float(0.0, 0.9, init=_START, perturb="batch"),
             "ar": Float(0.0, None, init=_START),
             "tar": Float(0.0, None, init=_START),
         }

@@ -1,4 +1,4 @@
-"""The base of everything that acts in the weight phase, as strongly as hyperparameters or constants say."""
+"""Base class of regularisers and augmentations."""
 
 import math
 from collections.abc import Mapping
@@ -8,49 +8,77 @@ from torch import Tensor, nn
 
 from lightning_stn.binding import BoundModule
 from lightning_stn.hyperparameters import HyperparameterSet
-from lightning_stn.specifications import Float, Integer
 
 
 class Regularizer(BoundModule):
-    """Something that acts in the weight phase only, as strongly as hyperparameters or constants say.
+    """Base class of modules that act in the weight phase only, at strengths that are hyperparameters or constants.
 
-    A subclass gives its strengths in `ranges`; each is an attribute that holds a hyperparameter's name or a number.
-    Attached to a set it acts in the weight phase and lets its input pass otherwise. Never attached, and with constants
-    only, it acts in training mode, as torch's own layers do.
+    A subclass lists its strengths in `ranges`; each is an attribute that holds a hyperparameter's name or a number. A
+    module that is attached to a set acts in the weight phase and returns its input otherwise. A module with constants
+    only that was never attached acts in training mode, as torch's layers do.
+
+    Example:
+        >>> import torch
+        >>> from lightning_stn.regularizers import Regularizer
+        >>> class Shrink(Regularizer):
+        ...     ranges = {"amount": (0.0, 1.0)}
+        ...
+        ...     def __init__(self, amount):
+        ...         super().__init__()
+        ...         self.amount = self.checked("amount", amount)
+        ...
+        ...     def forward(self, input):  # [n], and so is a strength with a value for each example
+        ...         return input * (1 - self.strength("amount")) if self.active else input
+        >>> Shrink(0.25)(torch.ones(2))
+        tensor([0.7500, 0.7500])
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
-    """For each strength the smallest and the largest value that makes sense, natural units."""
+    """Smallest and largest allowed value of each strength, natural units."""
 
     def attach(self, hyperparameters: HyperparameterSet, name: str = "") -> None:
         """Read from this set from now on; see `BoundModule.attach`.
 
         Raises:
             KeyError: a strength names a hyperparameter that the set does not have.
-            ValueError: a strength names a `Categorical`, or a hyperparameter that ranges beyond what makes sense.
+            ValueError: a strength names a hyperparameter that is not a number, or whose bounds exceed the allowed ones.
         """
         self._require_set(hyperparameters)
-        for strength, (low, high) in self.ranges.items():
+        for strength in self.ranges:
             value = getattr(self, strength)
-            if not isinstance(value, str):
-                continue
-            hyperparameters.require_number(value, self._label(name))
-            specification = hyperparameters.specifications[value]
-            assert isinstance(specification, Float | Integer)
-            least = -math.inf if specification.low is None else specification.low
-            most = math.inf if specification.high is None else specification.high
-            if least < low or most > high:
-                raise ValueError(
-                    f"{self._label(name)}: expected {strength} {_interval(low, high)}, but the hyperparameter "
-                    f"{value!r} is {specification!r}; narrow its range."
-                )
+            if isinstance(value, str):
+                self.check_hyperparameter(strength, value, hyperparameters, self._label(name))
         super().attach(hyperparameters, name)
 
-    def checked(self, name: str, value: str | float) -> str | float:
-        """The strength `name` as it was given.
+    @classmethod
+    def check_hyperparameter(cls, strength: str, name: str, hyperparameters: HyperparameterSet, reader: str) -> None:
+        """Check that a hyperparameter can be a strength of this class.
+
+        Args:
+            strength: name of the strength.
+            name: name of the hyperparameter.
+            hyperparameters: the set that should have it.
+            reader: name of the module or argument that reads it, for error messages.
 
         Raises:
-            ValueError: neither a hyperparameter's name nor a number in range.
+            KeyError: the set has no such hyperparameter.
+            ValueError: the hyperparameter is not a number, or its bounds exceed the allowed range.
+        """
+        hyperparameters.require_number(name, reader)
+        specification = hyperparameters.specifications[name]
+        low, high = cls.ranges[strength]
+        bounds = specification.bounds
+        if bounds is not None and (bounds[0] < low or bounds[1] > high):
+            raise ValueError(
+                f"{reader}: expected {strength} {_interval(low, high)}, but the hyperparameter {name!r} is "
+                f"{specification!r}; narrow its range."
+            )
+
+    def checked(self, name: str, value: str | float) -> str | float:
+        """Return `value` if it can be the strength `name`.
+
+        Raises:
+            ValueError: `value` is neither a hyperparameter's name nor a number in the allowed range.
         """
         low, high = self.ranges[name]
         number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -72,10 +100,10 @@ class Regularizer(BoundModule):
 
     @property
     def active(self) -> bool:
-        """Whether to act on this call.
+        """Whether this call acts on its input.
 
         Raises:
-            RuntimeError: a strength names a hyperparameter, and the module trains outside an `STNModule`.
+            RuntimeError: a strength names a hyperparameter, but the module is in training mode and not attached.
         """
         if not self.training:
             return False
@@ -87,12 +115,12 @@ class Regularizer(BoundModule):
 
     def _no_set(self) -> RuntimeError:
         return RuntimeError(
-            f"{type(self).__name__} reads {self.reads()} but belongs to no HyperparameterSet yet. It joins its "
-            "STNModule's when training starts; elsewhere call attach(hyperparameters) or give a number."
+            f"{type(self).__name__} reads {self.reads()} but belongs to no HyperparameterSet yet. An STNModule "
+            "attaches it when training starts; elsewhere call attach(hyperparameters), or give a number."
         )
 
     def strength(self, name: str) -> Tensor | float:
-        """The strength to act with: `[n]`, a scalar tensor, or the constant."""
+        """The strength of this call: `[n]` or a scalar tensor, natural units, or the constant."""
         value: str | float = getattr(self, name)
         if not isinstance(value, str):
             return value
@@ -100,28 +128,28 @@ class Regularizer(BoundModule):
         return self._hyperparameters[value]
 
     def shared_strength(self, name: str) -> Tensor | float:
-        """The strength to act with where the examples cannot differ in it.
+        """The strength of a call that treats all examples alike: a scalar tensor, natural units, or the constant.
 
         Raises:
-            ValueError: there is a value for each example.
+            ValueError: the strength has a value for each example.
         """
         strength = self.strength(name)
         if isinstance(strength, Tensor) and strength.dim():
             raise ValueError(
                 f"{type(self).__name__}: acts on the batch as a whole, but {getattr(self, name)!r} has a value for "
-                "each of its examples; declare it with per='batch', or use STNCallback(perturb='batch')."
+                "each example; declare it with perturb='batch', or use STNCallback(perturb='batch')."
             )
         return strength
 
     def make_plain(self) -> nn.Module:
-        """What stands in for this module in a network that is taken away: nothing, since it acts in training only."""
+        """The plain module for an exported network: the identity, since this module acts in training only."""
         return nn.Identity()
 
     def current_strength(self, name: str) -> float:
-        """The strength at the current hyperparameters, as a number.
+        """The strength at the current hyperparameters, natural units.
 
         Raises:
-            RuntimeError: it names a hyperparameter, and the module was never attached to a set.
+            RuntimeError: the strength names a hyperparameter, but the module is not attached.
         """
         value: str | float = getattr(self, name)
         if isinstance(value, str):

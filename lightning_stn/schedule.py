@@ -1,4 +1,4 @@
-"""The schedules that a run leaves behind: recorded row by row, saved, loaded, read at any step."""
+"""The schedule of a run: recorded row by row, saved as CSV, loaded, and read at any step."""
 
 import bisect
 import csv
@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any, TextIO
 
 Value = float | str
-"""A hyperparameter in natural units: a number, whole or real, or the name of a choice."""
+"""Value of a hyperparameter in natural units: a number, whole or real, or the name of a choice."""
+
+_SCALE = "_scale"
 
 
 @dataclass(frozen=True)
 class Row:
-    """The hyperparameters at one moment.
+    """The hyperparameters at one step.
 
     Args:
-        step: training batches finished.
+        step: number of finished training batches.
         epoch: zero-based epoch.
         values: natural units, or the choice, by name.
-        scales: perturbation scale in unconstrained units, by entry: `<name>`, or `<name>_<choice>`.
+        scales: perturbation scales in unconstrained units, by the schedule's `scale_names`.
     """
 
     step: int
@@ -32,33 +34,39 @@ class Row:
 
 @dataclass
 class Schedule:
-    """The course of every hyperparameter over a run.
+    """Values and perturbation scales of every hyperparameter over a run.
 
     Args:
-        names: the hyperparameters.
-        rows: what was recorded, in order of the step.
-        choices: for each hyperparameter that is one of several choices, the names of these.
+        names: names of the hyperparameters.
+        rows: the recorded rows, in order of the step.
+        choices: by name, the choices of each hyperparameter whose value is the name of a choice.
+        parts: by name, the parts of each number with several unconstrained entries.
 
     Raises:
-        ValueError: there are no names, or columns of the CSV form would be equal, or could not be told apart.
+        ValueError: there are no names, or two columns of the CSV form would be equal or ambiguous.
     """
 
     names: tuple[str, ...]
     rows: list[Row] = field(default_factory=list)
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check that the columns can be read back, and keep names and choices as tuples."""
+        """Check that the columns can be read back, and keep names, choices and parts as tuples."""
         names: Any = self.names
         if not isinstance(names, tuple | list) or not names or not all(isinstance(name, str) for name in names):
             raise ValueError(
                 f"Schedule: expected names to be one or more strings, got {names!r}; give a tuple of them."
             )
-        unknown = sorted(set(self.choices) - set(names))
-        if unknown:
-            raise ValueError(f"Schedule: expected choices of {list(names)}, got choices of {unknown}; name them, too.")
+        for kind, given in (("choices", self.choices), ("parts", self.parts)):
+            unknown = sorted(set(given) - set(names))
+            if unknown:
+                raise ValueError(
+                    f"Schedule: expected {kind} of {list(names)}, got {kind} of {unknown}; add them to names."
+                )
         self.names = tuple(names)
         self.choices = {name: tuple(choices) for name, choices in self.choices.items()}
+        self.parts = {name: tuple(parts) for name, parts in self.parts.items()}
         columns = self.columns
         twice = sorted({column for column in columns if columns.count(column) > 1})
         if twice:
@@ -66,43 +74,44 @@ class Schedule:
                 f"A name collides with another column of schedule.csv: {twice} would appear twice; rename a "
                 "hyperparameter or a choice."
             )
-        if _read_header(columns) != (self.names, self.choices):
+        if _read_header(columns) != (self.names, self.choices, self.parts):
             raise ValueError(
-                f"A name collides with a choice: in schedule.csv nobody could tell which hyperparameter each of "
+                "A name collides with a choice: the header of schedule.csv would not say which hyperparameter each of "
                 f"{columns[2 + len(self.names) :]} belongs to; rename a hyperparameter or a choice."
             )
 
     @property
-    def entries(self) -> tuple[str, ...]:
-        """What has a perturbation scale of its own: `<name>` of a number, `<name>_<choice>` of each choice."""
-        return tuple(
-            entry
-            for name in self.names
-            for entry in ([f"{name}_{choice}" for choice in self.choices[name]] if name in self.choices else [name])
-        )
+    def scale_names(self) -> tuple[str, ...]:
+        """Names of the perturbation scales: `<name>`, `<name>_<choice>` of a choice, `<name>.<part>` of a part."""
+        return tuple(f"{name}{suffix}" for name in self.names for suffix in self._suffixes(name))
+
+    def _suffixes(self, name: str) -> list[str]:
+        if name in self.choices:
+            return [f"_{choice}" for choice in self.choices[name]]
+        return [f".{part}" for part in self.parts[name]] if name in self.parts else [""]
 
     @property
     def columns(self) -> list[str]:
-        """The header of the CSV form: `step, epoch, <name>..., <entry>_scale...`."""
-        return ["step", "epoch", *self.names, *(f"{entry}_scale" for entry in self.entries)]
+        """The header of the CSV form: `step, epoch, <name>..., <scale name>_scale...`."""
+        return ["step", "epoch", *self.names, *(f"{name}{_SCALE}" for name in self.scale_names)]
 
     def append(self, row: Row) -> None:
         """Add a row.
 
         Raises:
-            ValueError: its step is not later than the last one's, its names are others, or a choice is unknown.
+            ValueError: the step is not later than that of the last row, names differ, or a choice is unknown.
         """
         if self.rows and row.step <= self.rows[-1].step:
             raise ValueError(f"Expected a step after {self.rows[-1].step}, got {row.step}; rows are recorded in order.")
-        if tuple(row.values) != self.names or tuple(row.scales) != self.entries:
+        if tuple(row.values) != self.names or tuple(row.scales) != self.scale_names:
             raise ValueError(
-                f"Expected values of {list(self.names)} and scales of {list(self.entries)}, "
+                f"Expected values of {list(self.names)} and scales of {list(self.scale_names)}, "
                 f"got {list(row.values)} and {list(row.scales)}; give all of them, in this order."
             )
         for name, choices in self.choices.items():
             if row.values[name] not in choices:
                 raise ValueError(
-                    f"Expected {name} to be one of {list(choices)}, got {row.values[name]!r}; name the choice."
+                    f"Expected {name} to be one of {list(choices)}, got {row.values[name]!r}; give one of them."
                 )
         self.rows.append(row)
 
@@ -114,27 +123,27 @@ class Schedule:
         """The row with these cells, in the order of `columns`; numbers may be text.
 
         Raises:
-            ValueError: there are too few or too many of them, or one is not a number and should be.
+            ValueError: the number of cells is wrong, or a cell is not a number where one is expected.
         """
         if len(cells) != len(self.columns):
             raise ValueError(f"Expected {len(self.columns)} cells, got {len(cells)}.")
         named = dict(zip(self.columns, cells, strict=True))
         values = {name: named[name] if name in self.choices else _number(named[name]) for name in self.names}
-        scales = {entry: _number(named[f"{entry}_scale"]) for entry in self.entries}
+        scales = {name: _number(named[f"{name}{_SCALE}"]) for name in self.scale_names}
         return Row(int(_number(named["step"])), int(_number(named["epoch"])), values, scales)
 
     def at(self, step: int) -> dict[str, Value]:
-        """The values in force at a step: those of the last row up to it, or of the first row before that.
+        """The values at a step: those of the last row up to it, or of the first row for an earlier step.
 
         Raises:
-            ValueError: nothing is recorded, or the step is no number.
+            ValueError: the schedule is empty, or the step is not a number.
         """
         if not isinstance(step, int | float) or math.isnan(step):
             raise ValueError(
                 f"Schedule.at: expected step to be a number of training batches, got {step!r}; give an int."
             )
         if not self.rows:
-            raise ValueError("The schedule is empty; record or load one before it is read.")
+            raise ValueError("The schedule is empty; record or load one first.")
         index = bisect.bisect_right([row.step for row in self.rows], step) - 1
         return dict(self.rows[max(index, 0)].values)
 
@@ -154,7 +163,7 @@ class Schedule:
         """Load from CSV.
 
         Raises:
-            ValueError: the file is not a schedule; the message names the line.
+            ValueError: the file is not a schedule; the message gives the line.
         """
         with open(path, newline="") as file:
             lines = list(csv.reader(file))
@@ -163,10 +172,10 @@ class Schedule:
         if found is None:
             raise ValueError(
                 f"{path}: expected the columns step, epoch, <name>..., <name>_scale... (<name>_<choice>_scale for each "
-                f"choice of a categorical one), got {header}; give the "
-                "schedule.csv of a run."
+                f"choice of a categorical hyperparameter), got {header}; give the schedule.csv of a run."
             )
-        schedule = cls(found[0], choices=found[1])
+        names, choices, parts = found
+        schedule = cls(names, choices=choices, parts=parts)
         for number, line in enumerate(lines[1:], start=2):
             try:
                 schedule.append(schedule.row(line))
@@ -176,40 +185,50 @@ class Schedule:
 
 
 def _number(cell: Value) -> float:
-    """A cell as a number; whole where it is written so."""
+    """A cell as a number: an int if it is written as one, otherwise a float."""
     if isinstance(cell, str):
         return int(cell) if re.fullmatch(r"-?\d+", cell) else float(cell)
     return cell
 
 
-def _read_header(header: Sequence[str]) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]] | None:
-    """The names and choices whose columns these are, or None."""
+_Labels = dict[str, tuple[str, ...]]
+
+
+def _read_header(header: Sequence[str]) -> tuple[tuple[str, ...], _Labels, _Labels] | None:
+    """Names, choices and parts of the schedule with this header; None if there is no such schedule."""
     columns = header[2:]
     if list(header[:2]) != ["step", "epoch"]:
         return None
-    # A name owns at least one scale, so that the scales begin in the middle or before it.
+    # Each name has at least one scale, so the names are at most half of the columns.
     for count in range(len(columns) // 2, 0, -1):
         names = tuple(columns[:count])
-        choices = _read_scales(names, columns[count:])
-        if choices is not None:
-            return names, choices
+        labels = _read_scales(names, columns[count:])
+        if labels is not None:
+            return names, *labels
     return None
 
 
-def _read_scales(names: Sequence[str], columns: Sequence[str]) -> dict[str, tuple[str, ...]] | None:
-    """The choices that the scale columns speak of, by name; None if they are not the scales of these names, in order.
+def _read_scales(names: Sequence[str], columns: Sequence[str]) -> tuple[_Labels, _Labels] | None:
+    """Choices and parts in the scale columns, by name; None if these are not the scales of the names, in order.
 
     A column belongs to the longest name that it begins with.
     """
-    owners, owned = [], {name: list[str]() for name in names}
+    patterns = {name: re.compile(rf"{re.escape(name)}((?:[_.].+)?){_SCALE}", re.DOTALL) for name in names}
+    owners, suffixes = [], {name: list[str]() for name in names}
     for column in columns:
-        fitting = [name for name in names if column.startswith(f"{name}_") and column.endswith("_scale")]
-        if not fitting:
+        matches = {name: match[1] for name, pattern in patterns.items() if (match := pattern.fullmatch(column))}
+        if not matches:
             return None
-        owners.append(max(fitting, key=len))
-        owned[owners[-1]].append(column[len(owners[-1]) + 1 : -len("_scale")])
+        owners.append(max(matches, key=len))
+        suffixes[owners[-1]].append(matches[owners[-1]])
     if list(dict.fromkeys(owners)) != list(names) or owners != sorted(owners, key=list(names).index):
         return None
-    if any(labels != [""] and ("" in labels or len(labels) < 2) for labels in owned.values()):
-        return None
-    return {name: tuple(labels) for name, labels in owned.items() if labels != [""]}
+    choices, parts = {}, {}
+    for name, own in suffixes.items():
+        if len(own) > 1 and all(suffix.startswith("_") for suffix in own):
+            choices[name] = tuple(suffix[1:] for suffix in own)
+        elif all(suffix.startswith(".") for suffix in own):
+            parts[name] = tuple(suffix[1:] for suffix in own)
+        elif own != [""]:
+            return None
+    return choices, parts

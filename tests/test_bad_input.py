@@ -78,7 +78,7 @@ def snapshot(subject: Any) -> Any:
     if isinstance(subject, STNCallback):
         return snapshot(subject.state_dict()), subject._arguments, subject._restored
     if isinstance(subject, Schedule):
-        return subject.names, list(subject.rows), dict(subject.choices)
+        return subject.names, list(subject.rows), dict(subject.choices), dict(subject.parts)
     if isinstance(subject, ResumableLoader):
         return snapshot(vars(subject))
     if isinstance(subject, Path):
@@ -133,7 +133,7 @@ def knobs() -> HyperparameterSet:
     return HyperparameterSet(
         {
             "rate": Float(0.0, 0.9, init=0.1),
-            "shared": Float(0.0, 0.9, init=0.1, per="batch"),
+            "shared": Float(0.0, 0.9, init=0.1, perturb="batch"),
             "count": Integer(0, 4, init=1),
             "choice": Categorical(["none", "mirror"], init="none"),
             "open": Float(None, None, init=0.0),
@@ -406,8 +406,8 @@ SPECIFICATIONS = {
     "Float: no scale": building(
         ValueError, "scale to be a finite number, got None; 0.5 suits", lambda: Float(0.0, 1.0, init=0.5, scale=None)
     ),
-    "Float: an unknown per": building(
-        ValueError, "per='example' or per='batch', got 'row'", lambda: Float(0.0, 1.0, init=0.5, per="row")
+    "Float: an unknown perturb": building(
+        ValueError, "perturb='example' or perturb='batch', got 'row'", lambda: Float(0.0, 1.0, init=0.5, perturb="row")
     ),
     "Integer: a float": building(
         ValueError, r"high to be a whole number, got 4\.0; write it", lambda: Integer(0, 4.0, init=1)
@@ -462,13 +462,17 @@ SETS = {
         ValueError, "at least one hyperparameter, got none; name what", lambda: HyperparameterSet({})
     ),
     "set: a list": building(
-        TypeError, r"as a dictionary, name to Float, .*got \[Float.*; write \{", lambda: HyperparameterSet([ONE["a"]])
+        TypeError, r"as a dictionary from names to .*got \[Float.*; write \{", lambda: HyperparameterSet([ONE["a"]])
     ),
     "set: a number": building(
-        TypeError, r"'a' to be a Float, .*got 0\.5; write for instance Float\(", lambda: HyperparameterSet({"a": 0.5})
+        TypeError,
+        r"'a' to be a Hyperparameter, such as a Float, .*got 0\.5; write for instance Float\(",
+        lambda: HyperparameterSet({"a": 0.5}),
     ),
     "set: a class": building(
-        TypeError, r"'a' to be a Float, .*got <class.*Float'>; write for", lambda: HyperparameterSet({"a": Float})
+        TypeError,
+        r"'a' to be a Hyperparameter, .*got <class.*Float'>; write for",
+        lambda: HyperparameterSet({"a": Float}),
     ),
     "set: a name with a space": building(
         ValueError,
@@ -494,7 +498,10 @@ SETS = {
         lambda given: given.add({"b": ONE["a"], "rate": ONE["a"]}),
     ),
     "set: adding what is none": using(
-        TypeError, "'c' to be a Float, .*got None; write", knobs, lambda given: given.add({"b": ONE["a"], "c": None})
+        TypeError,
+        "'c' to be a Hyperparameter, .*got None; write",
+        knobs,
+        lambda given: given.add({"b": ONE["a"], "c": None}),
     ),
     "set: adding a list": using(
         TypeError, r"as a dictionary.*got \['b'\]; write", knobs, lambda given: given.add(["b"])
@@ -721,7 +728,7 @@ NETWORKS = {
         lambda module: module.infer_batch_size(object()),
     ),
     "STNModule: a list": building(
-        TypeError, r"hyperparameters as a dictionary, .*got \[1\]; write", lambda: STNModule(hyperparameters=[1])
+        TypeError, r"hyperparameters as a dictionary from .*got \[1\]; write", lambda: STNModule(hyperparameters=[1])
     ),
     "training_step: by hand": using(
         RuntimeError,
@@ -898,7 +905,7 @@ REGULARIZERS = {
     ),
     "DropPath: a rate for each example of the batch": using(
         ValueError,
-        r"DropPath: acts on the batch as a whole, but 'rate' has a value for each .*per='batch'",
+        r"DropPath: acts on the batch as a whole, but 'rate' has a value for each .*perturb='batch'",
         lambda: acting(DropPath("rate", mode="batch")),
         call(torch.ones(3, 2)),
     ),
@@ -963,7 +970,7 @@ REGULARIZERS = {
     ),
     "ActivationPenalty: time first": using(
         ValueError,
-        r"3 sampled weights, got 5; keep the batch first, or declare 'rate' with per='batch'",
+        r"3 sampled weights, got 5; keep the batch first, or declare 'rate' with perturb='batch'",
         lambda: acting(ActivationPenalty("rate")),
         call(torch.ones(5, 3, 2)),
     ),
@@ -1124,7 +1131,7 @@ SCHEDULES_AND_LOADERS = {
     ),
     "Schedule: choices of nobody": building(
         ValueError,
-        r"choices of \['a'\], got choices of \['b'\]; name",
+        r"choices of \['a'\], got choices of \['b'\]; add them to names",
         lambda: Schedule(("a",), choices={"b": ("x", "y")}),
     ),
     "Schedule: a step that is past": using(
@@ -1138,7 +1145,7 @@ SCHEDULES_AND_LOADERS = {
     ),
     "Schedule: an unknown choice": using(
         ValueError,
-        r"op to be one of \['a', 'b'\], got 'c'; name the choice",
+        r"op to be one of \['a', 'b'\], got 'c'; give one of them",
         recorded,
         lambda given: given.append(Row(30, 0, {"rate": 0.1, "op": "c"}, given.rows[0].scales)),
     ),
@@ -1471,11 +1478,11 @@ RUNS = {
         lambda: Lit(beside=GaussianNoise("rate"), rows=5),
     ),
     "fit: no number of rows": running(
-        ValueError, "number of rows .*got '8'; if infer_batch_size is overridden, let it return", lambda: Lit(rows="8")
+        ValueError, "number of rows .*got '8'; if infer_batch_size is overridden, return", lambda: Lit(rows="8")
     ),
     "fit: a rate for each example where the batch has one": running(
         ValueError,
-        "DropPath: acts on the batch as a whole, but 'rate' has a value for each .*per='batch'",
+        "DropPath: acts on the batch as a whole, but 'rate' has a value for each .*perturb='batch'",
         lambda: Lit(beside=DropPath("rate", mode="batch")),
     ),
     "resume: another range": resuming(

@@ -18,11 +18,11 @@ from lightning_stn.functional import choice_probabilities
 CHOICES = ("none", "mirror", "noise")
 
 
-def mixed(per: Any = "example") -> HyperparameterSet:
+def mixed(perturb: Any = "example") -> HyperparameterSet:
     return HyperparameterSet(
         {
             "rate": Float(0.0, 1.0, init=0.25, scale=0.3),
-            "operation": Categorical(CHOICES, init="mirror", scale=0.4, per=per),
+            "operation": Categorical(CHOICES, init="mirror", scale=0.4, perturb=perturb),
             "count": Integer(0, 4, init=3, scale=0.2),
         }
     )
@@ -32,7 +32,7 @@ def test_an_entry_for_each_choice() -> None:
     hyperparameters = mixed()
     assert len(hyperparameters) == len(hyperparameters.unconstrained) == len(hyperparameters.raw_scale) == 5
     assert hyperparameters.names == ("rate", "operation", "count")
-    assert hyperparameters.entries == {"rate": slice(0, 1), "operation": slice(1, 4), "count": slice(4, 5)}
+    assert hyperparameters.slices == {"rate": slice(0, 1), "operation": slice(1, 4), "count": slice(4, 5)}
     assert hyperparameters.labels == ("rate", "operation/none", "operation/mirror", "operation/noise", "count")
     torch.testing.assert_close(hyperparameters.scale.data, torch.tensor([0.3, 0.4, 0.4, 0.4, 0.2]))
     torch.testing.assert_close(hyperparameters.unconstrained.data[1:4], torch.tensor([0.0, 0.4, 0.0]))
@@ -74,7 +74,7 @@ def test_what_is_bound_is_read_as_an_index() -> None:
 
 
 def test_all_logits_of_a_batch_share_their_noise_among_its_rows() -> None:
-    hyperparameters = mixed(per="batch")
+    hyperparameters = mixed(perturb="batch")
     noise = hyperparameters.noise(8)
     assert [len(column.unique()) for column in noise.T] == [8, 1, 1, 1, 8]
     assert len(noise[0].unique()) == 5
@@ -136,7 +136,7 @@ def test_layers_have_a_gate_for_each_entry() -> None:
         (lambda: Categorical(["a", "b"], 0), "init to be one of"),  # type: ignore[arg-type]
         (lambda: Categorical(["a", "b"], "a", scale=-1.0), "scale > 0"),
         (lambda: Categorical(["a", "b"], "a", scale=True), "scale to be a finite number"),
-        (lambda: Categorical(["a", "b"], "a", per="row"), "per='example' or per='batch'"),  # type: ignore[arg-type]
+        (lambda: Categorical(["a", "b"], "a", perturb="row"), "perturb='example' or perturb='batch'"),  # type: ignore[arg-type]
     ],
 )
 def test_wrong_choices_are_explained(build: Any, message: str) -> None:
@@ -184,8 +184,8 @@ def test_a_choice_is_no_strength(use: Any) -> None:
 class LitAugmented(LitSmall):
     """Each example under the operation that is drawn for it."""
 
-    def __init__(self, per: Any = "example") -> None:
-        super().__init__({"operation": Categorical(CHOICES, "mirror", per=per)}, dropout=None)
+    def __init__(self, perturb: Any = "example") -> None:
+        super().__init__({"operation": Categorical(CHOICES, "mirror", perturb=perturb)}, dropout=None)
         self.noise = self.cutout = nn.Identity()
         self.drawn: list[Tensor] = []
 

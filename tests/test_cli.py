@@ -131,7 +131,7 @@ def test_every_kind_of_hyperparameter(tmp_path: Path) -> None:
         **KNOBS,
         "decay": {
             "class_path": "lightning_stn.Float",
-            "init_args": {"low": 1e-6, "high": 0.1, "init": 1e-4, "log": True, "per": "batch", "scale": 0.3},
+            "init_args": {"low": 1e-6, "high": 0.1, "init": 1e-4, "log": True, "perturb": "batch", "scale": 0.3},
         },
         "op": {"class_path": "lightning_stn.Categorical", "init_args": {"choices": ["none", "mirror"], "init": "none"}},
     }
@@ -140,7 +140,7 @@ def test_every_kind_of_hyperparameter(tmp_path: Path) -> None:
         "dropout": Float(0.0, 0.9, init=0.05),
         "noise": Float(0.0, None, init=0.1),
         "length": Integer(0, 4, init=2),
-        "decay": Float(1e-6, 0.1, init=1e-4, log=True, per="batch", scale=0.3),
+        "decay": Float(1e-6, 0.1, init=1e-4, log=True, perturb="batch", scale=0.3),
         "op": Categorical(["none", "mirror"], init="none"),
     }
 

@@ -21,7 +21,7 @@ from lightning_stn import (
     recommended_hyperparameters,
 )
 from lightning_stn.binding import attach
-from lightning_stn.regularizer import Regularizer
+from lightning_stn.regularizers import Regularizer
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -141,7 +141,7 @@ def test_the_paper_s_ranges() -> None:
     assert list(language) == [
         *("output_dropout", "input_dropout", "hidden_dropout", "embedding_dropout", "weight_dropout", "ar", "tar")
     ]
-    assert language["weight_dropout"].per == "batch"
+    assert language["weight_dropout"].perturb == "batch"
     with pytest.raises(ValueError, match="expected task='image' or task='language', got 'audio'"):
         recommended_hyperparameters("audio")  # type: ignore[arg-type]
 

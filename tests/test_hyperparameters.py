@@ -12,7 +12,7 @@ from lightning_stn.binding import bind, bind_weight_phase, unbind
 
 
 def both() -> HyperparameterSet:
-    return HyperparameterSet({"rate": Float(0.0, 1.0, init=0.25), "count": Integer(0, 4, init=4, per="batch")})
+    return HyperparameterSet({"rate": Float(0.0, 1.0, init=0.25), "count": Integer(0, 4, init=4, perturb="batch")})
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_the_largest_integer_range_is_resolved() -> None:
         (lambda: Float(0.0, float("inf"), init=0.5), "high to be a finite number"),
         (lambda: Float(0.0, 1.0, init=0.5, scale=0.0), "scale > 0"),
         (lambda: Float(0.0, 1.0, init=0.5, scale=float("nan")), "scale to be a finite number"),
-        (lambda: Float(0.0, 1.0, init=0.5, per="row"), "per='example' or per='batch'"),  # type: ignore[arg-type]
+        (lambda: Float(0.0, 1.0, init=0.5, perturb="row"), "perturb='example' or perturb='batch'"),  # type: ignore[arg-type]
         (lambda: Integer(0, 4, init=2.0), "init to be a whole number"),  # type: ignore[arg-type]
         (lambda: Integer(0, True, init=0), "high to be a whole number"),
         (lambda: Integer(3, 3, init=3), "range is empty"),
@@ -83,7 +83,7 @@ def test_wrong_specifications_are_explained(build: Any, message: str) -> None:
 
 
 def test_a_foreign_specification_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"'x' to be a Float, an Integer or a Categorical, got 0\.5; write"):
+    with pytest.raises(TypeError, match=r"'x' to be a Hyperparameter, such as a Float, .*, got 0\.5; write"):
         HyperparameterSet({"x": 0.5})  # type: ignore[dict-item]
 
 

@@ -1,21 +1,189 @@
-"""The quick start is code that runs."""
+"""Every code block of the README runs, under each method and both ways to perturb."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import pytest
+import torch
+import torch.nn.functional as F
+from support import loader, response_layers, trainer
+from torch import Tensor, nn
+
+from lightning_stn import DeltaSTN, Float, Schedule, STNCallback, STNModule
+from lightning_stn.layers import registry
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+
+QUICK_START = "class LitDigits(STNModule):"
+EXISTING_MODULE = "class Tuned(STNModule, YourLitModule):"
+OWN_LAYER = "@register_response(MyLinear)"
+INSTALL = "pip install -e "
+COMMAND_LINE = "python examples/digits_cli.py fit"
+RUN_HERE = [QUICK_START, EXISTING_MODULE, OWN_LAYER, INSTALL, COMMAND_LINE]
+"""A line of each block that a test below runs."""
+
+METHODS: dict[str, dict[str, Any]] = {
+    "stn": {},
+    "delta-stn": {"method": "delta-stn"},
+    "delta-stn, not linearised": {"method": DeltaSTN(linearize=False)},
+}
+
+each_setting = pytest.mark.parametrize(
+    "settings",
+    [{**settings, "perturb": perturb} for settings in METHODS.values() for perturb in ("example", "batch")],
+    ids=[f"{method}, {perturb}" for method in METHODS for perturb in ("example", "batch")],
+)
 
 
-@pytest.mark.filterwarnings("ignore:This run of .* training batches ends before its first hyperparameter step")
+def block(line: str) -> str:
+    (code,) = [code for _, code in BLOCKS if line in code]
+    return str(code)
+
+
+@pytest.mark.parametrize("code", [code for _, code in BLOCKS], ids=[f"block {n}" for n in range(1, 1 + len(BLOCKS))])
+def test_every_block_is_run_by_a_test(code: str) -> None:
+    assert [line in code for line in RUN_HERE].count(True) == 1
+
+
+def test_every_fence_is_a_block_in_a_language_that_is_tested() -> None:
+    assert (ROOT / "README.md").read_text().count("```") == 2 * len(BLOCKS) == 2 * len(RUN_HERE)
+    assert {language for language, _ in BLOCKS} == {"python", "sh"}
+
+
+def moved(schedule: Schedule) -> bool:
+    return all(schedule.rows[0].values[name] != schedule.rows[-1].values[name] for name in schedule.names)
+
+
 @pytest.mark.filterwarnings("ignore:.*GPU available but not used")
-def test_quick_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@each_setting
+def test_quick_start(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For six epochs: one beyond the warm-up."""
     monkeypatch.chdir(tmp_path)
-    readme = Path(__file__).parents[1] / "README.md"
-    code = re.search(r"## Quick start\n\n```python\n(.*?)```", readme.read_text(), re.DOTALL)
-    assert code is not None
-    shortened = code[1].replace("max_epochs=50", "max_epochs=6, enable_progress_bar=False")
-    assert shortened != code[1]
-    names: dict[str, object] = {}
-    exec(shortened, names)
-    (schedule,) = tmp_path.rglob("schedule.csv")
-    assert len(schedule.read_text().splitlines()) == 8
+    code = block(QUICK_START).replace("max_epochs=50", "max_epochs=6, enable_progress_bar=False")
+    code = code.replace("STNCallback()", "STNCallback(**settings)")
+    assert "max_epochs=6" in code
+    assert "**settings" in code
+    names: dict[str, Any] = {"settings": {**settings, "lr": 0.1}}
+    exec(code, names)
+    (path,) = tmp_path.rglob("schedule.csv")
+    schedule = Schedule.load(path)
+    assert schedule.names == ("dropout", "cutout_length")
+    assert len(schedule.rows) == 7
+    assert schedule.rows[0].values["dropout"] != schedule.rows[-1].values["dropout"]
+
+
+class YourLitModule(L.LightningModule):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net: nn.Module = nn.Sequential(
+            nn.Flatten(), nn.Linear(36, width), nn.ReLU(), nn.Dropout(0.1), nn.Linear(width, 3)
+        )
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = F.cross_entropy(self.net(batch[0]), batch[1])
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("my_val_loss", F.cross_entropy(self.net(batch[0]), batch[1]))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+def tuned(module: STNModule, settings: dict[str, Any]) -> STNCallback:
+    """Train a module on three batches of made-up images an epoch."""
+    callback = STNCallback(train_steps=1, warmup=0, lr=0.05, seed=1, **settings)
+    run = trainer(callback)
+    run.fit(module, loader(24), loader(16, seed=1))
+    assert run.global_step == 6
+    return callback
+
+
+@each_setting
+def test_an_existing_module(settings: dict[str, Any]) -> None:
+    names: dict[str, Any] = {
+        **{"STNModule": STNModule, "Float": Float, "F": F},
+        **{"YourLitModule": YourLitModule, "your_arguments": {"width": 8}},
+    }
+    exec(block(EXISTING_MODULE), names)
+    module = names["Tuned"]()
+    assert moved(tuned(module, settings).schedule)
+    assert {"train_loss", "my_val_loss"} <= set(module.trainer.callback_metrics)
+    assert [type(layer).__module__.partition(".")[0] for layer in module.export().modules()] == ["torch"] * 6
+
+
+class MyLinear(nn.Module):
+    """`nn.Linear`, but not a subclass of it."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.Linear.reset_parameters(self)  # type: ignore[arg-type]
+
+    def forward(self, input: Tensor) -> Tensor:
+        return my_product(input, self.weight) + self.bias
+
+
+def my_product(input: Tensor, weight: Tensor) -> Tensor:
+    return input @ weight.T
+
+
+class LitLayers(STNModule):
+    """A regularised network of two layers of one type."""
+
+    def __init__(self, layer: type[MyLinear] | type[nn.Linear]) -> None:
+        super().__init__(hyperparameters={"noise": Float(0.0, None, init=0.1)})
+        torch.manual_seed(0)
+        self.net = self.convert(nn.Sequential(nn.Flatten(), layer(36, 8), nn.ReLU(), layer(8, 3)))
+
+    def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        images, labels = batch
+        strength = self.hyperparameters["noise"].reshape(-1, 1, 1, 1)
+        return F.cross_entropy(self.net(images + strength * torch.ones_like(images)), labels)
+
+    def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+
+
+@each_setting
+def test_a_layer_of_one_s_own_trains_as_torch_s(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_RESPONSES", dict(registry._RESPONSES))
+    names: dict[str, Any] = {"MyLinear": MyLinear, "my_product": my_product}
+    exec(block(OWN_LAYER), names)
+    ours, theirs = LitLayers(MyLinear), LitLayers(nn.Linear)
+    assert [type(layer) for layer in response_layers(ours.net)] == [names["ResponseMyLinear"]] * 2
+    assert moved(tuned(ours, settings).schedule)
+    tuned(theirs, settings)
+    torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()), rtol=1e-4, atol=1e-6)
+    assert all(layer.gates("weight").any() and layer.gates("bias").any() for layer in response_layers(ours.net))
+    assert [type(layer) for layer in ours.export().modules()][2:] == [MyLinear, nn.ReLU, MyLinear]
+
+
+@pytest.mark.parametrize("line", [INSTALL, COMMAND_LINE])
+def test_shell_commands_are_well_formed_and_name_files_and_extras_that_exist(line: str) -> None:
+    code = block(line)
+    subprocess.run(["sh", "-n"], input=code, text=True, check=True)
+    assert all((ROOT / path).exists() for path in re.findall(r"\b(?:examples|tests)/[\w./]+", code))
+    extras = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert set(re.findall(r'"\.\[(\w+)\]"', code)) <= set(extras)
+
+
+def test_the_command_line_runs(tmp_path: Path) -> None:
+    pytest.importorskip("jsonargparse")
+    program, *arguments = block(COMMAND_LINE).split()
+    assert program == "python"
+    command = [sys.executable, *arguments, "--trainer.fast_dev_run=1", f"--trainer.default_root_dir={tmp_path}"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=100)

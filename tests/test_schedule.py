@@ -132,13 +132,45 @@ def test_a_schedule_that_is_accepted_can_be_read_back(tmp_path_factory: Any, nam
         return
     path = tmp_path_factory.mktemp("schedule") / "schedule.csv"
     values = {name: choices[name][0] if name in choices else 0.5 for name in names}
-    schedule.append(Row(0, 0, values, dict.fromkeys(schedule.entries, 0.25)))
+    schedule.append(Row(0, 0, values, dict.fromkeys(schedule.scale_names, 0.25)))
     schedule.save(path)
     assert Schedule.load(path) == schedule
+
+
+@given(st.lists(WORDS | st.sampled_from(["a.b", "a.b_c"]), min_size=1, max_size=5, unique=True), st.data())
+def test_a_schedule_with_parts_that_is_accepted_can_be_read_back(
+    tmp_path_factory: Any, names: list[str], data: Any
+) -> None:
+    several = st.lists(WORDS, min_size=2, max_size=3, unique=True).map(tuple)
+    kinds = {name: data.draw(st.sampled_from(["number", "choices", "parts"])) for name in names}
+    choices, parts = (
+        {name: data.draw(several) for name in names if kinds[name] == kind} for kind in ("choices", "parts")
+    )
+    try:
+        schedule = Schedule(tuple(names), choices=choices, parts=parts)
+    except ValueError as error:
+        assert "collides" in str(error)  # noqa: PT017
+        return
+    path = tmp_path_factory.mktemp("schedule") / "schedule.csv"
+    values = {name: choices[name][0] if name in choices else 0.5 for name in names}
+    schedule.append(Row(0, 0, values, dict.fromkeys(schedule.scale_names, 0.25)))
+    schedule.save(path)
+    assert Schedule.load(path) == schedule
+
+
+def test_parts_are_columns_behind_a_dot() -> None:
+    schedule = Schedule(("size", "rate"), parts={"size": ("coarse", "fine")})
+    assert schedule.columns[:4] == ["step", "epoch", "size", "rate"]
+    assert schedule.columns[4:] == ["size.coarse_scale", "size.fine_scale", "rate_scale"]
+
+
+def test_parts_of_an_unknown_name_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"parts of \['a'\], got parts of \['b'\]; add them to names"):
+        Schedule(("a",), parts={"b": ("x", "y")})
 
 
 @given(st.lists(WORDS, min_size=1, unique=True))
 def test_numbers_collide_only_with_the_scale_of_another(names: list[str]) -> None:
     collide = any(f"{name}_scale" in names for name in names)
     if not collide:
-        assert Schedule(tuple(names)).entries == tuple(names)
+        assert Schedule(tuple(names)).scale_names == tuple(names)

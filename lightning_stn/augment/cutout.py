@@ -82,8 +82,8 @@ class Cutout(Augmentation):
         """How many holes to draw; None where nothing bounds them."""
         if self.max_holes is not None or self.hyperparameters is None:
             return self.max_holes
-        high = getattr(self.hyperparameters.specifications[str(self.holes)], "high", None)
-        return None if high is None else math.ceil(high)
+        bounds = self.hyperparameters.specifications[str(self.holes)].bounds
+        return None if bounds is None or bounds[1] == math.inf else math.ceil(bounds[1])
 
     def forward(self, input: Tensor) -> Tensor:
         """Blank, in the weight phase; otherwise return the input."""

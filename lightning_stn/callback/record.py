@@ -15,21 +15,16 @@ from lightning_stn.callback.hyperparameter_phase import HyperparameterPhase, Hyp
 from lightning_stn.callback.tensorboard import (
     ENTROPY,
     HYPERGRADIENT,
-    LOWER,
-    PROBABILITY,
+    PREFIX,
     SCALE,
     SKIPPED,
     TRAIN_LOSS,
-    UPPER,
     VALID_LOSS,
-    VALUE,
     layout,
     summarise,
 )
-from lightning_stn.functional import choice_probabilities
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.schedule import Row
-from lightning_stn.specifications import Categorical
 
 
 class Mean:
@@ -100,7 +95,7 @@ class Recorder:
             return
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_custom_scalars(layout(self.schedule))
+                logger.experiment.add_custom_scalars(layout(self.hyperparameters))
         folders = [] if trainer.fast_dev_run else map(_folder, trainer.loggers)  # type: ignore[attr-defined]
         folder = next((folder for folder in folders if folder is not None), None)
         if folder is not None:
@@ -123,7 +118,7 @@ class Recorder:
             step,
             trainer.current_epoch,
             self.hyperparameters.values(),
-            dict(zip(self.schedule.entries, scales, strict=True)),
+            dict(zip(self.schedule.scale_names, scales, strict=True)),
         )
         self.schedule.append(row)
         if not trainer.is_global_zero:
@@ -177,18 +172,11 @@ class Recorder:
     def _metrics(self) -> dict[str, float]:
         hyperparameters = self.hyperparameters
         centre, scale = hyperparameters.unconstrained.cpu().double(), hyperparameters.scale.cpu().double()
-        bands = hyperparameters.constrain(torch.stack([centre, centre - scale, centre + scale]))
-        metrics = {}
+        metrics: dict[str, float] = {}
         for name, specification in hyperparameters.specifications.items():
-            if isinstance(specification, Categorical):
-                entries = hyperparameters.entries[name]
-                probabilities = choice_probabilities(centre[entries], scale[entries]).tolist()
-                metrics[f"{VALUE}/{name}"] = bands[name][0].item()
-                metrics |= _tagged(f"{PROBABILITY}/{name}", specification.choices, probabilities)
-            else:
-                metrics |= {
-                    f"{kind}/{name}": x for kind, x in zip((VALUE, LOWER, UPPER), bands[name].tolist(), strict=True)
-                }
+            own = hyperparameters.slices[name]
+            curves = specification.curves(name, centre[own], scale[own])
+            metrics |= {f"{PREFIX}{tag}": value for tag, value in curves.items()}
         metrics |= _tagged(SCALE, hyperparameters.labels, scale.tolist())
         metrics[ENTROPY] = hyperparameters.entropy().item()
         metrics |= {f"stn/{name}": rate for name, rate in self._phase.optimizer.rates.items()}

@@ -18,9 +18,10 @@ from lightning_stn.callback.resume import RunState, Stateful, Surroundings
 from lightning_stn.callback.settings import Settings, check_on_resume_use
 from lightning_stn.manual_optimization import MetricSteps, SchedulerSettings, WeightStep
 from lightning_stn.methods import Method, OptimizerFactory, Scales
-from lightning_stn.module import Perturb, STNModule
+from lightning_stn.module import STNModule
 from lightning_stn.phases import Phase, PhaseClock, PhaseSchedule, Warmup
 from lightning_stn.schedule import Schedule
+from lightning_stn.specifications import Perturb
 
 
 class STNCallback(Callback):

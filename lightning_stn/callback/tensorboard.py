@@ -1,26 +1,26 @@
-"""What TensorBoard shows of a run: tags, the layout of custom scalars, and the tab HPARAMS."""
+"""TensorBoard: tags, the layout of custom scalars, and the tab HPARAMS."""
 
 import re
-from collections.abc import Iterable
 
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from lightning_stn.hyperparameters import HyperparameterSet
-from lightning_stn.schedule import Schedule
 
-VALUE, SCALE, LOWER, UPPER = "stn/value", "stn/scale", "stn/lower", "stn/upper"
-INIT, PROBABILITY = "stn/init", "stn/probability"
+PREFIX = "stn/"
+"""Begins every tag of this package; a specification names its curves without it."""
+
+VALUE, SCALE, INIT = "stn/value", "stn/scale", "stn/init"
 HYPERGRADIENT, ENTROPY = "stn/hypergrad", "stn/entropy"
 TRAIN_LOSS, VALID_LOSS = "stn/train_loss", "stn/valid_loss"
 SKIPPED = "stn/skipped_steps"
 
 
 def summarise(hyperparameters: HyperparameterSet, writer: SummaryWriter) -> None:
-    """Let the tab HPARAMS show where the hyperparameters start, and as metrics the last points of their curves.
+    """Write the tab HPARAMS: initial values, and as metrics the last points of the curves.
 
-    Lightning's `log_hyperparams` would draw a point on each of these curves, also on that of `val_loss`. Hence this way
-    to the event file, which is private in torch, up to 2.15, and used by Lightning likewise.
+    Lightning's `log_hyperparams` would add a point to each of these curves, `val_loss` included. Therefore this writes
+    to the event file directly, through a method that is private in torch (up to 2.15) and that Lightning uses as well.
     """
     starts = {f"{INIT}/{name}": specification.init for name, specification in hyperparameters.specifications.items()}
     curves = [*(f"{VALUE}/{name}" for name in hyperparameters.names), TRAIN_LOSS, VALID_LOSS, "val_loss"]
@@ -29,21 +29,16 @@ def summarise(hyperparameters: HyperparameterSet, writer: SummaryWriter) -> None
         writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
 
 
-def layout(schedule: Schedule) -> dict[str, dict[str, list[object]]]:
-    """TensorBoard's custom scalars: all schedules on one chart, then a chart for each hyperparameter.
-
-    It shows a number with its band of one scale up and down, and of a `Categorical` how probably each choice is drawn.
-    """
-    charts: dict[str, list[object]] = {"all": ["Multiline", _exactly(f"{VALUE}/{name}" for name in schedule.names)]}
-    for name in schedule.names:
-        if name in schedule.choices:
-            tags = _exactly(f"{PROBABILITY}/{name}/{choice}" for choice in schedule.choices[name])
-            charts[name] = ["Multiline", tags]
-        else:
-            charts[name] = ["Margin", [f"{tag}/{name}" for tag in (VALUE, LOWER, UPPER)]]
+def layout(hyperparameters: HyperparameterSet) -> dict[str, dict[str, list[object]]]:
+    """TensorBoard's custom scalars: all values on one chart, then the chart of each hyperparameter."""
+    charts: dict[str, list[object]] = {"all": ["Multiline", [_exactly(f"{VALUE}/{n}") for n in hyperparameters.names]]}
+    for name, specification in hyperparameters.specifications.items():
+        kind, tags = specification.chart(name)
+        tags = [f"{PREFIX}{tag}" for tag in tags]
+        charts[name] = [kind, [_exactly(tag) for tag in tags] if kind == "Multiline" else tags]
     return {"Self-tuned hyperparameters": charts}
 
 
-def _exactly(tags: Iterable[str]) -> list[str]:
-    """Patterns that match these tags and no others."""
-    return [f"^{re.escape(tag)}$" for tag in tags]
+def _exactly(tag: str) -> str:
+    """A pattern that matches this tag only; TensorBoard takes patterns for lines, but plain tags for a band."""
+    return f"^{re.escape(tag)}$"

@@ -7,13 +7,9 @@ import torch
 from torch import Tensor
 
 from lightning_stn.hyperparameters import HyperparameterSet
-from lightning_stn.specifications import Float, Hyperparameter, Integer
 
 PATIENCE = 25
 """Hyperparameter steps in a row without a finite hypergradient after which a run is stopped."""
-
-PINNED = 7.0
-"""Distance in unconstrained units at which a bound is as good as reached: 0.1% of the range is left."""
 
 COLLAPSED, EXPLODED = 0.02, 10.0
 """Perturbation scales as shares of where they started."""
@@ -75,16 +71,16 @@ class Watch:
         hyperparameters = self._hyperparameters
         places, scales = hyperparameters.unconstrained.tolist(), hyperparameters.scale.tolist()
         for name, specification in hyperparameters.specifications.items():
-            entries, starts = hyperparameters.entries[name], specification.unconstrained_init()
-            for place, scale, start in zip(places[entries], scales[entries], starts, strict=True):
-                bound = _bound_reached(specification, place, start)
-                if bound is not None:
-                    self._warn_once(
-                        name,
-                        f"bound {bound:g}",
-                        f"The hyperparameter {name!r} has arrived at its bound {bound:g} and will hardly leave it; "
-                        "widen the range if values beyond make sense, or take the bound for the answer.",
-                    )
+            own = hyperparameters.slices[name]
+            bound = specification.bound_reached(places[own])
+            if bound is not None:
+                self._warn_once(
+                    name,
+                    f"bound {bound:g}",
+                    f"The hyperparameter {name!r} has arrived at its bound {bound:g} and will hardly leave it; widen "
+                    "the range if values beyond make sense, or take the bound for the answer.",
+                )
+            for scale in scales[own]:
                 share = scale / specification.scale
                 if share < COLLAPSED:
                     self._warn_once(
@@ -121,15 +117,3 @@ class Watch:
         """Continue from a saved state."""
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
         self._warned = {(name, kind) for name, kind in state["warned"]}
-
-
-def _bound_reached(specification: Hyperparameter, place: float, start: float) -> float | None:
-    """The bound that a hyperparameter has gone to since its start, if any."""
-    if not isinstance(specification, Float | Integer):
-        return None
-    if place > max(PINNED, start + 1):
-        return specification.high
-    if place < min(-PINNED, start - 1):
-        endless = isinstance(specification, Float) and specification.log and not specification.low
-        return None if endless else specification.low
-    return None

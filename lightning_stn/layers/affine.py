@@ -15,7 +15,7 @@ class AffineResponse(ResponseLayer):
 
     Example `n` sees `W x + b + (V h_n) * (R x) + (C h_n) * r`, MacKay et al. (2019), section 3.2.
 
-    A family gives `channel_dim`, `affine` and `growth`.
+    A family defines `channel_dim` and `affine`, and may define `growth`.
     """
 
     weight: Tensor
@@ -34,22 +34,34 @@ class AffineResponse(ResponseLayer):
     @property
     def channel_dim(self) -> int:
         """The output dimension that the gates act on, counted from the end."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} does not define channel_dim, the output dimension of its units, counted from the "
+            "end; write 'channel_dim = -1' in its body if that is the last one."
+        )
 
     def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
         """`W x + b` with the given parameters; `args` are the further arguments of the plain layer's `forward`."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} does not define affine; define affine(self, input, weight, bias, *args), which "
+            f"returns the output of {self.plain.__name__} with these parameters, and without a bias where it is None."
+        )
 
     @property
     def growth(self) -> float:
-        """Entries of the output for each one of the input, roughly."""
-        raise NotImplementedError
+        """Entries of the output for each entry of the input, roughly.
+
+        It only decides which of two equivalent computations is cheaper; by default the output is as large as the input.
+        """
+        return 1.0
 
     def reset_response(self) -> None:
         """Draw `R` and `r` with the initialiser of the torch layer."""
+        if not hasattr(self.plain, "reset_parameters"):
+            super().reset_response()
+            return
         # The initialiser reads these two attributes only, and reads the weight even where only the bias responds.
         weight = self.weight.new_empty(self.weight.shape) if self.response_weight is None else self.response_weight
-        self.plain.reset_parameters(SimpleNamespace(weight=weight, bias=self.response_bias))  # type: ignore[attr-defined]
+        self.plain.reset_parameters(SimpleNamespace(weight=weight, bias=self.response_bias))
 
     def forward(self, input: Tensor, *args: Any) -> Tensor:
         """Compute at the bound sample; see `ResponseLayer.forward`."""

@@ -1,5 +1,6 @@
 """What hyperparameters act on: dropouts in the network, penalties in the training loss."""
 
+from lightning_stn.regularizer import Regularizer
 from lightning_stn.regularizers.dropout import (
     AlphaDropout,
     Dropout,
@@ -7,7 +8,8 @@ from lightning_stn.regularizers.dropout import (
     Dropout2d,
     Dropout3d,
     DropPath,
-    tuned_dropout,
+    TunedDropout,
+    TunedDropPath,
 )
 from lightning_stn.regularizers.penalties import (
     ActivationPenalty,
@@ -16,6 +18,7 @@ from lightning_stn.regularizers.penalties import (
     Penalty,
     TemporalActivationPenalty,
 )
+from lightning_stn.regularizers.registry import Tunable, register_tunable, tunable_type
 from lightning_stn.regularizers.sequence import EmbeddingDropout, LockedDropout
 from lightning_stn.regularizers.weight_drop import WeightDrop
 
@@ -32,7 +35,12 @@ __all__ = [
     "LabelSmoothing",
     "LockedDropout",
     "Penalty",
+    "Regularizer",
     "TemporalActivationPenalty",
+    "Tunable",
+    "TunedDropPath",
+    "TunedDropout",
     "WeightDrop",
-    "tuned_dropout",
+    "register_tunable",
+    "tunable_type",
 ]

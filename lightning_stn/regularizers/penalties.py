@@ -42,7 +42,7 @@ class Penalty(Regularizer):
         if weight.dim() and len(costs) not in (1, len(weight)):
             raise ValueError(
                 f"{type(self).__name__}: expected one example for each of the {len(weight)} sampled weights, got "
-                f"{len(costs)}; keep the batch first, or declare {self.weight!r} with per='batch'."
+                f"{len(costs)}; keep the batch first, or declare {self.weight!r} with perturb='batch'."
             )
         return (weight * costs).mean()
 

@@ -15,7 +15,7 @@ class WeightDrop(Regularizer):
     """Drops single weights of a module, those of recurrences for instance, Merity et al. (2018), arXiv:1708.02182.
 
     One draw serves the batch and all time steps. The rate is therefore one that the batch shares: that of a
-    hyperparameter with `per="batch"`, or of any under `STNCallback(perturb="batch")`. A weight and its response are
+    hyperparameter with `perturb="batch"`, or of any under `STNCallback(perturb="batch")`. A weight and its response are
     dropped together.
 
     Args:

@@ -298,7 +298,7 @@ class LitWords(STNModule):
         super().__init__(
             hyperparameters={
                 **rates,
-                "weights": Float(0.0, 0.9, init=0.1, per="batch"),
+                "weights": Float(0.0, 0.9, init=0.1, perturb="batch"),
                 "ar": Float(0.0, None, init=0.05),
                 "tar": Float(0.0, None, init=0.05),
             }

@@ -58,7 +58,7 @@ every_network = pytest.mark.parametrize(
 
 
 def specifications() -> dict[str, Float]:
-    return {"dropout": Float(0.0, 0.9, init=0.1), "noise": Float(0.0, None, init=0.1, per="batch")}
+    return {"dropout": Float(0.0, 0.9, init=0.1), "noise": Float(0.0, None, init=0.1, perturb="batch")}
 
 
 @every_network

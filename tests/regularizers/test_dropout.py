@@ -15,8 +15,7 @@ from lightning_stn import Float, HyperparameterSet, Integer
 from lightning_stn.augment import Cutout, GaussianNoise
 from lightning_stn.augment.cutout import cutout_mask
 from lightning_stn.binding import attach, bind_weight_phase, unbind
-from lightning_stn.regularizer import Regularizer
-from lightning_stn.regularizers import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath
+from lightning_stn.regularizers import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath, Regularizer
 
 LOGITS = torch.tensor([[-3.0], [0.0], [1.0], [3.0]])
 DROPOUTS = [
@@ -163,7 +162,7 @@ def test_a_branch_left_out_for_the_whole_batch() -> None:
     assert all(output.min() == output.max() for output in outputs)
     assert 20 < sum(output.max() > 0 for output in outputs) < 80
     bind_weight_phase(hyperparameters, torch.zeros(4, 2))
-    with pytest.raises(ValueError, match=r"DropPath: acts on the batch as a whole.*per='batch'"):
+    with pytest.raises(ValueError, match=r"DropPath: acts on the batch as a whole.*perturb='batch'"):
         module(torch.ones(4, 3))
     with pytest.raises(ValueError, match="expected mode='row' or mode='batch', got 'rows'"):
         DropPath(0.1, "rows")  # type: ignore[arg-type]

@@ -210,7 +210,7 @@ def test_bad_weights(kind: type[Penalty]) -> None:
 def test_examples_that_do_not_match_the_sample() -> None:
     penalty = ActivationPenalty("weight")
     bound(penalty)
-    with pytest.raises(ValueError, match=r"each of the 4 sampled weights, got 3; .* 'weight' with per='batch'"):
+    with pytest.raises(ValueError, match=r"each of the 4 sampled weights, got 3; .* 'weight' with perturb='batch'"):
         penalty(torch.randn(3, 2))
 
 

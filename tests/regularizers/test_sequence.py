@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from lightning_stn import Float, HyperparameterSet, convert, export
 from lightning_stn.binding import attach, bind_weight_phase, unbind
-from lightning_stn.regularizer import Regularizer
-from lightning_stn.regularizers import EmbeddingDropout, LockedDropout
+from lightning_stn.regularizers import EmbeddingDropout, LockedDropout, Regularizer
 
 LOGITS = torch.tensor([[-3.0], [0.0], [1.0], [3.0]])
 RATES = torch.sigmoid(LOGITS[:, 0]).tolist()

@@ -24,7 +24,7 @@ every_case = pytest.mark.parametrize(("plain", "names", "shape"), CASES, ids=lam
 
 
 def hyperparameters() -> HyperparameterSet:
-    return HyperparameterSet({"rate": Float(0.0, 1.0, init=0.5, per="batch"), "other": Float(0.0, 1.0, init=0.5)})
+    return HyperparameterSet({"rate": Float(0.0, 1.0, init=0.5, perturb="batch"), "other": Float(0.0, 1.0, init=0.5)})
 
 
 def first(output: Any) -> Tensor:
@@ -98,7 +98,7 @@ def test_a_rate_for_each_example_is_refused() -> None:
     module = WeightDrop(nn.Linear(3, 4), ["weight"], "rate")
     attach(module, held)
     bind_weight_phase(held, torch.randn(5, 1))
-    with pytest.raises(ValueError, match=r"WeightDrop: acts on the batch as a whole, but 'rate' .* per='batch'"):
+    with pytest.raises(ValueError, match=r"WeightDrop: acts on the batch as a whole, but 'rate' .* perturb='batch'"):
         module(torch.randn(5, 3))
     bind_weight_phase(held, torch.randn(1, 1))
     assert module(torch.randn(5, 3)).shape == (5, 4)

@@ -16,7 +16,7 @@ SPECIFICATIONS = {
     "rate": Float(0.0, 0.9, init=0.2),
     "noise": Float(0.0, None, init=0.3),
     "length": Integer(0, 3, init=2),
-    "decay": Float(1e-5, 1.0, init=1e-2, log=True, per="batch"),
+    "decay": Float(1e-5, 1.0, init=1e-2, log=True, perturb="batch"),
 }
 
 

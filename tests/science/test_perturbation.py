@@ -72,9 +72,9 @@ def test_the_chi_square_bound_notices_integers_that_are_not_in_the_analytic_bins
 
 MIXED = {
     "own": Float(0.0, 1.0, init=0.3, scale=0.5),
-    "shared": Float(None, None, init=2.0, scale=1.5, per="batch"),
+    "shared": Float(None, None, init=2.0, scale=1.5, perturb="batch"),
     "own_count": Integer(0, 9, init=4, scale=0.7),
-    "shared_count": Integer(1, 5, init=2, scale=0.2, per="batch"),
+    "shared_count": Integer(1, 5, init=2, scale=0.2, perturb="batch"),
 }
 
 

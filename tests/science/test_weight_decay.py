@@ -66,7 +66,7 @@ class Ridge(L.LightningModule):
 
 class TunedRidge(STNModule, Ridge):
     def __init__(self, init: float) -> None:
-        decay = Float(LOW, HIGH, init=init, log=True, per="batch")
+        decay = Float(LOW, HIGH, init=init, log=True, perturb="batch")
         super().__init__(hyperparameters={"decay": decay}, decay="decay")
         self.net = self.convert(self.net)
 
