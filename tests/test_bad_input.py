@@ -1017,7 +1017,7 @@ AUGMENTATIONS = {
     "Cutout: endless holes": building(ValueError, "holes to be a finite number, got inf; give", lambda: Cutout(2, INF)),
     "Cutout: nothing bounds the holes": using(
         ValueError,
-        "upper end for the number of holes, but the hyperparameter 'holes' is Float.*; declare an Integer, or pass max",
+        "upper bound for the number of holes, but the hyperparameter 'holes' is Float.*; declare an Integer, or pass",
         lambda: [Cutout(2, "holes"), HyperparameterSet({"holes": Float(0.0, None, init=1.0)})],
         lambda given: attach(*given),
     ),
@@ -1029,13 +1029,13 @@ AUGMENTATIONS = {
     ),
     "Cutout: one image": using(
         ValueError,
-        r"Cutout: expected images .*got shape \[3, 8, 8\]; add the dimension",
+        r"Cutout: expected images .*got shape \[3, 8, 8\]; reshape it to four dimensions",
         lambda: acting(Cutout("count")),
         call(pixels(3, 8, 8)),
     ),
     "Cutout: a fill that is no byte": using(
         ValueError,
-        r"0\.\.255 for uint8 images, got 0\.5",
+        r"0\.\.255 for uint8 images, got 0\.5; change it, or convert the images",
         lambda: [Cutout(2, fill=0.5)],
         call(torch.zeros(3, 1, 8, 8, dtype=torch.uint8)),
     ),
@@ -1090,7 +1090,7 @@ AUGMENTATIONS = {
     ),
     "CutMix: no images": using(
         ValueError,
-        r"CutMix: expected images .*got shape \[3, 5\]; add",
+        r"CutMix: expected images .*got shape \[3, 5\]; reshape",
         lambda: acting(CutMix("rate", 3)),
         call(torch.ones(3, 5), LABELS),
     ),
