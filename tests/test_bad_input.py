@@ -912,7 +912,7 @@ REGULARIZERS = {
     ),
     "EmbeddingDropout: no embedding": building(
         ValueError,
-        "embedding to be a module, got Tensor; pass the nn.Embedding",
+        "embedding to be an nn.Module, got Tensor; pass the nn.Embedding",
         lambda: EmbeddingDropout(torch.ones(1), 0.1),
     ),
     "WeightDrop: unknown names": building(
@@ -924,7 +924,7 @@ REGULARIZERS = {
         ValueError, r"names to be a list from .*, got 'weight'", lambda: WeightDrop(OwnLinear(2, 2), "weight", 0.1)
     ),
     "WeightDrop: no module": building(
-        ValueError, "module to be a module, got 'lstm'; pass the layer", lambda: WeightDrop("lstm", ["weight"], 0.1)
+        ValueError, "module to be an nn.Module, got 'lstm'; pass the layer", lambda: WeightDrop("lstm", ["weight"], 0.1)
     ),
     "WeightDrop: a rate for each example": using(
         ValueError,
@@ -938,7 +938,7 @@ REGULARIZERS = {
     ),
     "L2Penalty: names that fit nothing": using(
         ValueError,
-        r"no trainable parameter fits \['w\?'\]; there are \['1\.weight', .*\]; give names",
+        r"no trainable parameter matches \['w\?'\]; there are \['1\.weight', .*\]; give names",
         lambda: [L2Penalty(0.1, ["w?"]), mlp()],
         lambda given: given[0](given[1]),
     ),
@@ -947,7 +947,7 @@ REGULARIZERS = {
     ),
     "ActivationPenalty: what an LSTM returns": using(
         ValueError,
-        "ActivationPenalty: expected activations as a tensor .*got tuple; .*pass the outputs alone",
+        "ActivationPenalty: expected activations as a tensor .*got tuple; .*pass the outputs of .*without its state",
         lambda: acting(ActivationPenalty("rate")),
         call((torch.ones(3, 2), None)),
     ),
