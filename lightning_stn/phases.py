@@ -1,4 +1,4 @@
-"""When the weights learn and when the hyperparameters do: plain Python, no tensors."""
+"""Schedule of weight and hyperparameter phases: plain Python, no tensors."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Phase(str, Enum):
-    """What one step trains."""
+    """Kind of a step, by the parameters that it trains."""
 
     WARMUP = "warm-up"
     WEIGHT = "weight"
@@ -15,7 +15,7 @@ class Phase(str, Enum):
 
 
 class Event(NamedTuple):
-    """One step of a trace: the phase, the epoch, and the number of training batches finished before it."""
+    """One step of a trace: its phase, its epoch, and the number of training batches finished before it."""
 
     phase: Phase
     epoch: int
@@ -29,11 +29,11 @@ class PhaseSchedule:
     Args:
         train_steps: training batches in a weight phase.
         valid_steps: validation batches in the hyperparameter phase that follows.
-        warmup_epochs: epochs at the start in which only the weights learn.
-        warmup_steps: the same in training batches; where given, it takes the place of `warmup_epochs`.
+        warmup_epochs: epochs at the start in which only the weights train.
+        warmup_steps: length of the warm-up in training batches; if given, it replaces `warmup_epochs`.
 
     Raises:
-        ValueError: a count is not a whole number, negative, or (for the two phases) zero.
+        ValueError: a count is not a whole number, is negative, or is zero for one of the two phases.
     """
 
     train_steps: int = 2
@@ -51,12 +51,12 @@ class PhaseSchedule:
                 raise ValueError(f"Expected {name} to be a whole number of at least {least}, got {count!r}.")
 
     def phase(self, batches: int, epoch: int) -> Phase:
-        """Phase of the training batch that follows `batches` finished ones, in (zero-based) `epoch`."""
+        """Phase of the next training batch after `batches` finished ones, in `epoch`, counted from 0."""
         warm = epoch < self.warmup_epochs if self.warmup_steps is None else batches < self.warmup_steps
         return Phase.WARMUP if warm else Phase.WEIGHT
 
     def steps_due(self, weight_steps: int) -> int:
-        """Hyperparameter steps that follow the `weight_steps`-th training batch since the warm-up."""
+        """Number of hyperparameter steps due after the `weight_steps`-th training batch since the warm-up."""
         return self.valid_steps if weight_steps and weight_steps % self.train_steps == 0 else 0
 
     def warmup_batches(self, batches_per_epoch: int) -> int:
@@ -68,7 +68,7 @@ class PhaseSchedule:
         return max(0, batches - self.warmup_batches(batches_per_epoch)) // self.train_steps * self.valid_steps
 
     def immediate(self) -> "PhaseSchedule":
-        """The shortest schedule that runs every phase: no warm-up, one batch a phase (for `fast_dev_run`)."""
+        """The shortest schedule with both phases, for `fast_dev_run`: no warm-up, one batch for each phase."""
         return replace(self, train_steps=1, valid_steps=1, warmup_epochs=0, warmup_steps=None)
 
     def trace(self, epochs: int, batches_per_epoch: int) -> Iterator[Event]:
@@ -89,12 +89,12 @@ class PhaseSchedule:
 
 @dataclass
 class PhaseClock:
-    """Where a run stands in its schedule: three counters, all of them saved.
+    """Position of a run in its schedule: three counters, all saved in checkpoints.
 
     Args:
-        schedule: the schedule that is followed.
+        schedule: the schedule of the run.
         batches: training batches finished; the time axis of every log.
-        weight_steps: those of them that came after the warm-up.
+        weight_steps: training batches finished after the warm-up.
         hyperparameter_steps: hyperparameter steps finished.
     """
 
@@ -104,11 +104,11 @@ class PhaseClock:
     hyperparameter_steps: int = 0
 
     def phase(self, epoch: int) -> Phase:
-        """Phase of the training batch that comes next."""
+        """Phase of the next training batch."""
         return self.schedule.phase(self.batches, epoch)
 
     def finish_batch(self, epoch: int) -> int:
-        """Count one training batch; returns how many hyperparameter steps are due after it."""
+        """Count one training batch, and return the number of hyperparameter steps due after it."""
         warm = self.phase(epoch) is Phase.WARMUP
         self.batches += 1
         if warm:

@@ -1172,7 +1172,7 @@ SCHEDULES_AND_LOADERS = {
         ValueError, "batch_size to be a whole number of at least 1, got True", lambda: five(batch_size=True)
     ),
     "ResumableLoader: an iterable dataset": building(
-        ValueError, "dataset with a length and items, got list_iterator; an iter", lambda: five(dataset=iter([1]))
+        ValueError, "dataset with a length and items, got list_iterator; pass a map", lambda: five(dataset=iter([1]))
     ),
     "ResumableLoader: no examples": building(
         ValueError, "0 examples on each rank give no batch of 2; lower", lambda: five(dataset=[])
@@ -1181,7 +1181,7 @@ SCHEDULES_AND_LOADERS = {
         ValueError, "5 examples .*no batch of 9; lower batch_size or pass", lambda: five(batch_size=9, drop_last=True)
     ),
     "ResumableLoader: a sampler": building(
-        ValueError, r"decides \['sampler'\] itself; leave", lambda: five(sampler=[0, 1])
+        ValueError, r"sets \['sampler'\] itself; leave", lambda: five(sampler=[0, 1])
     ),
     "ResumableLoader: an unknown setting": building(
         ValueError, r"arguments of DataLoader, got \['colate_fn'\]; there are", lambda: five(colate_fn=list)
