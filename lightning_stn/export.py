@@ -1,4 +1,4 @@
-"""Taking a plain network away after training."""
+"""Export of a plain network after training."""
 
 import copy
 
@@ -11,13 +11,13 @@ from lightning_stn.regularizer import Regularizer
 
 
 def export(net: nn.Module) -> nn.Module:
-    """A copy of a converted network at the current hyperparameters, which needs nothing of this package.
+    """A copy of a converted network at the current hyperparameters that does not need this package.
 
-    Response layers become the layers that they stood in for, with the effective weights as their own; tuned dropouts
-    become torch's, at the current rate; other regularisers and augmentations, which act in training only, become
-    `nn.Identity`; what wraps a module, as `WeightDrop` does, gives way to it. For the rest types, names and state-dict
-    keys are those before the conversion. A parameter that two modules shared
-    is shared no longer where they responded to it, since their effective weights differ.
+    Response layers become the plain layers that they replaced, with their effective weights. Tuned dropouts become
+    torch's, at the current rate. Other regularisers and augmentations act in training only and become `nn.Identity`. A
+    wrapper such as `WeightDrop` is replaced by the module that it wraps. All other types, names and state-dict keys are
+    those before the conversion. A parameter that two modules shared is no longer shared where the modules responded,
+    since their effective weights differ.
 
     Args:
         net: a network that `convert` returned, on any device; it is not changed.
@@ -26,9 +26,9 @@ def export(net: nn.Module) -> nn.Module:
         The plain network, in the mode of `net`.
 
     Raises:
-        TypeError: `net` is no module.
-        ValueError: the network holds nothing that was converted, or a regulariser that has no plain counterpart.
-        RuntimeError: it holds a regulariser that has found no hyperparameters yet.
+        TypeError: `net` is not a module.
+        ValueError: no part of the network was converted, or a regulariser has no plain counterpart.
+        RuntimeError: a regulariser is not attached to hyperparameters yet.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(
@@ -48,8 +48,8 @@ def export(net: nn.Module) -> nn.Module:
 
 
 def _without_regularizers(module: nn.Module) -> nn.Module:
-    """Replace every regulariser by its plain counterpart, the module itself included, and undo `torch.compile`."""
-    compiled = module._modules.get("_orig_mod")  # the name in torch 2.4 to 2.14; its class would take seconds to import
+    """Replace every regulariser, including the module itself, by its plain counterpart, and undo `torch.compile`."""
+    compiled = module._modules.get("_orig_mod")  # the name in torch 2.4 to 2.14; importing its class takes seconds
     if compiled is not None:
         return _without_regularizers(compiled)
     for name, child in module._modules.items():

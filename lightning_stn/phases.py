@@ -1,4 +1,4 @@
-"""When the weights learn and when the hyperparameters do: plain Python, no tensors."""
+"""Schedule of weight and hyperparameter phases: plain Python, no tensors."""
 
 import math
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ WarmupUnit = Literal["epochs", "steps", "share"]
 
 
 class Phase(str, Enum):
-    """What one step trains."""
+    """Kind of a step, by the parameters that it trains."""
 
     WARMUP = "warm-up"
     WEIGHT = "weight"
@@ -18,7 +18,7 @@ class Phase(str, Enum):
 
 
 class Event(NamedTuple):
-    """One step of a trace: the phase, the epoch, and the number of training batches finished before it."""
+    """One step of a trace: its phase, its epoch, and the number of training batches finished before it."""
 
     phase: Phase
     epoch: int
@@ -131,12 +131,12 @@ class PhaseSchedule:
         return self.warmup
 
     def phase(self, batches: int, epoch: int) -> Phase:
-        """Phase of the training batch that follows `batches` finished ones, in (zero-based) `epoch`."""
+        """Phase of the next training batch after `batches` finished ones, in `epoch`, counted from 0."""
         finished = epoch if self._warmup.unit == "epochs" else batches
         return Phase.WARMUP if finished < self._warmup.length else Phase.WEIGHT
 
     def steps_due(self, weight_steps: int) -> int:
-        """Hyperparameter steps that follow the `weight_steps`-th training batch since the warm-up."""
+        """Number of hyperparameter steps due after the `weight_steps`-th training batch since the warm-up."""
         return self.valid_steps if weight_steps and weight_steps % self.train_steps == 0 else 0
 
     def warmup_batches(self, batches_per_epoch: int) -> int:
@@ -152,7 +152,7 @@ class PhaseSchedule:
         return replace(self, warmup=self._warmup.resolve(batches))
 
     def immediate(self) -> "PhaseSchedule":
-        """The shortest schedule that runs every phase: no warm-up, one batch a phase (for `fast_dev_run`)."""
+        """The shortest schedule with both phases, for `fast_dev_run`: no warm-up, one batch for each phase."""
         return replace(self, train_steps=1, valid_steps=1, warmup=0)
 
     def trace(self, epochs: int, batches_per_epoch: int) -> Iterator[Event]:
@@ -173,12 +173,12 @@ class PhaseSchedule:
 
 @dataclass
 class PhaseClock:
-    """Where a run stands in its schedule: three counters, all of them saved.
+    """Position of a run in its schedule: three counters, all saved in checkpoints.
 
     Args:
-        schedule: the schedule that is followed.
+        schedule: the schedule of the run.
         batches: training batches finished; the time axis of every log.
-        weight_steps: those of them that came after the warm-up.
+        weight_steps: training batches finished after the warm-up.
         hyperparameter_steps: hyperparameter steps finished.
     """
 
@@ -188,11 +188,11 @@ class PhaseClock:
     hyperparameter_steps: int = 0
 
     def phase(self, epoch: int) -> Phase:
-        """Phase of the training batch that comes next."""
+        """Phase of the next training batch."""
         return self.schedule.phase(self.batches, epoch)
 
     def finish_batch(self, epoch: int) -> int:
-        """Count one training batch; returns how many hyperparameter steps are due after it."""
+        """Count one training batch, and return the number of hyperparameter steps due after it."""
         warm = self.phase(epoch) is Phase.WARMUP
         self.batches += 1
         if warm:

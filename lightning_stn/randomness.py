@@ -1,4 +1,4 @@
-"""Randomness that can be continued: seeds derived from names, and the state of every global generator."""
+"""Reproducible randomness: seeds derived from names, and the states of all global generators."""
 
 import hashlib
 import random
@@ -9,7 +9,7 @@ import torch
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed that depends on every part, the same on every machine and in every Python."""
+    """A seed that depends on every part, and is the same on every machine and Python version."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -29,7 +29,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Continue from what `random_state` returned on this rank."""
+    """Restore the states that `random_state` returned on this rank."""
     torch.set_rng_state(state["torch"].cpu())
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))

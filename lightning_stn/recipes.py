@@ -1,4 +1,4 @@
-"""Hyperparameters to begin with: what MacKay et al. (2019), arXiv:1903.03088, section 5, tune, and from where."""
+"""Recommended hyperparameters: those of MacKay et al. (2019), arXiv:1903.03088, section 5, with their start values."""
 
 from typing import Literal
 
@@ -11,24 +11,24 @@ _START = 0.05
 
 
 def recommended_hyperparameters(task: Literal["image", "language"]) -> dict[str, Hyperparameter]:
-    """Ranges and starting values for a kind of network, by name.
+    """Ranges and start values for a kind of network, by name.
 
-    "image": `input_dropout` (a dropout on the pixels), and what `recommended_augmentation` reads: `input_scale`, `hue`,
-    `contrast`, `saturation`, `brightness`, `cutout_length` (pixels) and `cutout_holes`. The dropouts inside the network
-    come from `convert(dropout="per-layer")`, each from its own rate.
+    "image": `input_dropout` (for a dropout on the pixels), and the hyperparameters of `recommended_augmentation`:
+    `input_scale`, `hue`, `contrast`, `saturation`, `brightness`, `cutout_length` (pixels) and `cutout_holes`.
+    `convert(dropout="per-layer")` adds one for each dropout inside the network, starting at its rate.
 
     "language": for recurrent networks, `output_dropout`, `input_dropout`, `hidden_dropout` and `embedding_dropout`
-    (`LockedDropout` and `EmbeddingDropout`), `weight_dropout` (`WeightDrop`, hence shared by the batch), and the
+    (`LockedDropout` and `EmbeddingDropout`), `weight_dropout` (`WeightDrop`, so shared by the batch), and the
     weights `ar` and `tar` of `ActivationPenalty` and `TemporalActivationPenalty`.
 
     Args:
         task: the kind of network.
 
     Returns:
-        A new dictionary, for `STNModule(hyperparameters=...)`; take out what nothing reads.
+        A new dictionary, for `STNModule(hyperparameters=...)`; remove the hyperparameters that no module reads.
 
     Raises:
-        ValueError: `task` is neither of the two.
+        ValueError: `task` is neither "image" nor "language".
     """
     if task == "image":
         return {
@@ -50,16 +50,16 @@ def recommended_hyperparameters(task: Literal["image", "language"]) -> dict[str,
             "tar": Float(0.0, None, init=_START),
         }
     raise ValueError(
-        f"recommended_hyperparameters: expected task='image' or task='language', got {task!r}; build a "
-        "dictionary of your own for another kind of network."
+        f"recommended_hyperparameters: expected task='image' or task='language', got {task!r}; build "
+        "your own dictionary for another kind of network."
     )
 
 
 def recommended_augmentation() -> nn.Sequential:
-    """Colour jitter, input scale and cutout that read the names of `recommended_hyperparameters("image")`.
+    """Colour jitter, input scale and cutout at the hyperparameters of `recommended_hyperparameters("image")`.
 
     Shape:
-        images `[n, 1 or 3, height, width]`, floats in [0, 1] or uint8, to the same shape and type.
+        images `[n, 1 or 3, height, width]`, floating point in [0, 1] or uint8, to the same shape and dtype.
     """
     return nn.Sequential(
         ColorJitter(brightness="brightness", contrast="contrast", saturation="saturation", hue="hue"),

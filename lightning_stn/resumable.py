@@ -1,4 +1,4 @@
-"""A training loader whose position survives a checkpoint."""
+"""A training loader whose position is saved in checkpoints."""
 
 import inspect
 from collections.abc import Iterator, Sized
@@ -15,27 +15,28 @@ _STATE = ("epoch", "position", "seed", "announced")
 
 
 class ResumableLoader:
-    """Batches of a dataset in an order that (seed, epoch) fixes, resumed in the middle of an epoch by a checkpoint.
+    """Batches of a dataset in an order that (seed, epoch) fixes; a checkpoint can resume it in the middle of an epoch.
 
-    Its state is saved with every checkpoint, and restored by `STNCallback`, so that a resumed run meets the batches
-    that an uninterrupted one would have met; Lightning alone restores it in the middle of an epoch, but not at its end.
-    Each rank reads its own share of an epoch; where the examples do not divide among the ranks, some are left out,
-    others in every epoch. Nothing is drawn from torch's global generator.
+    Every checkpoint saves its state and `STNCallback` restores it, so that a resumed run reads the batches that an
+    uninterrupted run would have read. Without `STNCallback`, Lightning restores the state in the middle of an epoch,
+    but not at its end. Each rank reads its own share of an epoch. If the number of examples is not a multiple of the
+    number of ranks, the remainder is left out; with `shuffle`, it differs from epoch to epoch. Nothing is drawn from
+    torch's global generator.
 
-    A run resumed in the middle of an epoch is exact for datasets whose examples do not depend on chance: the random
-    numbers of worker processes begin anew. Let augmentation act on the batch instead (`lightning_stn.augment`).
+    A run resumed in the middle of an epoch is exact if the dataset is deterministic: the random numbers of worker
+    processes start anew. Apply random augmentation to the batch instead (`lightning_stn.augment`).
 
     Args:
         dataset: a map-style dataset.
         batch_size: examples in a batch, on each rank.
-        shuffle: whether every epoch has an order of its own.
+        shuffle: whether every epoch has a new order.
         seed: fixes the orders.
         num_workers: processes that load batches.
         drop_last: whether an incomplete batch at the end of an epoch is left out.
         **settings: further arguments of `torch.utils.data.DataLoader`, such as `collate_fn` or `pin_memory`.
 
     Raises:
-        ValueError: an argument is out of range, decided here or unknown, or an epoch would have no batch.
+        ValueError: an argument is out of range, set by this loader, or unknown; or an epoch would have no batch.
 
     Example:
         >>> loader = ResumableLoader(range(6), batch_size=2, shuffle=False)
@@ -71,17 +72,17 @@ class ResumableLoader:
                 raise ValueError(f"ResumableLoader: expected {name} to be True or False, got {flag!r}.")
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise ValueError(
-                f"ResumableLoader: expected a dataset with a length and items, got {type(dataset).__name__}; an "
-                "iterable dataset has no position to come back to."
+                f"ResumableLoader: expected a dataset with a length and items, got {type(dataset).__name__}; "
+                "pass a map-style dataset, since an iterable one has no position to resume from."
             )
-        decided = {"sampler", "batch_sampler", "generator", "persistent_workers"} & settings.keys()
-        if decided:
-            raise ValueError(f"ResumableLoader decides {sorted(decided)} itself; leave them out.")
+        own = {"sampler", "batch_sampler", "generator", "persistent_workers"} & settings.keys()
+        if own:
+            raise ValueError(f"ResumableLoader sets {sorted(own)} itself; leave them out.")
         known = inspect.signature(DataLoader).parameters
         unknown = sorted(settings.keys() - known)
         if unknown:
             raise ValueError(
-                f"ResumableLoader: expected further arguments of DataLoader, got {unknown}; there are {list(known)}."
+                f"ResumableLoader: expected only arguments of DataLoader, got {unknown}; there are {list(known)}."
             )
         self.dataset = dataset
         self.batch_size = batch_size
@@ -106,7 +107,7 @@ class ResumableLoader:
         return whole + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches that are left of this epoch; then the next epoch begins."""
+        """Yield the remaining batches of this epoch; the next call begins the next epoch."""
         batches = self._batches()[self.position :]
         workers = torch.Generator().manual_seed(derive_seed(self.seed, "workers", self.epoch))
         loader: DataLoader[Any] = DataLoader(
@@ -117,21 +118,21 @@ class ResumableLoader:
             **self.settings,
         )
         for batch in loader:
-            # Moved on before the batch is out: a checkpoint on the last batch of an epoch must not repeat the epoch.
+            # Counted before the yield: a checkpoint written on the last batch of an epoch must not repeat the epoch.
             self.position += 1
             if self.position == len(self):
                 self.epoch, self.position = self.epoch + 1, 0
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch, batches of it that were read, seed, and the last number of an epoch that Lightning announced."""
+        """Epoch, number of its batches that were read, seed, and the epoch number that Lightning announced last."""
         return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue there.
+        """Continue from a saved position.
 
         Raises:
-            ValueError: the state is that of another loader.
+            ValueError: the state does not fit a loader of this length.
         """
         counts = isinstance(state, dict) and set(state) == set(_STATE) and all(type(n) is int for n in state.values())
         if not counts or not 0 <= state["position"] < len(self):
@@ -144,10 +145,10 @@ class ResumableLoader:
         self._loaded = True
 
     def set_epoch(self, epoch: int) -> None:
-        """Leave what `limit_train_batches` left of an epoch; Lightning calls it at the start of every epoch.
+        """Skip the rest of an epoch that `limit_train_batches` cut short.
 
-        Its number tells a new epoch from one that is resumed, and no more: the orders are numbered by the epochs that
-        were read, which a resumed run may count differently.
+        Lightning calls this at the start of every epoch. `epoch` only tells a new epoch from a resumed one: the orders
+        are numbered by the epochs that were read, and a resumed run may count those differently.
         """
         resumed = self._loaded and epoch <= self.announced
         if self.position and not resumed:
@@ -156,7 +157,7 @@ class ResumableLoader:
 
     @property
     def batch_sampler(self) -> Any:
-        """Where Lightning looks for `set_epoch`; as a `sampler` of this loader it would try to replace it."""
+        """Where Lightning looks for `set_epoch`; it would try to replace an attribute `sampler` of this loader."""
         return SimpleNamespace(sampler=self)
 
     @property
@@ -171,12 +172,12 @@ class ResumableLoader:
         return len(self.dataset) // self._ranks[1]
 
     def _batches(self) -> list[list[int]]:
-        """This rank's indices of the whole epoch, batch by batch."""
+        """The indices that this rank reads in the whole epoch, by batch."""
         rank, world_size = self._ranks
         size = len(self.dataset)
         order = torch.arange(size)
         if self.shuffle:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
             order = torch.randperm(size, generator=generator)
-        own = order[rank::world_size][: self._share].tolist()
-        return [own[start : start + self.batch_size] for start in range(0, len(own), self.batch_size)][: len(self)]
+        mine = order[rank::world_size][: self._share].tolist()
+        return [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)][: len(self)]

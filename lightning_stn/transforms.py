@@ -61,5 +61,5 @@ def positive_inverse(scale: Tensor) -> Tensor:
 
 
 def invert(transform: Transform, value: float) -> float:
-    """The unconstrained number that `transform` sends to `value`, computed in float64."""
+    """The unconstrained number that `transform` maps to `value`, computed in float64."""
     return float(transform.inv(torch.tensor(value, dtype=torch.float64, device="cpu")))

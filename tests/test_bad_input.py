@@ -923,7 +923,7 @@ REGULARIZERS = {
     ),
     "EmbeddingDropout: no embedding": building(
         ValueError,
-        "embedding to be a module, got Tensor; pass the nn.Embedding",
+        "embedding to be an nn.Module, got Tensor; pass the nn.Embedding",
         lambda: EmbeddingDropout(torch.ones(1), 0.1),
     ),
     "WeightDrop: unknown names": building(
@@ -935,7 +935,7 @@ REGULARIZERS = {
         ValueError, r"names to be a list from .*, got 'weight'", lambda: WeightDrop(OwnLinear(2, 2), "weight", 0.1)
     ),
     "WeightDrop: no module": building(
-        ValueError, "module to be a module, got 'lstm'; pass the layer", lambda: WeightDrop("lstm", ["weight"], 0.1)
+        ValueError, "module to be an nn.Module, got 'lstm'; pass the layer", lambda: WeightDrop("lstm", ["weight"], 0.1)
     ),
     "WeightDrop: a rate for each example": using(
         ValueError,
@@ -949,7 +949,7 @@ REGULARIZERS = {
     ),
     "L2Penalty: names that fit nothing": using(
         ValueError,
-        r"no trainable parameter fits \['w\?'\]; there are \['1\.weight', .*\]; give names",
+        r"no trainable parameter matches \['w\?'\]; there are \['1\.weight', .*\]; give names",
         lambda: [L2Penalty(0.1, ["w?"]), mlp()],
         lambda given: given[0](given[1]),
     ),
@@ -958,7 +958,7 @@ REGULARIZERS = {
     ),
     "ActivationPenalty: what an LSTM returns": using(
         ValueError,
-        "ActivationPenalty: expected activations as a tensor .*got tuple; .*pass the outputs alone",
+        "ActivationPenalty: expected activations as a tensor .*got tuple; .*pass the outputs of .*without its state",
         lambda: acting(ActivationPenalty("rate")),
         call((torch.ones(3, 2), None)),
     ),
@@ -1028,7 +1028,7 @@ AUGMENTATIONS = {
     "Cutout: endless holes": building(ValueError, "holes to be a finite number, got inf; give", lambda: Cutout(2, INF)),
     "Cutout: nothing bounds the holes": using(
         ValueError,
-        "upper end for the number of holes, but the hyperparameter 'holes' is Float.*; declare an Integer, or pass max",
+        "upper bound for the number of holes, but the hyperparameter 'holes' is Float.*; declare an Integer, or pass",
         lambda: [Cutout(2, "holes"), HyperparameterSet({"holes": Float(0.0, None, init=1.0)})],
         lambda given: attach(*given),
     ),
@@ -1040,13 +1040,13 @@ AUGMENTATIONS = {
     ),
     "Cutout: one image": using(
         ValueError,
-        r"Cutout: expected images .*got shape \[3, 8, 8\]; add the dimension",
+        r"Cutout: expected images .*got shape \[3, 8, 8\]; reshape it to four dimensions",
         lambda: acting(Cutout("count")),
         call(pixels(3, 8, 8)),
     ),
     "Cutout: a fill that is no byte": using(
         ValueError,
-        r"0\.\.255 for uint8 images, got 0\.5",
+        r"0\.\.255 for uint8 images, got 0\.5; change it, or convert the images",
         lambda: [Cutout(2, fill=0.5)],
         call(torch.zeros(3, 1, 8, 8, dtype=torch.uint8)),
     ),
@@ -1101,7 +1101,7 @@ AUGMENTATIONS = {
     ),
     "CutMix: no images": using(
         ValueError,
-        r"CutMix: expected images .*got shape \[3, 5\]; add",
+        r"CutMix: expected images .*got shape \[3, 5\]; reshape",
         lambda: acting(CutMix("rate", 3)),
         call(torch.ones(3, 5), LABELS),
     ),
@@ -1183,7 +1183,7 @@ SCHEDULES_AND_LOADERS = {
         ValueError, "batch_size to be a whole number of at least 1, got True", lambda: five(batch_size=True)
     ),
     "ResumableLoader: an iterable dataset": building(
-        ValueError, "dataset with a length and items, got list_iterator; an iter", lambda: five(dataset=iter([1]))
+        ValueError, "dataset with a length and items, got list_iterator; pass a map", lambda: five(dataset=iter([1]))
     ),
     "ResumableLoader: no examples": building(
         ValueError, "0 examples on each rank give no batch of 2; lower", lambda: five(dataset=[])
@@ -1192,7 +1192,7 @@ SCHEDULES_AND_LOADERS = {
         ValueError, "5 examples .*no batch of 9; lower batch_size or pass", lambda: five(batch_size=9, drop_last=True)
     ),
     "ResumableLoader: a sampler": building(
-        ValueError, r"decides \['sampler'\] itself; leave", lambda: five(sampler=[0, 1])
+        ValueError, r"sets \['sampler'\] itself; leave", lambda: five(sampler=[0, 1])
     ),
     "ResumableLoader: an unknown setting": building(
         ValueError, r"arguments of DataLoader, got \['colate_fn'\]; there are", lambda: five(colate_fn=list)

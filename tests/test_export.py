@@ -1,4 +1,4 @@
-"""What is taken away: plain types and keys, the same outputs, and nothing of this package."""
+"""Exported networks: plain types and keys, the same outputs, and no dependence on this package."""
 
 import copy
 import subprocess
@@ -18,7 +18,7 @@ from lightning_stn.regularizers import Dropout, LockedDropout
 
 
 def tuned(net: nn.Module, dropout: str | None = None, centred: bool = False) -> nn.Module:
-    """A converted network; with `centred` its response is counted as by Delta-STN, and `lambda` has moved since."""
+    """A converted network; with `centred` its response is centred as in Delta-STN, and `lambda` has moved since."""
     hyperparameters = HyperparameterSet({"rate": Float(0.0, 0.9, init=0.3), "length": Integer(0, 4, init=1)})
     net = random_gates(convert(net, hyperparameters, dropout=dropout), 0.3)
     recentre(net, hyperparameters, centred)
@@ -38,57 +38,57 @@ CASES = [
 @pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize(("build", "shape"), CASES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-def test_outputs_types_and_keys(
+def test_export_keeps_outputs_types_and_keys(
     build: Any, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float, centred: bool
 ) -> None:
     plain = build().to(dtype)
     net = tuned(copy.deepcopy(plain), centred=centred).eval()
     before = copy.deepcopy(net.state_dict())
-    taken = export(net)
+    exported = export(net)
     x = torch.randn(shape, dtype=dtype)
-    torch.testing.assert_close(taken(x), net(x), rtol=tolerance, atol=tolerance)
-    assert not torch.allclose(taken(x), plain.eval()(x))
-    assert [type(module) for module in taken.modules()] == [type(module) for module in plain.modules()]
-    assert list(taken.state_dict()) == list(plain.state_dict())
+    torch.testing.assert_close(exported(x), net(x), rtol=tolerance, atol=tolerance)
+    assert not torch.allclose(exported(x), plain.eval()(x))
+    assert [type(module) for module in exported.modules()] == [type(module) for module in plain.modules()]
+    assert list(exported.state_dict()) == list(plain.state_dict())
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
-    assert [p.requires_grad for p in taken.parameters()] == [p.requires_grad for p in plain.parameters()]
+    assert [p.requires_grad for p in exported.parameters()] == [p.requires_grad for p in plain.parameters()]
 
 
-def test_dropouts_have_the_current_rate_and_augmentation_is_gone() -> None:
+def test_export_sets_dropouts_to_the_current_rate_and_removes_augmentation() -> None:
     net = tuned(
         nn.Sequential(nn.Linear(4, 4), nn.Dropout(), GaussianNoise("rate"), Cutout("length"), Dropout(0.25)), "rate"
     )
     for module in net:
         if hasattr(module, "attach"):
             module.attach(net[0].hyperparameters)  # type: ignore[index]
-    taken = export(net)
-    assert [type(module) for module in taken] == [nn.Linear, nn.Dropout, nn.Identity, nn.Identity, nn.Dropout]
-    assert taken[1].p == pytest.approx(0.3)  # type: ignore[index]
-    assert taken[4].p == 0.25  # type: ignore[index]
-    assert not torch.equal(taken[1](torch.ones(1000)), torch.ones(1000))  # type: ignore[index]
+    exported = export(net)
+    assert [type(module) for module in exported] == [nn.Linear, nn.Dropout, nn.Identity, nn.Identity, nn.Dropout]
+    assert exported[1].p == pytest.approx(0.3)  # type: ignore[index]
+    assert exported[4].p == 0.25  # type: ignore[index]
+    assert not torch.equal(exported[1](torch.ones(1000)), torch.ones(1000))  # type: ignore[index]
 
 
-def test_it_trains_on_as_a_plain_network() -> None:
-    taken = export(tuned(small_net()))
-    taken(torch.randn(4, 1, 6, 6)).sum().backward()
-    assert all(parameter.grad is not None for parameter in taken.parameters())
+def test_exported_network_can_be_trained() -> None:
+    exported = export(tuned(small_net()))
+    exported(torch.randn(4, 1, 6, 6)).sum().backward()
+    assert all(parameter.grad is not None for parameter in exported.parameters())
 
 
-def test_tied_weights_come_apart_with_their_own_effective_values() -> None:
+def test_export_unties_weights_with_different_effective_values() -> None:
     encoder, decoder = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
     decoder.weight = encoder.weight
     net = tuned(nn.Sequential(encoder, decoder))
     assert net[0].weight is net[1].weight  # type: ignore[index]
-    taken, indices = export(net), torch.arange(5)
-    torch.testing.assert_close(taken(indices), net(indices))
+    exported, indices = export(net), torch.arange(5)
+    torch.testing.assert_close(exported(indices), net(indices))
 
 
-def test_a_plain_network_is_refused() -> None:
+def test_export_refuses_a_plain_network() -> None:
     with pytest.raises(ValueError, match="Expected a converted network, got Linear"):
         export(nn.Linear(2, 2))
 
 
-def test_the_module_exports_its_only_network() -> None:
+def test_module_exports_its_only_network() -> None:
     module = LitSmall()
     fit(module)
     x = torch.randn(4, 1, 6, 6)
@@ -100,12 +100,12 @@ def test_the_module_exports_its_only_network() -> None:
     assert type(module.export(module.net)[0]) is nn.Conv2d  # type: ignore[index]
 
 
-def test_it_loads_where_this_package_is_not_installed(tmp_path: Path) -> None:
+def test_exported_network_loads_without_this_package(tmp_path: Path) -> None:
     net = tuned(small_net(), "rate").eval()
-    taken, x = export(net), torch.randn(3, 1, 6, 6)
-    torch.save({"net": taken, "x": x, "y": net(x).detach()}, tmp_path / "net.pt")
-    exported = torch.export.export(taken, (x,))
-    torch.export.save(exported, tmp_path / "net.pt2")
+    exported, x = export(net), torch.randn(3, 1, 6, 6)
+    torch.save({"net": exported, "x": x, "y": net(x).detach()}, tmp_path / "net.pt")
+    program = torch.export.export(exported, (x,))
+    torch.export.save(program, tmp_path / "net.pt2")
     code = (
         "import sys; sys.modules['lightning_stn'] = None\n"
         "import torch\n"
@@ -117,9 +117,9 @@ def test_it_loads_where_this_package_is_not_installed(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=tmp_path)
 
 
-def test_a_regulariser_that_stands_in_two_places_is_gone_from_both() -> None:
+def test_export_removes_a_regulariser_from_all_its_places() -> None:
     drop = LockedDropout(0.1)
-    taken = export(
+    exported = export(
         convert(nn.Sequential(nn.Linear(2, 2), drop, drop), HyperparameterSet({"a": Float(0.0, 1.0, init=0.5)}))
     )
-    assert [type(module) for module in taken] == [nn.Linear, nn.Identity, nn.Identity]  # type: ignore[attr-defined]
+    assert [type(module) for module in exported] == [nn.Linear, nn.Identity, nn.Identity]  # type: ignore[attr-defined]

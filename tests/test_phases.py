@@ -20,7 +20,7 @@ W, T, V = Phase.WARMUP, Phase.WEIGHT, Phase.HYPERPARAMETER
         (PhaseSchedule(3, 1, 1), 1, 6, [W] * 6),
     ],
 )
-def test_trace(schedule: PhaseSchedule, epochs: int, batches: int, expected: list[Phase]) -> None:
+def test_trace_alternates_the_phases(schedule: PhaseSchedule, epochs: int, batches: int, expected: list[Phase]) -> None:
     assert [event.phase for event in schedule.trace(epochs, batches)] == expected
 
 
@@ -36,7 +36,7 @@ def test_total_steps_agrees_with_the_trace(schedule: PhaseSchedule) -> None:
     assert schedule.warmup_batches(5) == counts[W]
 
 
-def test_immediate_runs_every_phase_after_one_batch() -> None:
+def test_immediate_schedule_runs_both_phases_after_one_batch() -> None:
     assert [event.phase for event in PhaseSchedule(5, 3, 9).immediate().trace(1, 1)] == [T, V]
 
 
@@ -52,6 +52,6 @@ def test_clock_continues_from_its_state() -> None:
     "arguments",
     [{"train_steps": 0}, {"valid_steps": 0}, {"warmup": -1}, {"warmup": "5"}, {"train_steps": 1.5}],
 )
-def test_wrong_counts_are_named(arguments: dict[str, int]) -> None:
+def test_schedule_refuses_wrong_counts_by_name(arguments: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"({next(iter(arguments))}|length) to be a whole number"):
         PhaseSchedule(**arguments)

@@ -1,4 +1,4 @@
-"""The resumable loader: every example once an epoch, and no batch twice or never across a checkpoint."""
+"""ResumableLoader: every example once per epoch; a checkpoint neither repeats nor skips a batch."""
 
 from typing import Any
 
@@ -22,7 +22,9 @@ def flat(batches: Any) -> list[int]:
     stop=st.integers(0, 30),
     seed=st.integers(0, 3),
 )
-def test_a_loader_that_takes_over_continues(size: int, batch_size: int, drop_last: bool, stop: int, seed: int) -> None:
+def test_resumable_loader_continues_from_the_state_of_another(
+    size: int, batch_size: int, drop_last: bool, stop: int, seed: int
+) -> None:
     def build() -> ResumableLoader:
         return ResumableLoader(range(size), batch_size, seed=seed, drop_last=drop_last)
 
@@ -47,7 +49,7 @@ def test_a_loader_that_takes_over_continues(size: int, batch_size: int, drop_las
     assert seen == expected
 
 
-def test_every_example_once_an_epoch_in_a_new_order() -> None:
+def test_resumable_loader_reads_every_example_once_per_epoch_in_a_new_order() -> None:
     loader = ResumableLoader(range(50), 8)
     first, second = flat(loader), flat(loader)
     assert sorted(first) == sorted(second) == list(range(50))
@@ -57,7 +59,7 @@ def test_every_example_once_an_epoch_in_a_new_order() -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_share_an_epoch(world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_read_disjoint_parts_of_an_epoch(world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world_size)
     parts = []
@@ -72,7 +74,7 @@ def test_ranks_share_an_epoch(world_size: int, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_workers_change_nothing_and_the_global_generator_is_left_alone(workers: int) -> None:
+def test_workers_do_not_change_the_batches_or_advance_the_global_generator(workers: int) -> None:
     data = TensorDataset(torch.arange(12), torch.arange(12) % 2)
     torch.manual_seed(0)
     before = torch.get_rng_state()
@@ -90,16 +92,16 @@ def test_workers_change_nothing_and_the_global_generator_is_left_alone(workers: 
         ({"batch_size": 0}, "batch_size to be a whole number of at least 1, got 0"),
         ({"batch_size": 2.0}, "whole number of at least 1, got 2.0"),
         ({"batch_size": 9, "drop_last": True}, "5 examples on each rank give no batch of 9; lower batch_size"),
-        ({"batch_size": 2, "sampler": None}, r"decides \['sampler'\] itself; leave them out"),
+        ({"batch_size": 2, "sampler": None}, r"sets \['sampler'\] itself; leave them out"),
         ({"batch_size": 2, "dataset": iter([1])}, "a dataset with a length and items, got list_iterator"),
     ],
 )
-def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+def test_resumable_loader_refuses_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ResumableLoader(**{"dataset": range(5), **arguments})
 
 
-def test_the_state_of_another_loader_is_refused() -> None:
+def test_resumable_loader_refuses_the_state_of_another_loader() -> None:
     loader = ResumableLoader(range(5), 2)
     for state in ({"epoch": 0, "position": 3, "seed": 0, "announced": 0}, {"epoch": 0}):
         with pytest.raises(ValueError, match="the state of a loader with 3 batches, got"):

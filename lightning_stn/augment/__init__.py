@@ -1,7 +1,7 @@
-"""Augmentation on the device of the batch, after the loader: each example meets its own sampled strength.
+"""Augmentation on the device of the batch, after the loader: each example is augmented at its own sampled strength.
 
-An augmentation of your own needs nothing from here. `training_loss` runs in the weight phase only, and there
-`self.hyperparameters["name"]` is what each example is to meet, `[n]`:
+A custom augmentation needs no class of this package. `training_loss` runs in the weight phase only, where
+`self.hyperparameters["name"]` is the sampled strength of each example, `[n]`, or a scalar that the batch shares:
 
 ```python
 def training_loss(self, batch, batch_idx):
@@ -11,11 +11,11 @@ def training_loss(self, batch, batch_idx):
     return F.cross_entropy(self.net(images), labels)
 ```
 
-As a module that is written once and used in any network, it is a subclass of `Augmentation`.
+To reuse it in other networks, write it as a subclass of `Augmentation`.
 
 Example:
     >>> class Posterise(Augmentation):
-    ...     '''Rounds colours to multiples of a step; 0 for none.'''
+    ...     '''Rounds colours to multiples of a step; a step of 0 changes nothing.'''
     ...
     ...     ranges = {"step": (0, 1)}
     ...

@@ -1,4 +1,4 @@
-"""Rotation, translation, scaling and shear, drawn for each example from ranges of its own."""
+"""Rotation, translation, scaling and shear, drawn for each example from its own ranges."""
 
 import math
 from typing import ClassVar, Literal, NamedTuple
@@ -11,16 +11,16 @@ from lightning_stn import functional
 from lightning_stn.augment.base import Augmentation, draw_factor, draw_shift, in_float
 
 SMALLEST_FACTOR = 1e-3
-"""No image is scaled below this factor, since 0 has no inverse."""
+"""Lower bound of the scale factor: scaling by 0 has no inverse."""
 
 
 class Motion(NamedTuple):
-    """What happens to each example: rotated, scaled and sheared about its centre, then moved.
+    """Affine motion of each example: rotation, scaling and shear about the image centre, then translation.
 
     Args:
         angle: clockwise, degrees, `[n]`.
         translation: to the right and down, pixels, `[n, 2]`.
-        factor: of the size, positive, `[n]`.
+        factor: of the scaling, positive, `[n]`.
         shear: along the rows, degrees, `[n]`.
     """
 
@@ -30,14 +30,14 @@ class Motion(NamedTuple):
     shear: Tensor
 
     def moves(self) -> Tensor:
-        """Whether an example changes at all, `[n]`."""
+        """Whether each example changes, bool, `[n]`."""
         return (self.angle != 0) | (self.translation != 0).any(1) | (self.factor != 1) | (self.shear != 0)
 
     def inverse(self, dtype: torch.dtype) -> Tensor:
-        """Where the pixels come from: `[n, 2, 3]`, pixels, from and to coordinates about the centre.
+        """Map from output to input pixels, `[n, 2, 3]`, in pixels about the image centre.
 
-        With `M = R(angle) Shear factor`, a pixel at `p` comes from `M^-1 (p - translation)`, and `M / factor` has the
-        determinant 1.
+        With `M = R(angle) Shear factor`, the output pixel `p` shows the input at `M^-1 (p - translation)`; `M / factor`
+        has determinant 1.
         """
         angle, shear = torch.deg2rad(self.angle.to(dtype)), torch.deg2rad(self.shear.to(dtype))
         a, c = angle.cos(), angle.sin()
@@ -49,29 +49,29 @@ class Motion(NamedTuple):
 def affine(
     images: Tensor, motion: Motion, interpolation: Literal["bilinear", "nearest"] = "bilinear", fill: float = 0.0
 ) -> Tensor:
-    """Move, rotate, scale and shear, each example by amounts of its own.
+    """Rotate, scale, shear and translate each example by its own amounts.
 
-    It equals `torchvision.transforms.v2.functional.affine`, save for a bilinear border that meets a `fill` other than
-    0: torchvision mixes the two with the weight squared.
+    Equals `torchvision.transforms.v2.functional.affine`, except at the border under bilinear interpolation with a
+    `fill` other than 0: torchvision blends image and fill with the squared weight.
 
     Args:
         images: `[n, c, height, width]`, floating point or uint8.
-        motion: what happens to each example; one that does not move stays as it is, bit by bit.
+        motion: amounts of each example; an example that does not move is unchanged bit for bit.
         interpolation: between pixels.
-        fill: the value beyond the border, in the units of the images.
+        fill: value beyond the border, in the units of the images.
 
     Returns:
-        The shape and dtype of the images.
+        Images of the same shape and dtype.
     """
     height, width = images.shape[-2:]
     moves = functional.align(motion.moves(), images)
 
     def compute(wide: Tensor) -> Tensor:
-        # To coordinates that run from -1 to 1 over the image.
+        # grid_sample takes coordinates that run from -1 to 1 over the image.
         half = torch.tensor([width / 2, height / 2], dtype=wide.dtype, device=wide.device)
         theta = motion.inverse(wide.dtype) * torch.cat([half, half.new_ones(1)]) / half.unsqueeze(1)
         grid = F.affine_grid(theta, list(wide.shape), align_corners=False)
-        shifted = wide - fill if fill else wide  # so that zeros beyond the border stand for the fill
+        shifted = wide - fill if fill else wide  # so that the zeros beyond the border become the fill
         moved = F.grid_sample(shifted, grid, interpolation, "zeros", align_corners=False)
         return torch.where(moves, moved + fill if fill else moved, wide)
 
@@ -82,8 +82,8 @@ def affine(
 class RandomAffine(Augmentation):
     """Rotates, translates, scales and shears, with the ranges of torchvision's `RandomAffine`.
 
-    Other than there, translations are not rounded to whole pixels, the same fraction bounds both directions, and the
-    scale is given as a distance from 1. Every example has its own draws.
+    Unlike in torchvision, translations are not rounded to whole pixels, one fraction bounds both directions, the scale
+    is given as a distance from 1, and the draws differ between examples.
 
     Args:
         degrees: `r`, at least 0; the angle is uniform in `[-r, r]` degrees.
@@ -91,15 +91,15 @@ class RandomAffine(Augmentation):
         scale: `s` in [0, 1]; the factor is uniform in `[1 - s, 1 + s]`, and at least 0.001.
         shear: `z` in [0, 90]; the shear along the rows is uniform in `[-z, z]` degrees.
         interpolation: between pixels.
-        fill: the value beyond the border, in the units of the images.
+        fill: value beyond the border, in the units of the images.
 
-    The first four are names of hyperparameters or constants; 0 leaves the operation out.
+    The first four are hyperparameter names or constants; the constant 0 leaves the operation out.
 
     Shape:
         images `[n, c, height, width]`, floating point or uint8, to the same.
 
     Raises:
-        ValueError: a constant out of range, an unknown interpolation, or an input that is no such batch of images.
+        ValueError: a constant is out of range, the interpolation is unknown, or the input is not a batch of images.
     """
 
     ranges: ClassVar = {"degrees": (0, math.inf), "translate": (0, 1), "scale": (0, 1), "shear": (0, 90)}
@@ -124,18 +124,18 @@ class RandomAffine(Augmentation):
         self.fill = fill
 
     def draw(self, input: Tensor) -> Motion:
-        """What happens to each example."""
-        still = torch.zeros(input.shape[:1], dtype=torch.float32, device=input.device)
+        """Draw the motion of each example."""
+        zeros = torch.zeros(input.shape[:1], dtype=torch.float32, device=input.device)
         degrees, across, down, shear = (
-            still if self.is_off(name) else draw_shift(self.rows(name, input))
+            zeros if self.is_off(name) else draw_shift(self.rows(name, input))
             for name in ("degrees", "translate", "translate", "shear")
         )
-        factor = still + 1 if self.is_off("scale") else draw_factor(self.rows("scale", input), SMALLEST_FACTOR)
+        factor = zeros + 1 if self.is_off("scale") else draw_factor(self.rows("scale", input), SMALLEST_FACTOR)
         height, width = input.shape[-2:]
         return Motion(degrees, torch.stack([across * width, down * height], dim=1), factor, shear)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Move, in the weight phase; otherwise return the input."""
+        """Transform the images in the weight phase; otherwise return the input."""
         self.check_images(input)
         if not self.active or self.all_off:
             return input

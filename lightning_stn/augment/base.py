@@ -1,4 +1,4 @@
-"""What augmentations share: their base, the precision that they compute in, draws, and boxes."""
+"""Base class of augmentations, and their shared helpers: precision, draws and box masks."""
 
 from collections.abc import Callable
 
@@ -10,12 +10,12 @@ from lightning_stn.regularizer import Regularizer
 
 
 class Augmentation(Regularizer):
-    """Something done to the examples of a batch on their device, to each as strongly as its own sampled value says.
+    """Base class of modules that augment a batch on its device, each example at its own sampled strength.
 
-    Everything random comes from torch's global generators, so results do not depend on the workers of a loader. A
+    Random numbers come from torch's global generators, so results do not depend on the workers of a loader. A
     strength that is the constant 0 costs nothing.
 
-    A subclass gives its `ranges`, passes what it is given through `checked`, and reads it as `rows`.
+    A subclass defines `ranges`, passes its strengths through `checked` in the constructor, and reads them by `rows`.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Augmentation(Regularizer):
         return all(map(self.is_off, self.strengths))
 
     def rows(self, name: str, input: Tensor) -> Tensor:
-        """The strength for each example of the input: `[n]`, float32, natural units.
+        """The strength of each example of the input: `[n]`, float32, natural units.
 
         Raises:
             ValueError: the bound sample has neither one row nor a row per example.
@@ -43,15 +43,15 @@ class Augmentation(Regularizer):
         return torch.full(input.shape[:1], value, dtype=torch.float32, device=input.device)
 
     def check_images(self, input: Tensor, channels: tuple[int, ...] | None = None) -> None:
-        """Refuse what is no batch of images.
+        """Refuse an input that is not a batch of images.
 
         Raises:
-            ValueError: the input has not four dimensions, or another number of channels.
+            ValueError: the input does not have four dimensions, or has another number of channels.
         """
         if input.dim() != 4:
             raise ValueError(
                 f"{type(self).__name__}: expected images [n, c, height, width], got shape {list(input.shape)}; "
-                "add the dimension that is missing."
+                "reshape it to four dimensions."
             )
         if channels is not None and input.shape[1] not in channels:
             raise ValueError(
@@ -61,29 +61,29 @@ class Augmentation(Regularizer):
 
 
 def draw_shift(most: Tensor) -> Tensor:
-    """A uniform draw from `[-most, most]` for each entry."""
+    """Uniform draws from `[-most, most]`, one for each entry."""
     return most * (2 * torch.rand_like(most) - 1)
 
 
 def draw_factor(strength: Tensor, least: float = 0.0) -> Tensor:
-    """A uniform draw from `[max(least, 1 - s), 1 + s]` for each strength `s`, exactly 1 for 0."""
+    """Uniform draws from `[max(least, 1 - s), 1 + s]`, one for each strength `s`; exactly 1 where `s` is 0."""
     low = (1 - strength).clamp_min(least)
     return torch.addcmul(low, torch.rand_like(strength), 1 + strength - low)
 
 
 def in_float(input: Tensor, compute: Callable[[Tensor], Tensor], *, unit: bool = False) -> Tensor:
-    """Apply a function in float32 at least, and return to the dtype of the input.
+    """Apply a function in float32 or wider, and convert its result to the dtype of the input.
 
     Args:
         input: floating point, or uint8.
-        compute: what to apply.
-        unit: show bytes to the function as [0, 1] instead of 0..255.
+        compute: the function, from and to floating point.
+        unit: whether the function gets bytes scaled to [0, 1] instead of 0..255.
 
     Returns:
         The result in the dtype of the input; bytes are clamped to 0..255 and rounded.
 
     Raises:
-        ValueError: the input has another dtype.
+        ValueError: the input is neither floating point nor uint8.
     """
     if input.is_floating_point():
         return compute(input.to(torch.promote_types(input.dtype, torch.float32))).to(input.dtype)
@@ -99,21 +99,24 @@ def fill_boxes(images: Tensor, mask: Tensor, value: float) -> Tensor:
     """Write a value where the mask is set.
 
     Raises:
-        ValueError: the images are bytes, and the value is none.
+        ValueError: the images are uint8, and the value is not a whole number from 0 to 255.
     """
     if images.dtype == torch.uint8 and not (0 <= value <= 255 and float(value).is_integer()):
-        raise ValueError(f"Expected a fill value among the whole numbers 0..255 for uint8 images, got {value!r}.")
+        raise ValueError(
+            f"Expected a fill value among the whole numbers 0..255 for uint8 images, got {value!r}; change it, or "
+            "convert the images to floating point."
+        )
     return images.masked_fill(mask, value)
 
 
 def box_mask(start: Tensor, end: Tensor, height: int, width: int) -> Tensor:
-    """Which pixels lie in at least one of an example's boxes; boxes are clipped at the border.
+    """Mask of the pixels inside at least one box of each example; boxes are clipped at the border.
 
     Args:
         start: row and column of the first pixel inside, `[n, k, 2]`.
-        end: row and column of the first pixel behind, `[n, k, 2]`.
-        height: rows.
-        width: columns.
+        end: row and column one past the last pixel inside, `[n, k, 2]`.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
 
     Returns:
         `[n, 1, height, width]`, bool.

@@ -1,4 +1,4 @@
-"""Brightness, contrast, saturation and hue, drawn for each example from ranges of its own."""
+"""Brightness, contrast, saturation and hue, drawn for each example from its own ranges."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,23 +11,23 @@ from lightning_stn import functional
 from lightning_stn.augment.base import Augmentation, draw_factor, draw_shift, in_float
 
 OPERATIONS = ("brightness", "contrast", "saturation", "hue")
-"""What `ColorJitter` may do; the first three take a factor that is 1 for no change, the hue a shift that is 0."""
+"""Operations of `ColorJitter`. The first three take a factor, 1 for no change; hue takes a shift, 0 for no change."""
 
 
 def color_jitter(images: Tensor, amounts: Mapping[str, Tensor], order: Sequence[str] = OPERATIONS) -> Tensor:
-    """Adjust colours, each example by amounts of its own.
+    """Adjust the colours of each example by its own amounts.
 
-    The arithmetic is Kornia's. It equals torchvision's up to the weight of red in a grey value, 0.299 here and 0.2989
-    there: at most 1e-4 of the range for each unit of `1 - factor`.
+    The arithmetic is Kornia's. It differs from torchvision's only in the weight of red in a grey value, 0.299 instead
+    of 0.2989: by at most 1e-4 of the range for each unit of `1 - factor`.
 
     Args:
         images: `[n, 1 or 3, height, width]`, floating point in [0, 1] or uint8.
-        amounts: by operation, the factor or (hue) the shift in turns of the colour circle, `[n]`. An example with a
-            factor of 1 or a shift of 0 stays as it is, bit by bit.
-        order: the operations, first to last; those without an amount are left out.
+        amounts: by operation, the factors or, for hue, the shifts in turns of the colour circle, `[n]`. An example with
+            a factor of 1 or a shift of 0 is unchanged bit for bit.
+        order: the operations, first to last; those without an amount are skipped.
 
     Returns:
-        The shape and dtype of the images; within [0, 1], or 0..255, where something changed.
+        Images of the same shape and dtype; examples that changed are clamped to [0, 1], or to 0..255 for uint8.
     """
 
     def compute(wide: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def _adjust(operation: str, images: Tensor, amount: Tensor) -> Tensor:
     if operation == "brightness":
         adjusted = enhance.adjust_brightness_accumulative(images, amount)
     elif operation == "contrast":
-        # As grey colours: up to 0.8.3 Kornia takes the mean of images with one channel over the whole batch.
+        # Expanded to three channels, since Kornia up to 0.8.3 averages images with one channel over the whole batch.
         adjusted = enhance.adjust_contrast_with_mean_subtraction(images.expand(-1, 3, -1, -1), amount)
         adjusted = adjusted[:, : images.shape[1]]
     elif operation == "saturation":
@@ -59,23 +59,24 @@ def _adjust(operation: str, images: Tensor, amount: Tensor) -> Tensor:
 class ColorJitter(Augmentation):
     """Jitters brightness, contrast, saturation and hue, with the ranges of torchvision's `ColorJitter`.
 
-    Every example has its own draws. The order of the operations is drawn once a call and shared by the batch. Apply it
-    before images are normalised, since colours are taken to lie in [0, 1], and clamped to it.
+    The draws differ between examples. The order of the operations is drawn once per call and shared by the batch. Apply
+    it before images are normalised: colours must lie in [0, 1], and are clamped to that range.
 
     Args:
         brightness: `b`, at least 0; the factor is uniform in `[max(0, 1 - b), 1 + b]`.
-        contrast: likewise, about the mean grey value of each image.
-        saturation: likewise, about the grey value of each pixel; images with one channel stay as they are.
-        hue: `h` in [0, 0.5]; the shift is uniform in `[-h, h]` turns of the colour circle; images with one channel
-            stay as they are.
+        contrast: same range as `brightness`; the factor acts about the mean grey value of each image.
+        saturation: same range as `brightness`; the factor acts about the grey value of each pixel. Images with one
+            channel are unchanged.
+        hue: `h` in [0, 0.5]; the shift is uniform in `[-h, h]` turns of the colour circle. Images with one channel are
+            unchanged.
 
-    Each is the name of a hyperparameter or a constant; 0 leaves its operation out.
+    Each is a hyperparameter name or a constant; the constant 0 leaves its operation out.
 
     Shape:
         images `[n, 1 or 3, height, width]`, floating point in [0, 1] or uint8, to the same.
 
     Raises:
-        ValueError: a constant out of range, or an input that is no such batch of images.
+        ValueError: a constant is out of range, or the input is not a batch of images with 1 or 3 channels.
     """
 
     ranges: ClassVar = {
@@ -99,7 +100,7 @@ class ColorJitter(Augmentation):
         self.hue = self.checked("hue", hue)
 
     def draw(self, input: Tensor) -> dict[str, Tensor]:
-        """The amount of each operation for each example, `[n]`."""
+        """Draw the amount of each operation for each example, `[n]`."""
         return {
             name: (draw_shift if name == "hue" else draw_factor)(self.rows(name, input))
             for name in OPERATIONS
@@ -107,7 +108,7 @@ class ColorJitter(Augmentation):
         }
 
     def forward(self, input: Tensor) -> Tensor:
-        """Jitter, in the weight phase; otherwise return the input."""
+        """Jitter the colours in the weight phase; otherwise return the input."""
         self.check_images(input, channels=(1, 3))
         if not self.active or self.all_off:
             return input

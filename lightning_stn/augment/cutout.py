@@ -1,4 +1,4 @@
-"""Cutout with a side length and a number of holes of their own for each example."""
+"""Cutout with a side length and a number of holes for each example."""
 
 import math
 from typing import ClassVar
@@ -11,13 +11,13 @@ from lightning_stn.hyperparameters import HyperparameterSet
 
 
 def cutout_mask(length: Tensor, centre: Tensor, height: int, width: int) -> Tensor:
-    """Which pixels lie in an example's squares; squares are clipped at the border.
+    """Mask of the pixels inside at least one square of each example; squares are clipped at the border.
 
     Args:
         length: side of each square in pixels, `[n]` or `[n, k]`; 0 for none.
         centre: row and column of each square's centre pixel, `[n, 2]` or `[n, k, 2]`.
-        height: rows.
-        width: columns.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
 
     Returns:
         `[n, 1, height, width]`, bool.
@@ -31,19 +31,20 @@ def cutout_mask(length: Tensor, centre: Tensor, height: int, width: int) -> Tens
 class Cutout(Augmentation):
     """Blanks squares at uniformly drawn places, DeVries and Taylor (2017), arXiv:1708.04552.
 
-    An example's squares have one length, and overlap as they fall.
+    The squares of an example have the same length, and may overlap.
 
     Args:
         length: side in pixels: the name of a hyperparameter (`Integer(0, ...)`), or a constant.
         holes: number of squares: the name of a hyperparameter (`Integer(0, ...)`), or a constant.
         fill: the value written into the squares, in the units of the images.
-        max_holes: the most squares an image may get; None takes the upper end of the hyperparameter's range.
+        max_holes: largest number of squares in an image; None takes the upper bound of the hyperparameter's range.
 
     Shape:
         images `[n, c, height, width]` to the same shape.
 
     Raises:
-        ValueError: the input has not four dimensions, a constant is negative, or nothing bounds the number of holes.
+        ValueError: a constant is negative, the number of holes has no upper bound, or the input does not have four
+            dimensions.
     """
 
     ranges: ClassVar = {"length": (0, math.inf), "holes": (0, math.inf)}
@@ -62,31 +63,32 @@ class Cutout(Augmentation):
         self.max_holes = max_holes if isinstance(holes, str) else math.ceil(holes)
 
     def attach(self, hyperparameters: HyperparameterSet, name: str = "") -> None:
-        """Read from this set from now on.
+        """Read the hyperparameters of this set from now on.
 
         Raises:
             KeyError: this module reads a hyperparameter that the set does not have.
-            ValueError: a hyperparameter ranges beyond what a strength may be, or without a bound where one is needed.
+            ValueError: a hyperparameter's range exceeds that of its strength, or the number of holes has no upper
+                bound.
         """
         super().attach(hyperparameters, name)
         if self._most_holes is None:
             self.detach()
             raise ValueError(
-                f"Cutout {name!r}: expected an upper end for the number of holes, but the hyperparameter "
+                f"Cutout {name!r}: expected an upper bound for the number of holes, but the hyperparameter "
                 f"{self.holes!r} is {hyperparameters.specifications[str(self.holes)]!r}; declare an Integer, or pass "
                 "max_holes."
             )
 
     @property
     def _most_holes(self) -> int | None:
-        """How many holes to draw; None where nothing bounds them."""
+        """Number of holes to draw for each example; None where it has no upper bound."""
         if self.max_holes is not None or self.hyperparameters is None:
             return self.max_holes
         bounds = self.hyperparameters.specifications[str(self.holes)].bounds
         return None if bounds is None or bounds[1] == math.inf else math.ceil(bounds[1])
 
     def forward(self, input: Tensor) -> Tensor:
-        """Blank, in the weight phase; otherwise return the input."""
+        """Blank squares in the weight phase; otherwise return the input."""
         self.check_images(input)
         if not self.active or self.is_off("length") or self.is_off("holes"):
             return input

@@ -1,4 +1,4 @@
-"""Random erasing with a probability of its own for each example."""
+"""Random erasing with a probability for each example."""
 
 import math
 from typing import Any, ClassVar
@@ -9,25 +9,25 @@ from torch import Tensor
 from lightning_stn.augment.base import Augmentation, box_mask, fill_boxes
 
 ATTEMPTS = 10
-"""How many rectangles are drawn, until one fits; torchvision's number."""
+"""Number of rectangles drawn for each example, of which the first that fits is erased; torchvision's number."""
 
 
 class RandomErasing(Augmentation):
     """Blanks a rectangle with a tuned probability, Zhong et al. (2020), arXiv:1708.04896, as torchvision draws it.
 
-    Every example has its own draws. It stays as it is where none of ten rectangles fits into it.
+    The draws differ between examples. An example is unchanged if none of ten rectangles fits into it.
 
     Args:
         p: probability of erasing, in [0, 1]: the name of a hyperparameter, or a constant.
-        scale: smallest and largest area, as fractions of the image's.
-        ratio: smallest and largest height over width; its logarithm is uniform.
-        value: what is written, in the units of the images.
+        scale: smallest and largest area, as fractions of the image area.
+        ratio: smallest and largest height over width, drawn with a uniform logarithm.
+        value: value written into the rectangle, in the units of the images.
 
     Shape:
         images `[n, c, height, width]` to the same shape.
 
     Raises:
-        ValueError: an argument is out of range, or the input has not four dimensions.
+        ValueError: an argument is out of range, or the input does not have four dimensions.
     """
 
     ranges: ClassVar = {"p": (0, 1)}
@@ -50,7 +50,7 @@ class RandomErasing(Augmentation):
         self.value = value
 
     def draw(self, input: Tensor) -> tuple[Tensor, Tensor]:
-        """Row and column of the first pixel and of the first behind, both `[n, 2]`; equal where nothing is erased."""
+        """Draw a box for each example, `start` and `end` as for `box_mask`, `[n, 2]`; equal where nothing is erased."""
         n, _, height, width = input.shape
         size = torch.tensor([height, width], dtype=torch.float32, device=input.device)
 
@@ -61,7 +61,7 @@ class RandomErasing(Augmentation):
         ratio = uniform(math.log(self.ratio[0]), math.log(self.ratio[1])).exp()
         sides = torch.stack([area * ratio, area / ratio], dim=2).sqrt().round()
         fits = (sides < size).all(2)
-        first = fits.int().argmax(1)  # the first of those that fit, or 0
+        first = fits.int().argmax(1)  # index of the first rectangle that fits, or 0
         side = sides[torch.arange(n, device=input.device), first]
         erased = fits.any(1) & (torch.rand(n, device=input.device, dtype=torch.float32) < self.rows("p", input))
         side = side * erased.unsqueeze(1)
@@ -73,7 +73,7 @@ class RandomErasing(Augmentation):
         return start, start + side
 
     def forward(self, input: Tensor) -> Tensor:
-        """Erase, in the weight phase; otherwise return the input."""
+        """Erase rectangles in the weight phase; otherwise return the input."""
         self.check_images(input)
         if not self.active or self.all_off:
             return input

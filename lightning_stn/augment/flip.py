@@ -1,4 +1,4 @@
-"""Flips with a probability of their own for each example."""
+"""Horizontal flips with a probability for each example."""
 
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ from lightning_stn.augment.base import Augmentation
 
 
 class RandomHorizontalFlip(Augmentation):
-    """Mirrors left and right with a tuned probability.
+    """Mirrors images left to right with a tuned probability.
 
     Args:
         p: probability of a flip, in [0, 1]: the name of a hyperparameter, or a constant.
@@ -19,7 +19,7 @@ class RandomHorizontalFlip(Augmentation):
         images `[n, c, height, width]` to the same shape.
 
     Raises:
-        ValueError: a constant outside [0, 1], or the input has not four dimensions.
+        ValueError: a constant is outside [0, 1], or the input does not have four dimensions.
     """
 
     ranges: ClassVar = {"p": (0, 1)}
@@ -29,7 +29,7 @@ class RandomHorizontalFlip(Augmentation):
         self.p = self.checked("p", p)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Flip, in the weight phase; otherwise return the input."""
+        """Flip images in the weight phase; otherwise return the input."""
         self.check_images(input)
         if not self.active or self.all_off:
             return input

@@ -1,4 +1,4 @@
-"""Mixtures of two examples and of their labels, each example at its own strength."""
+"""MixUp and CutMix: mixtures of two examples and of their labels, each example at its own strength."""
 
 import math
 from typing import ClassVar
@@ -13,15 +13,15 @@ from lightning_stn.augment.base import Augmentation, box_mask, in_float
 
 
 def draw_share(alpha: Tensor) -> Tensor:
-    """A draw from `Beta(alpha, alpha)` for each entry, and 1 where alpha is 0.
+    """Draws from `Beta(alpha, alpha)`, one for each entry; 1 where alpha is 0.
 
     `Beta = sigmoid(log g - log g')` of two Gamma draws, `g(alpha) = g(alpha + 1) u^(1 / alpha)` with uniform `u`,
-    Marsaglia and Tsang (2000), section 6. Logarithms keep small alphas right, where torch's `Beta` underflows to 1/2.
+    Marsaglia and Tsang (2000), section 6. Logarithms make small alphas exact, where torch's `Beta` underflows to 1/2.
     """
-    shape = alpha.clamp_min(1e-6)  # far enough down that every draw is 0 or 1
+    shape = alpha.clamp_min(1e-6)  # so small that every draw is 0 or 1
 
     def log_gamma_draw() -> Tensor:
-        # 1 - rand lies in (0, 1].
+        # 1 - rand lies in (0, 1], so its logarithm is finite.
         gamma = Gamma(shape + 1, torch.ones_like(shape), validate_args=False)
         return gamma.sample().log() + (1 - torch.rand_like(shape)).log() / shape
 
@@ -30,7 +30,7 @@ def draw_share(alpha: Tensor) -> Tensor:
 
 
 def mix_rows(input: Tensor, share: Tensor) -> Tensor:
-    """`share_n x_n + (1 - share_n) x_(n-1)`, exactly `x_n` for a share of 1; the dtype of the input."""
+    """`share_n x_n + (1 - share_n) x_(n-1)` in the dtype of the input; exactly `x_n` for a share of 1."""
 
     def compute(wide: Tensor) -> Tensor:
         return torch.lerp(wide.roll(1, 0), wide, functional.align(share, wide).to(wide.dtype))
@@ -39,7 +39,7 @@ def mix_rows(input: Tensor, share: Tensor) -> Tensor:
 
 
 class _Mix(Augmentation):
-    """Called as `images, targets = mix(images, labels)`; a subclass says how images are mixed."""
+    """Base class of mixtures, called as `images, targets = mix(images, labels)`; a subclass defines `mix`."""
 
     ranges: ClassVar = {"alpha": (0, math.inf)}
 
@@ -48,13 +48,13 @@ class _Mix(Augmentation):
         if not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(
                 f"{type(self).__name__}: expected num_classes to be at least 1, got {num_classes!r}; give the number "
-                "of the classes that labels count from 0."
+                "of classes as a whole number."
             )
         self.alpha = self.checked("alpha", alpha)
         self.num_classes = num_classes
 
     def forward(self, input: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix, in the weight phase; otherwise return the input and its labels as targets."""
+        """Mix in the weight phase; otherwise return the input, and its labels as targets."""
         targets = self.targets(input, labels)
         if not self.active or self.all_off or not len(input):
             return input, targets
@@ -62,14 +62,14 @@ class _Mix(Augmentation):
         return mixed, mix_rows(targets, share)
 
     def mix(self, input: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix each example with the one before it.
+        """Mix each example with the previous one.
 
         Args:
             input: `[n, ...]`.
-            share: how much of itself an example shall keep, `[n]`.
+            share: share of itself that each example should keep, `[n]`.
 
         Returns:
-            The mixture, and the share kept, `[n]`.
+            The mixture, and the share that each example kept, `[n]`.
         """
         raise NotImplementedError
 
@@ -86,7 +86,7 @@ class _Mix(Augmentation):
         elif labels.shape == (n,):
             try:
                 return F.one_hot(labels.long(), self.num_classes).float()
-            except RuntimeError as error:  # torch looks at the labels where that costs nothing: on a CPU
+            except RuntimeError as error:  # torch checks the range of labels on a CPU only
                 raise ValueError(
                     f"{type(self).__name__}: expected labels among the whole numbers 0 to {self.num_classes - 1}, got "
                     f"{labels.min()} to {labels.max()}; count classes from 0, or raise num_classes."
@@ -97,14 +97,14 @@ class _Mix(Augmentation):
         )
 
     def make_plain(self) -> nn.Module:
-        """Nothing can stand in.
+        """Refuse: a mixture has no plain counterpart.
 
         Raises:
             ValueError: always.
         """
         raise ValueError(
-            f"{type(self).__name__} takes images and labels, and has no plain counterpart inside a network that is "
-            "taken away; call it in training_loss."
+            f"{type(self).__name__} takes images and labels, and has no plain counterpart in an exported network; call "
+            "it in training_loss."
         )
 
     def extra_repr(self) -> str:
@@ -113,40 +113,40 @@ class _Mix(Augmentation):
 
 
 class MixUp(_Mix):
-    """Blends each example, and its label, with the one before it, Zhang et al. (2018), arXiv:1710.09412.
+    """Blends each example and its label with the previous one, Zhang et al. (2018), arXiv:1710.09412.
 
-    Called as `images, targets = mixup(images, labels)`: `lam x_n + (1 - lam) x_(n-1)`, and likewise the labels, with
-    `lam ~ Beta(alpha_n, alpha_n)` for each example. Targets are one-hot outside the weight phase, so that one loss,
-    `F.cross_entropy(logits, targets)`, serves both.
+    Called as `images, targets = mixup(images, labels)`. Images and labels become `lam x_n + (1 - lam) x_(n-1)`, with
+    `lam ~ Beta(alpha_n, alpha_n)` for each example. Outside the weight phase targets are one-hot, so the same loss,
+    `F.cross_entropy(logits, targets)`, fits every phase.
 
     Args:
         alpha: at least 0, and 0 for no mixing: the name of a hyperparameter, or a constant. As alpha falls towards 0,
-            `lam` becomes 0 or 1: each example is itself or the one before it.
+            `lam` becomes 0 or 1: each example stays itself or becomes the previous one.
         num_classes: number of classes.
 
     Shape:
-        input `[n, *]`, floating point or uint8, and labels `[n]`, or probabilities `[n, num_classes]`, to the shape of
-        the input and targets `[n, num_classes]`, float32 (probabilities keep their dtype).
+        input `[n, *]`, floating point or uint8, and labels `[n]`, or probabilities `[n, num_classes]`, to the same
+        shape and targets `[n, num_classes]`, float32 (probabilities keep their dtype).
 
     Raises:
-        ValueError: a constant out of range, or labels of another shape.
+        ValueError: a constant is out of range, or labels have another shape.
     """
 
     def mix(self, input: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-        """Blend all of an example."""
+        """Blend whole examples."""
         return mix_rows(input, share), share
 
 
 def draw_boxes(share: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """A box at a uniformly drawn place that covers `1 - share` of an image, less what the border clips.
+    """Boxes with uniformly drawn centres, which cover `1 - share` of an image before they are clipped at the border.
 
     Args:
-        share: `[n]`, in [0, 1].
-        height: rows.
-        width: columns.
+        share: share of an image outside its box, `[n]`, in [0, 1].
+        height: of the images, in pixels.
+        width: of the images, in pixels.
 
     Returns:
-        Row and column of the first pixel inside and of the first behind, both `[n, 2]`.
+        `start` and `end` as for `box_mask`, both `[n, 2]`.
     """
     size = torch.tensor([height, width], device=share.device)
     centre = (torch.rand(len(share), 2, device=share.device, dtype=torch.float32) * size).floor()
@@ -155,11 +155,12 @@ def draw_boxes(share: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 class CutMix(_Mix):
-    """Pastes a box of the example before into each example, Yun et al. (2019), arXiv:1905.04899, as torchvision does.
+    """Pastes a box of the previous example into each example, Yun et al. (2019), arXiv:1905.04899, as torchvision does.
 
-    Called as `images, targets = cutmix(images, labels)`. The box covers `1 - lam` of the image, less what the border
-    clips, with `lam ~ Beta(alpha_n, alpha_n)` for each example; labels are mixed by the area that was pasted. Targets
-    are one-hot outside the weight phase, so that one loss, `F.cross_entropy(logits, targets)`, serves both.
+    Called as `images, targets = cutmix(images, labels)`. The box covers `1 - lam` of the image before it is clipped at
+    the border, with `lam ~ Beta(alpha_n, alpha_n)` for each example; labels are mixed by the area that was pasted.
+    Outside the weight phase targets are one-hot, so the same loss, `F.cross_entropy(logits, targets)`, fits every
+    phase.
 
     Args:
         alpha: at least 0, and 0 for no mixing: the name of a hyperparameter, or a constant.
@@ -170,11 +171,11 @@ class CutMix(_Mix):
         targets `[n, num_classes]`, float32 (probabilities keep their dtype).
 
     Raises:
-        ValueError: a constant out of range, an input without four dimensions, or labels of another shape.
+        ValueError: a constant is out of range, the input does not have four dimensions, or labels have another shape.
     """
 
     def forward(self, input: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix, in the weight phase; otherwise return the input and its labels as targets."""
+        """Mix in the weight phase; otherwise return the input, and its labels as targets."""
         self.check_images(input)
         return super().forward(input, labels)
 

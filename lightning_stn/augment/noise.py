@@ -1,4 +1,4 @@
-"""Noise on every entry, and on the scale of every example."""
+"""Additive noise for every entry, and a random scale for every example."""
 
 import math
 from typing import ClassVar
@@ -21,7 +21,7 @@ class GaussianNoise(Augmentation):
         `[n, *]` to the same shape.
 
     Raises:
-        ValueError: a constant standard deviation is negative, or the input is neither floating point nor uint8.
+        ValueError: a constant is negative, or the input is neither floating point nor uint8.
     """
 
     ranges: ClassVar = {"std": (0, math.inf)}
@@ -31,7 +31,7 @@ class GaussianNoise(Augmentation):
         self.std = self.checked("std", std)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Add noise, in the weight phase; otherwise return the input."""
+        """Add noise in the weight phase; otherwise return the input."""
         if not self.active or self.all_off:
             return input
         std = functional.align(self.rows("std", input), input)
@@ -49,7 +49,7 @@ class InputScale(Augmentation):
         `[n, *]` to the same shape.
 
     Raises:
-        ValueError: a constant outside [0, 1], or the input is neither floating point nor uint8.
+        ValueError: a constant is outside [0, 1], or the input is neither floating point nor uint8.
     """
 
     ranges: ClassVar = {"scale": (0, 1)}
@@ -59,7 +59,7 @@ class InputScale(Augmentation):
         self.scale = self.checked("scale", scale)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Scale, in the weight phase; otherwise return the input."""
+        """Scale each example in the weight phase; otherwise return the input."""
         if not self.active or self.all_off:
             return input
         factor = functional.align(draw_factor(self.rows("scale", input)), input)

@@ -1,4 +1,4 @@
-"""The validation stream: batches for the hyperparameter phase, without end, in an order that a seed fixes."""
+"""The validation stream: endless batches for the hyperparameter phase, in an order that a seed fixes."""
 
 import warnings
 from collections.abc import Iterable, Iterator
@@ -21,8 +21,8 @@ from lightning_stn.randomness import derive_seed
 class EndlessBatches(Sampler[list[int]]):
     """Index batches of one rank, epoch after epoch, each epoch in a new order that (seed, epoch) fixes.
 
-    Incomplete batches are left out where there are complete ones: the order changes, so no example is lost for good,
-    and a small batch would weigh as much as a full one.
+    Incomplete batches are dropped if there are complete ones, since a small batch would count as much as a full one.
+    The order changes from epoch to epoch, so no example is dropped for good.
 
     Args:
         size: examples in the dataset.
@@ -30,7 +30,7 @@ class EndlessBatches(Sampler[list[int]]):
         seed: fixes the orders.
         rank: this rank; it reads its own share of every epoch.
         world_size: number of ranks.
-        start: batches to leave out at the beginning, to continue where an earlier stream stopped.
+        start: batches to skip at the beginning, to continue where an earlier stream stopped.
     """
 
     def __init__(self, size: int, batch_size: int, *, seed: int, rank: int, world_size: int, start: int = 0) -> None:
@@ -43,7 +43,8 @@ class EndlessBatches(Sampler[list[int]]):
         self.batch_size = min(batch_size, self.share)
         if not self.batch_size:
             raise ValueError(
-                f"The validation stream has {size} examples for {world_size} ranks; each rank needs at least one."
+                f"The validation stream has {size} examples for {world_size} ranks, but each rank needs at least one; "
+                "give more validation data."
             )
 
     @property
@@ -64,10 +65,9 @@ class EndlessBatches(Sampler[list[int]]):
 class ValidationStream:
     """An endless stream of batches over validation data.
 
-    A `DataLoader` over a map-style dataset is rebuilt, with the same dataset, collate function and workers, in a
-    shuffled order of its own, so that the loader that evaluates is never touched. Any other iterable of batches, and a
-    loader with a sampler of the user's own (which may select a part of the dataset), is read from start to end again
-    and again.
+    A `DataLoader` over a map-style dataset is rebuilt with the same dataset, collate function and workers, but another
+    order, so that the loader used for evaluation is not touched. Any other iterable of batches, and a loader with a
+    custom sampler (which may select a part of the dataset), is read from start to end repeatedly.
 
     Args:
         loader: the source.
@@ -76,7 +76,7 @@ class ValidationStream:
         world_size: number of ranks; each reads its own share of a map-style dataset.
 
     Raises:
-        ValueError: there are fewer examples than ranks, or, when first read, no batches.
+        ValueError: there are fewer examples than ranks, or (raised at the first read) no batches.
     """
 
     def __init__(self, loader: Iterable[Any], *, seed: int, rank: int = 0, world_size: int = 1) -> None:
@@ -87,16 +87,16 @@ class ValidationStream:
         self.read(loader)
 
     def read(self, loader: Iterable[Any]) -> None:
-        """Go on with batches of this loader."""
+        """Continue with the batches of this loader."""
         self._loader = loader
         self._batches: Iterator[Any] | None = None
         if isinstance(loader, DataLoader) and _shuffles(loader):
-            sampler = self._sampler(loader)  # Refuses too small a dataset now rather than at the first step.
+            sampler = self._sampler(loader)  # Raises for too small a dataset now, not at the first step.
             if sampler.share < (loader.batch_size or 1):
                 warnings.warn(
                     f"The validation stream has {sampler.share} examples on each rank, fewer than its batch size of "
-                    f"{loader.batch_size}, so every hyperparameter step sees the same ones; give more validation data, "
-                    "or a smaller batch size.",
+                    f"{loader.batch_size}, so every hyperparameter step sees the same examples; give more validation "
+                    "data, or a smaller batch size.",
                     stacklevel=2,
                 )
 
@@ -111,11 +111,11 @@ class ValidationStream:
         return batch
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches were read."""
+        """The number of batches read."""
         return {"consumed": self.consumed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue behind that many batches."""
+        """Continue after the saved number of batches."""
         self.consumed = state["consumed"]
         self._batches = None
 
@@ -142,14 +142,14 @@ class ValidationStream:
             worker_init_fn=self._loader.worker_init_fn,
             multiprocessing_context=self._loader.multiprocessing_context,
             prefetch_factor=self._loader.prefetch_factor,
-            # A generator of its own: the loader draws a base seed, and must not draw it from the training's numbers.
+            # The loader draws a base seed; drawing it from the global generator would change the training.
             generator=torch.Generator().manual_seed(derive_seed(self._seed, "workers", self._rank)),
         )
         return iter(loader)
 
 
 def _shuffles(loader: "DataLoader[Any]") -> bool:
-    """Whether the loader reads its whole dataset in an order that may be replaced."""
+    """Whether the loader reads its whole dataset, in an order that the stream may replace."""
     return (
         not isinstance(loader.dataset, IterableDataset)
         and type(loader.batch_sampler) is BatchSampler
@@ -158,7 +158,7 @@ def _shuffles(loader: "DataLoader[Any]") -> bool:
 
 
 def _repeat(loader: Iterable[Any], skip: int) -> Iterator[Any]:
-    """Read a loader again and again, from the `skip`-th batch on."""
+    """Read a loader repeatedly, and skip the first `skip` batches."""
     seen = 0
     while True:
         before = seen

@@ -1,4 +1,4 @@
-"""What hyperparameters act on: dropouts in the network, penalties in the training loss."""
+"""Tunable regularisers: dropouts in the network, penalties in the training loss."""
 
 from lightning_stn.regularizer import Regularizer
 from lightning_stn.regularizers.dropout import (

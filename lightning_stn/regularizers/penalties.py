@@ -1,4 +1,4 @@
-"""Penalties: scalars for the training loss, as heavy as hyperparameters say, and zero outside the weight phase."""
+"""Penalties: scalar terms of the training loss, weighted by hyperparameters, and zero outside the weight phase."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from lightning_stn.regularizer import Regularizer
 
 
 class Penalty(Regularizer):
-    """A term of the training loss: the mean over the examples of a weight times a cost.
+    """Base class of penalties, terms of the training loss: the mean over the examples of weight times cost.
 
     Args:
         weight: of the cost in the loss: a hyperparameter's name, or a constant of at least 0.
@@ -33,10 +33,10 @@ class Penalty(Regularizer):
         """The term, a scalar.
 
         Args:
-            costs: `[n]`, or `[1]` where the examples share one.
+            costs: `[n]`, or `[1]` if the examples share one cost.
 
         Raises:
-            ValueError: there are weights for each example, but not as many as costs.
+            ValueError: there is a weight for each example, but the number of costs differs.
         """
         weight = torch.as_tensor(self.strength("weight"), device=costs.device).to(costs.dtype)
         if weight.dim() and len(costs) not in (1, len(weight)):
@@ -47,32 +47,32 @@ class Penalty(Regularizer):
         return (weight * costs).mean()
 
     def make_plain(self) -> nn.Module:
-        """Nothing can stand in.
+        """Refuse: a penalty has no plain counterpart.
 
         Raises:
             ValueError: always.
         """
         raise ValueError(
-            f"{type(self).__name__} is a term of the training loss, and has no plain counterpart inside a network that "
-            "is taken away; hold it in the STNModule and call it in training_loss."
+            f"{type(self).__name__} is a term of the training loss, and has no plain counterpart in an exported "
+            "network; hold it in the STNModule and call it in training_loss."
         )
 
 
 class L2Penalty(Penalty):
-    """Weight decay in the training loss, where it can be tuned: half the squared norm of a network's parameters.
+    """Tunable weight decay: half the squared norm of a network's parameters, as a term of the training loss.
 
-    `penalty(net)` is added to the training loss. Its gradient in a weight `w` is `weight * w`, so that `weight` is on
-    the scale of the `weight_decay` of `torch.optim.SGD`, which must be 0 then. In a converted network it is the
-    effective weights that decay, each example's own `W + diag(V h_n) R`. A parameter that several modules share decays
-    once, as the first of them sees it, and one without a gradient not at all.
+    Add `penalty(net)` to the training loss. Its gradient with respect to a weight `w` is `weight * w`, so `weight` is
+    on the scale of the `weight_decay` of `torch.optim.SGD`; set that one to 0. In a converted network the effective
+    weights decay, `W + diag(V h_n) R` for each example. A parameter that several modules share decays once, as the
+    first of them sees it. A parameter without a gradient does not decay.
 
     Args:
-        weight: a hyperparameter's name, as of `Float(1e-6, 1e-1, init=1e-4, log=True)`, or a constant of at least 0.
-        names: shell patterns of the qualified names of the parameters that decay; by default all but the biases and
-            parameters of normalisation layers.
+        weight: name of a hyperparameter such as `Float(1e-6, 1e-1, init=1e-4, log=True)`, or a constant of at least 0.
+        names: shell patterns for the qualified names of the parameters that decay; by default all parameters except
+            biases and those of normalisation layers.
 
     Raises:
-        ValueError: a negative constant, a pattern that no parameter of the network fits, or what is no network.
+        ValueError: a constant is negative, a pattern matches no trainable parameter, or the argument is not a network.
     """
 
     def __init__(self, weight: str | float, names: Sequence[str] = ()) -> None:
@@ -94,36 +94,38 @@ class L2Penalty(Penalty):
         found = dict(_decaying(net, held))
         unknown = [pattern for pattern in self.names if not any(fnmatchcase(name, pattern) for name in found)]
         norms = [
-            module.squared_norm(own) if isinstance(module, ResponseLayer) else module.get_parameter(own).square().sum()
-            for name, (module, own) in found.items()
-            if self._decays(name, module, own)
+            module.squared_norm(parameter)
+            if isinstance(module, ResponseLayer)
+            else module.get_parameter(parameter).square().sum()
+            for name, (module, parameter) in found.items()
+            if self._decays(name, module, parameter)
         ]
         if unknown or not norms:
             raise ValueError(
-                f"L2Penalty: no trainable parameter fits {unknown or 'the default, more than one axis'}; there are "
-                f"{list(found)}; give names among them."
+                f"L2Penalty: no trainable parameter matches {unknown or 'the default, more than one dimension'}; there "
+                f"are {list(found)}; give names among them."
             )
         return self.weighted((sum(norms[1:], start=norms[0]) / 2).reshape(-1))
 
-    def _decays(self, name: str, module: nn.Module, own: str) -> bool:
+    def _decays(self, name: str, module: nn.Module, parameter: str) -> bool:
         if self.names:
             return any(fnmatchcase(name, pattern) for pattern in self.names)
-        return "Norm" not in type(module).__name__ and module.get_parameter(own).dim() > 1
+        return "Norm" not in type(module).__name__ and module.get_parameter(parameter).dim() > 1
 
 
 def _decaying(net: nn.Module, held: frozenset[int]) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
-    """Trainable parameters by qualified name, once each, without response weights and gates.
+    """Trainable parameters by qualified name, each once, without response weights and gates.
 
     Args:
-        net: whose parameters.
-        held: identities of trainable parameters that get no gradient now.
+        net: the network.
+        held: ids of parameters that count as trainable, although they get no gradient in this pass.
     """
     seen = {id(p) for layer in net.modules() if isinstance(layer, ResponseLayer) for p in layer.response_parameters()}
-    for place, module in net.named_modules():
-        for own, parameter in module.named_parameters(recurse=False):
+    for path, module in net.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
             if (parameter.requires_grad or id(parameter) in held) and id(parameter) not in seen:
                 seen.add(id(parameter))
-                yield f"{place}.{own}".lstrip("."), (module, own)
+                yield f"{path}.{name}".lstrip("."), (module, name)
 
 
 class ActivationPenalty(Penalty):
@@ -133,11 +135,12 @@ class ActivationPenalty(Penalty):
         activations `[n, *]`, or with `batch_first=False` `[t, n, *]`, to a scalar.
 
     Args:
-        weight: a hyperparameter's name, as of `Float(0.0, None, init=0.05)`, or a constant of at least 0.
-        batch_first: whether the first dimension counts the examples; otherwise it is the second.
+        weight: name of a hyperparameter such as `Float(0.0, None, init=0.05)`, or a constant of at least 0.
+        batch_first: whether the first dimension is that of the examples; otherwise the second is.
 
     Raises:
-        ValueError: a negative constant, or weights and examples that do not match.
+        ValueError: a constant is negative, the input has fewer than two dimensions, or the number of examples differs
+            from the number of weights.
     """
 
     def __init__(self, weight: str | float, *, batch_first: bool = True) -> None:
@@ -150,7 +153,7 @@ class ActivationPenalty(Penalty):
             got = f"shape {list(activations.shape)}" if isinstance(activations, Tensor) else type(activations).__name__
             raise ValueError(
                 f"{type(self).__name__}: expected activations as a tensor of at least two dimensions, got {got}; keep "
-                "the batch, and of what a recurrent layer returns pass the outputs alone."
+                "the batch dimension, and pass the outputs of a recurrent layer without its state."
             )
         if not self.active:
             return activations.new_zeros(())
@@ -159,7 +162,7 @@ class ActivationPenalty(Penalty):
         return self.weighted(self.cost(activations).flatten(1).mean(1))
 
     def cost(self, activations: Tensor) -> Tensor:
-        """What is averaged: `[n, *]` to `[n, *]`."""
+        """The cost to be averaged over each example, `[n, *]` to `[n, *]`."""
         return activations.square()
 
 
@@ -172,36 +175,37 @@ class TemporalActivationPenalty(ActivationPenalty):
         activations `[n, t, *]`, or with `batch_first=False` `[t, n, *]`, to a scalar; zero where `t` is 1.
 
     Args:
-        weight: a hyperparameter's name, as of `Float(0.0, None, init=0.05)`, or a constant of at least 0.
-        batch_first: whether the first dimension counts the examples and the second the time steps.
+        weight: name of a hyperparameter such as `Float(0.0, None, init=0.05)`, or a constant of at least 0.
+        batch_first: whether the first dimension is that of the examples, and the second that of the time steps.
 
     Raises:
-        ValueError: a negative constant, or weights and examples that do not match.
+        ValueError: a constant is negative, the input has fewer than two dimensions, or the number of examples differs
+            from the number of weights.
     """
 
     def cost(self, activations: Tensor) -> Tensor:
-        """Squared differences in time."""
+        """Squared differences between consecutive time steps."""
         if activations.shape[1] < 2:
             return activations.new_zeros(len(activations), 1)
         return activations.diff(dim=1).square()
 
 
 class LabelSmoothing(Penalty):
-    """What label smoothing adds to the cross entropy, Szegedy et al. (2016), arXiv:1512.00567, section 7.
+    """The term that label smoothing adds to the cross entropy, Szegedy et al. (2016), arXiv:1512.00567, section 7.
 
     `cross_entropy(logits, labels) + smoothing(logits, labels)` equals
-    `cross_entropy(logits, labels, label_smoothing=weight)`, each example at its own weight.
+    `cross_entropy(logits, labels, label_smoothing=weight)`, with a weight for each example.
 
     Shape:
         logits `[n, c, *]` and labels `[n, *]` to a scalar.
 
     Args:
-        weight: a hyperparameter's name, as of `Float(0.0, 0.5, init=0.05)`, or a constant of at least 0.
-        ignore_index: a label that does not count, as of `cross_entropy`.
+        weight: name of a hyperparameter such as `Float(0.0, 0.5, init=0.05)`, or a constant of at least 0.
+        ignore_index: label that is left out of the loss, as in `cross_entropy`.
 
     Raises:
-        ValueError: a negative constant, labels that are no class indices of the logits' examples, or weights and
-            examples that do not match.
+        ValueError: a constant is negative, the labels are not class indices of the shape of the logits, or the number
+            of examples differs from the number of weights.
     """
 
     def __init__(self, weight: str | float, *, ignore_index: int = -100) -> None:
@@ -218,9 +222,9 @@ class LabelSmoothing(Penalty):
             )
         if not self.active:
             return logits.new_zeros(())
-        counts = labels != self.ignore_index
+        counted = labels != self.ignore_index
         likelihoods = F.log_softmax(logits, 1)
         entropy = F.nll_loss(likelihoods, labels, reduction="none", ignore_index=self.ignore_index)
-        excess = (-likelihoods.mean(1) - entropy) * counts
-        # Summed by example; the mean over the examples becomes one over the labels that count.
-        return self.weighted(excess.reshape(len(excess), -1).sum(1) * (len(excess) / counts.sum()))
+        excess = (-likelihoods.mean(1) - entropy) * counted
+        # `weighted` divides by the number of examples; the loss divides by the number of labels that are not ignored.
+        return self.weighted(excess.reshape(len(excess), -1).sum(1) * (len(excess) / counted.sum()))

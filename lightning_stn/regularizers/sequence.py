@@ -1,4 +1,4 @@
-"""Dropouts for sequences, with a rate of their own for each example."""
+"""Dropouts for sequences, with a rate for each example."""
 
 from typing import ClassVar
 
@@ -14,13 +14,13 @@ class LockedDropout(Regularizer):
 
     Args:
         p: a hyperparameter's name, or a constant rate in [0, 1].
-        batch_first: whether the input is `[n, t, ...]`; otherwise it is `[t, n, ...]`.
+        batch_first: whether the input is `[n, t, *]`; otherwise it is `[t, n, *]`.
 
     Shape:
         `[n, t, *]` or `[t, n, *]` to the same shape.
 
     Raises:
-        ValueError: a constant rate outside [0, 1], or an input with fewer than two dimensions.
+        ValueError: a constant rate is outside [0, 1], or the input has fewer than two dimensions.
     """
 
     ranges: ClassVar = {"p": (0.0, 1.0)}
@@ -31,11 +31,11 @@ class LockedDropout(Regularizer):
         self.batch_first = batch_first
 
     def forward(self, input: Tensor) -> Tensor:
-        """Drop, in the weight phase; otherwise return the input."""
+        """Drop units in the weight phase; otherwise return the input."""
         if input.dim() < 2:
             raise ValueError(
                 f"LockedDropout: expected a batch of sequences [n, t, ...], got shape {list(input.shape)}; keep the "
-                "batch and the time."
+                "batch and time dimensions."
             )
         if not self.active:
             return input
@@ -45,20 +45,20 @@ class LockedDropout(Regularizer):
 
 
 class EmbeddingDropout(Regularizer):
-    """An embedding that drops whole words: in an example, all occurrences of a word or none.
+    """An embedding that drops whole words: in each example, every occurrence of a word or none.
 
     Gal and Ghahramani (2016), section 4.2.
 
     Args:
-        embedding: what is called through this module, `nn.Embedding` for instance.
+        embedding: the wrapped embedding, such as an `nn.Embedding`; call it through this module.
         p: a hyperparameter's name, or a constant rate in [0, 1].
         batch_first: whether the words are `[n, t]`; otherwise they are `[t, n]`.
 
     Shape:
-        words `[n, t]` or `[t, n]` to what the embedding makes of them, `[n, t, d]` or `[t, n, d]`.
+        words `[n, t]` or `[t, n]` to the output of the embedding, `[n, t, d]` or `[t, n, d]`.
 
     Raises:
-        ValueError: a constant rate outside [0, 1], an embedding that is no module, or words of another shape.
+        ValueError: a constant rate is outside [0, 1], `embedding` is not a module, or the words have another shape.
     """
 
     ranges: ClassVar = {"p": (0.0, 1.0)}
@@ -67,7 +67,7 @@ class EmbeddingDropout(Regularizer):
         super().__init__()
         if not isinstance(embedding, nn.Module):
             raise ValueError(
-                f"EmbeddingDropout: expected embedding to be a module, got {type(embedding).__name__}; pass the "
+                f"EmbeddingDropout: expected embedding to be an nn.Module, got {type(embedding).__name__}; pass the "
                 "nn.Embedding itself."
             )
         self.embedding = embedding
@@ -75,10 +75,11 @@ class EmbeddingDropout(Regularizer):
         self.batch_first = batch_first
 
     def forward(self, words: Tensor) -> Tensor:
-        """Embed, in the weight phase with words left out."""
+        """Embed the words; drop some of them in the weight phase."""
         if words.dim() != 2:
             raise ValueError(
-                f"EmbeddingDropout: expected words [n, t], got shape {list(words.shape)}; keep the batch and the time."
+                f"EmbeddingDropout: expected words [n, t], got shape {list(words.shape)}; keep the batch and time "
+                "dimensions."
             )
         embedded: Tensor = self.embedding(words)
         if not self.active:
@@ -93,5 +94,5 @@ class EmbeddingDropout(Regularizer):
         return embedded * mask.unsqueeze(-1).to(embedded.dtype)
 
     def make_plain(self) -> nn.Module:
-        """The embedding itself."""
+        """The wrapped embedding."""
         return self.embedding

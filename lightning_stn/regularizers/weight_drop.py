@@ -12,19 +12,18 @@ from lightning_stn.regularizer import Regularizer
 
 
 class WeightDrop(Regularizer):
-    """Drops single weights of a module, those of recurrences for instance, Merity et al. (2018), arXiv:1708.02182.
+    """Drops single weights of a module, such as the recurrent ones of an LSTM, Merity et al. (2018), arXiv:1708.02182.
 
-    One draw serves the batch and all time steps. The rate is therefore one that the batch shares: that of a
-    hyperparameter with `perturb="batch"`, or of any under `STNCallback(perturb="batch")`. A weight and its response are
-    dropped together.
+    The batch and all time steps share one mask, so the batch must share the rate: declare the hyperparameter with
+    `perturb="batch"`, or use `STNCallback(perturb="batch")`. A weight and its response are dropped together.
 
     Args:
-        module: the module that the weights belong to; it is called through this one.
-        names: qualified names of its parameters, as `["weight_hh_l0"]`.
+        module: the module that owns the weights; call it through this wrapper.
+        names: qualified names of the parameters to drop, such as `["weight_hh_l0"]`.
         p: a hyperparameter's name, or a constant rate in [0, 1].
 
     Raises:
-        ValueError: a constant rate outside [0, 1], there are no such parameters, or there is a rate for each example.
+        ValueError: a constant rate is outside [0, 1], a name is not that of a parameter, or each example has a rate.
     """
 
     ranges: ClassVar = {"p": (0.0, 1.0)}
@@ -33,7 +32,7 @@ class WeightDrop(Regularizer):
         super().__init__()
         self.p = self.checked("p", p)
         if not isinstance(module, nn.Module):
-            raise ValueError(f"WeightDrop: expected module to be a module, got {module!r}; pass the layer itself.")
+            raise ValueError(f"WeightDrop: expected module to be an nn.Module, got {module!r}; pass the layer itself.")
         known = dict(module.named_parameters())
         if isinstance(names, str) or not names or not set(names) <= set(known):
             raise ValueError(f"WeightDrop: expected names to be a list from {list(known)}, got {names!r}.")
@@ -41,23 +40,23 @@ class WeightDrop(Regularizer):
         self.names = tuple(names)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the module, in the weight phase with dropped weights."""
+        """Run the module, with dropped weights in the weight phase."""
         if not self.active:
             return self.module(*args, **kwargs)
         return functional_call(self.module, dict(self._dropped()), args, kwargs)
 
     def _dropped(self) -> Iterator[tuple[str, Tensor]]:
-        """The parameters that change, by qualified name."""
+        """Masked weights, and their masked responses, by qualified name."""
         rate = self.shared_strength("p")
         for name in self.names:
-            place, _, own = name.rpartition(".")
-            layer = self.module.get_submodule(place)
-            weight = getattr(layer, own)
+            path, _, parameter = name.rpartition(".")
+            layer = self.module.get_submodule(path)
+            weight = getattr(layer, parameter)
             mask = functional.keep_mask(weight.shape, rate, weight.device).to(weight.dtype)
             yield name, weight * mask
-            if isinstance(layer, ResponseLayer) and own in layer.responding:
-                yield ".".join(filter(None, [place, layer.response_name(own)])), layer.response(own) * mask
+            if isinstance(layer, ResponseLayer) and parameter in layer.responding:
+                yield ".".join(filter(None, [path, layer.response_name(parameter)])), layer.response(parameter) * mask
 
     def make_plain(self) -> nn.Module:
-        """The module itself."""
+        """The wrapped module."""
         return self.module

@@ -1,4 +1,4 @@
-"""Binds exact values to what an augmentation reads."""
+"""Fixture that binds exact values to the strengths of an augmentation."""
 
 import math
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from lightning_stn import Float, HyperparameterSet
 from lightning_stn.augment import Augmentation
 from lightning_stn.binding import attach, bind_weight_phase
 
-Meet = Callable[..., HyperparameterSet]
+BindValues = Callable[..., HyperparameterSet]
 
 
 @pytest.fixture
-def meet() -> Meet:
-    """Attach a module whose strengths go by their own names, and bind values: a number, or one for each example."""
+def bind_values() -> BindValues:
+    """Attach a module to hyperparameters named as its strengths, and bind values: one, or one for each example."""
 
-    def meet(module: Augmentation, **values: Any) -> HyperparameterSet:
+    def bind_values(module: Augmentation, **values: Any) -> HyperparameterSet:
         ranges = {name: (low, None if high == math.inf else high) for name, (low, high) in module.ranges.items()}
         hyperparameters = HyperparameterSet({name: Float(*bounds, init=0.1) for name, bounds in ranges.items()})
         attach(module, hyperparameters)
@@ -31,4 +31,4 @@ def meet() -> Meet:
         hyperparameters.current_pass = replace(bound, values={**bound.values, **changed})
         return hyperparameters
 
-    return meet
+    return bind_values

@@ -1,4 +1,4 @@
-"""Affine motion: torchvision's, example by example."""
+"""Affine motion: equal to torchvision's for each example."""
 
 import math
 from typing import Any
@@ -20,7 +20,7 @@ def images(dtype: torch.dtype = torch.float64, channels: int = 3) -> Tensor:
 
 
 def motion() -> Motion:
-    """A motion of each kind alone, and four of all kinds."""
+    """One kind of motion for each of the first four examples, all four kinds for the others."""
     generator = torch.Generator().manual_seed(2)
     unit = 2 * torch.rand(5, N, generator=generator, dtype=torch.float64) - 1
     alone = torch.eye(4, N, dtype=torch.float64) + (torch.arange(N) >= 4)
@@ -46,7 +46,7 @@ def torchvision(image: Tensor, motion: Motion, index: int, interpolation: str, f
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("interpolation", ["bilinear", "nearest"])
-def test_each_row_equals_torchvision(interpolation: Any, channels: int) -> None:
+def test_affine_equals_torchvision_for_each_example(interpolation: Any, channels: int) -> None:
     input, moved = images(channels=channels), motion()
     output = affine(input, moved, interpolation)
     for index, (row, image) in enumerate(zip(output, input, strict=True)):
@@ -54,8 +54,8 @@ def test_each_row_equals_torchvision(interpolation: Any, channels: int) -> None:
         torch.testing.assert_close(row, expected, rtol=0, atol=1e-10)
 
 
-def test_fill_lies_beyond_the_border() -> None:
-    """Nearest as torchvision; bilinear as torchvision's zeros about a shifted image, without its squared weight."""
+def test_affine_fills_beyond_the_border() -> None:
+    """Nearest: torchvision's fill. Bilinear: torchvision's zero fill of a shifted image, with no squared weight."""
     input, moved = images(), motion()
     output = affine(input, moved, "nearest", fill=0.3)
     for index, (row, image) in enumerate(zip(output, input, strict=True)):
@@ -69,14 +69,14 @@ def test_fill_lies_beyond_the_border() -> None:
     torch.testing.assert_close(affine(input, far, fill=0.3), torch.full_like(input, 0.3))
 
 
-def test_bytes_equal_torchvision() -> None:
-    """Both in float32, so that halves may be rounded to either side."""
+def test_affine_of_bytes_equals_torchvision_within_one_level() -> None:
+    """Both compute in float32, so halves may be rounded either way."""
     input, moved = (255 * images()).to(torch.uint8), motion()
     for index, (row, image) in enumerate(zip(affine(input, moved), input, strict=True)):
         assert (row.int() - torchvision(image, moved, index, "bilinear", None).int()).abs().max() <= 1
 
 
-def test_the_module_applies_what_it_draws() -> None:
+def test_random_affine_applies_the_drawn_motion() -> None:
     module = RandomAffine(degrees=30, translate=0.3, scale=0.4, shear=20)
     input = images()
     torch.manual_seed(4)
@@ -87,7 +87,7 @@ def test_the_module_applies_what_it_draws() -> None:
         torch.testing.assert_close(row, torchvision(image, drawn, index, "bilinear", None), rtol=0, atol=1e-10)
 
 
-def test_scales_of_one_stay_finite() -> None:
+def test_random_affine_is_finite_at_the_largest_scale_and_shear() -> None:
     torch.manual_seed(0)
     module = RandomAffine(scale=1.0, shear=90.0)
     assert (module.draw(torch.empty(1000, 1, 1, 1)).factor >= SMALLEST_FACTOR).all()
@@ -95,14 +95,14 @@ def test_scales_of_one_stay_finite() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_draws_follow_each_example(meet: Any, share: float) -> None:
+def test_random_affine_draws_from_the_range_of_each_example(bind_values: Any, share: float) -> None:
     """Six standard errors of mean and variance: a false alarm in fewer than one of 10^7 runs of all cases."""
     torch.manual_seed(0)
     n = 20_000
     most = {"degrees": 180.0, "translate": 1.0, "scale": 0.9, "shear": 45.0}
     module = RandomAffine("degrees", "translate", "scale", "shear")
-    # Every other example meets another value.
-    meet(module, **{name: torch.tensor([share * value, 0.1]).repeat(n) for name, value in most.items()})
+    # Every second example has another strength.
+    bind_values(module, **{name: torch.tensor([share * value, 0.1]).repeat(n) for name, value in most.items()})
     drawn = Motion(*(amount[::2].double() for amount in module.draw(torch.empty(2 * n, 1, 9, 6))))
     shifts = [
         (drawn.angle, 180 * share),
@@ -119,7 +119,7 @@ def test_draws_follow_each_example(meet: Any, share: float) -> None:
     assert share == 0 or (correlation - torch.eye(5)).abs().max() < 6 / math.sqrt(n)
 
 
-def test_constants_of_zero_draw_nothing() -> None:
+def test_random_affine_draws_nothing_for_operations_with_strength_zero() -> None:
     torch.manual_seed(0)
     drawn = RandomAffine(degrees=10).draw(torch.empty(4, 1, 9, 6))
     assert not drawn.translation.any()

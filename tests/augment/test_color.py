@@ -1,4 +1,4 @@
-"""Colour jitter: torchvision's ranges, and each row as the scalar references compute it."""
+"""Colour jitter: draws from torchvision's ranges, and each example equal to scalar references."""
 
 import colorsys
 import math
@@ -55,7 +55,7 @@ def shift_hue(red: float, green: float, blue: float, shift: float) -> tuple[floa
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_each_row_equals_the_formula(operation: str, channels: int) -> None:
+def test_color_jitter_equals_the_formula_for_each_example(operation: str, channels: int) -> None:
     input, amount = images(channels), amounts(operation)
     output = color_jitter(input, {operation: amount})
     for row, image, number in zip(output, input, amount.tolist(), strict=True):
@@ -64,8 +64,8 @@ def test_each_row_equals_the_formula(operation: str, channels: int) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_each_row_equals_torchvision(operation: str, channels: int) -> None:
-    """Up to the weight of red in a grey value (0.2989 there), and to float32, in which torchvision turns hues."""
+def test_color_jitter_equals_torchvision_for_each_example(operation: str, channels: int) -> None:
+    """The tolerance allows for torchvision's weight of red in a grey value, 0.2989, and its hue shifts in float32."""
     input, amount = images(channels), amounts(operation)
     output = color_jitter(input, {operation: amount})
     for row, image, number in zip(output, input, amount.tolist(), strict=True):
@@ -75,7 +75,7 @@ def test_each_row_equals_torchvision(operation: str, channels: int) -> None:
 
 
 @pytest.mark.parametrize("order", list(permutations(OPERATIONS))[::5])
-def test_operations_follow_one_another_in_the_order_given(order: tuple[str, ...]) -> None:
+def test_color_jitter_applies_operations_in_the_given_order(order: tuple[str, ...]) -> None:
     input = images()
     drawn = {name: amounts(name)[torch.randperm(6, generator=torch.Generator().manual_seed(2))] for name in order}
     output = color_jitter(input, drawn, order)
@@ -85,8 +85,8 @@ def test_operations_follow_one_another_in_the_order_given(order: tuple[str, ...]
         torch.testing.assert_close(row, image, rtol=0, atol=1e-6)
 
 
-def test_the_module_applies_what_it_draws() -> None:
-    """Against Kornia on each example alone."""
+def test_color_jitter_applies_the_drawn_amounts_in_the_drawn_order() -> None:
+    """Reference: Kornia on each example alone."""
     module = ColorJitter(0.9, 0.8, 0.7, 0.4)
     input = images()
     torch.manual_seed(5)
@@ -108,8 +108,8 @@ def test_the_module_applies_what_it_draws() -> None:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_bytes_are_rounded_once(operation: str) -> None:
-    """Torchvision truncates between operations and takes the whole part of a grey value: up to two levels apart."""
+def test_color_jitter_of_bytes_rounds_once(operation: str) -> None:
+    """Torchvision truncates between operations and truncates grey values, and so may be two levels apart."""
     input = (255 * images()).round().to(torch.uint8)
     amount = amounts(operation)
     output = color_jitter(input, {operation: amount})
@@ -120,7 +120,7 @@ def test_bytes_are_rounded_once(operation: str) -> None:
             assert (row.int() - TORCHVISION[operation](image, number).int()).abs().max() <= 2
 
 
-def test_grey_colours_keep_what_has_no_hue() -> None:
+def test_hue_shift_keeps_grey_colours() -> None:
     grey = torch.rand(2, 1, 4, 4, dtype=torch.float64).expand(-1, 3, -1, -1)
     shifted = color_jitter(grey, {"hue": torch.tensor([0.3, -0.5])})
     torch.testing.assert_close(shifted, grey, rtol=0, atol=1e-7)
@@ -128,14 +128,14 @@ def test_grey_colours_keep_what_has_no_hue() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0, 1.5])
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_draws_follow_each_example(meet: Any, operation: str, value: float) -> None:
+def test_color_jitter_draws_from_the_range_of_each_example(bind_values: Any, operation: str, value: float) -> None:
     """Six standard errors of mean and variance: a false alarm in fewer than one of 10^7 runs of all cases."""
     torch.manual_seed(0)
     value = value / 3 if operation == "hue" else value
     n = 20_000
     module = ColorJitter(**{operation: operation})
-    # Every other example meets another value.
-    meet(module, **{operation: torch.tensor([value, 0.1]).repeat(n)})
+    # Every second example has another strength.
+    bind_values(module, **{operation: torch.tensor([value, 0.1]).repeat(n)})
     drawn = module.draw(torch.empty(2 * n, 3, 1, 1))[operation][::2].double()
     low, high = (-value, value) if operation == "hue" else (max(0.0, 1 - value), 1 + value)
     middle, half = (low + high) / 2, (high - low) / 2
@@ -145,20 +145,20 @@ def test_draws_follow_each_example(meet: Any, operation: str, value: float) -> N
     assert abs((drawn - middle).square().mean() - half**2 / 3) <= 6 * half**2 * math.sqrt(4 / 45 / n) + 1e-7
 
 
-def test_brightness_of_images_follows_each_example(meet: Any) -> None:
+def test_brightness_factors_have_the_spread_of_each_example(bind_values: Any) -> None:
     """Six standard errors: a false alarm in fewer than one of 10^7 runs."""
     torch.manual_seed(0)
     n, values = 5000, torch.tensor([0.0, 0.2, 0.5, 0.9])
     module = ColorJitter(brightness="brightness")
-    meet(module, brightness=values.repeat(n))
+    bind_values(module, brightness=values.repeat(n))
     factors = module(torch.full((4 * n, 1, 1, 1), 0.25)).double().reshape(n, 4) / 0.25
     squares = (factors - 1).square().mean(0)
     assert ((squares - values.square() / 3).abs() <= 6 * values.square() * math.sqrt(4 / 45 / n)).all()
     assert squares[0] == 0
 
 
-def test_every_order_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """400 draws miss one of 24 orders once in 10^6 runs."""
+def test_color_jitter_draws_every_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """400 draws miss one of the 24 orders in about one of 10^6 runs."""
     torch.manual_seed(0)
     seen: set[tuple[str, ...]] = set()
     monkeypatch.setattr(

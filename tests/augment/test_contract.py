@@ -1,4 +1,4 @@
-"""What holds for every augmentation: inert outside the weight phase, exact at 0, and what it accepts."""
+"""Properties of every augmentation: the identity outside the weight phase and at strength 0, and accepted inputs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -54,7 +54,7 @@ every_case = pytest.mark.parametrize("case", CASES)
 
 
 def images(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Colours, none of them grey, black or white."""
+    """Random colours, none of them grey, black or white."""
     pixels = 0.1 + 0.8 * torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return pixels.to(dtype) if dtype.is_floating_point else (255 * pixels).to(dtype)
 
@@ -66,11 +66,11 @@ def call(module: Augmentation, input: Tensor) -> Tensor:
 
 @every_case
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_sampled_value_of_zero_is_the_identity_beside_others_that_act(meet: Any, case: str, dtype: Any) -> None:
+def test_augmentation_keeps_only_the_examples_with_strength_zero(bind_values: Any, case: str, dtype: Any) -> None:
     build, values = CASES[case]
     torch.manual_seed(0)
     module = build()
-    meet(module, **{name: [0.0, value, 0.0, value] for name, value in values.items()})
+    bind_values(module, **{name: [0.0, value, 0.0, value] for name, value in values.items()})
     input = images(4, 3, 8, 9, dtype=dtype)
     before = input.clone()
     output = call(module, input)
@@ -83,10 +83,12 @@ def test_a_sampled_value_of_zero_is_the_identity_beside_others_that_act(meet: An
 @every_case
 @pytest.mark.parametrize("rows", ["scalar", "per example"])
 @pytest.mark.parametrize("shape", [(1, 3, 8, 9), (4, 1, 8, 9), (0, 3, 8, 9), (0, 1, 8, 9)], ids=str)
-def test_shapes_and_shared_values(meet: Any, case: str, rows: str, shape: tuple[int, ...]) -> None:
+def test_augmentation_keeps_shape_and_dtype_for_shared_and_per_example_strengths(
+    bind_values: Any, case: str, rows: str, shape: tuple[int, ...]
+) -> None:
     build, values = CASES[case]
     module = build()
-    meet(module, **{name: value if rows == "scalar" else [value] * shape[0] for name, value in values.items()})
+    bind_values(module, **{name: value if rows == "scalar" else [value] * shape[0] for name, value in values.items()})
     for dtype in (torch.float32, torch.uint8):
         output = call(module, images(*shape, dtype=dtype))
         assert output.dtype == dtype
@@ -94,23 +96,23 @@ def test_shapes_and_shared_values(meet: Any, case: str, rows: str, shape: tuple[
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case not in ("mixup", "cutmix", "flip")])
-def test_examples_that_share_a_value_have_draws_of_their_own(meet: Any, case: str) -> None:
+def test_draws_differ_between_examples_that_share_a_strength(bind_values: Any, case: str) -> None:
     build, values = CASES[case]
     torch.manual_seed(0)
     module = build()
-    meet(module, **values)
+    bind_values(module, **values)
     output = call(module, images(1, 3, 16, 16).expand(4, -1, -1, -1))
     assert not any(torch.equal(output[0], row) for row in output[1:])
 
 
 @every_case
-def test_half_precision_as_default_dtype_changes_no_draw(meet: Any, case: str) -> None:
-    """As in Lightning's `bf16-true`; the constants that images are computed with may round otherwise."""
+def test_draws_do_not_depend_on_the_default_dtype(bind_values: Any, case: str) -> None:
+    """As under Lightning's `bf16-true`. The tolerance allows for constants that are rounded to the default dtype."""
     build, values = CASES[case]
     outputs = []
     for dtype in (torch.float32, torch.bfloat16):
         module = build()
-        meet(module, **values)
+        bind_values(module, **values)
         torch.manual_seed(0)
         torch.set_default_dtype(dtype)
         try:
@@ -122,10 +124,10 @@ def test_half_precision_as_default_dtype_changes_no_draw(meet: Any, case: str) -
 
 
 @every_case
-def test_inert_outside_the_weight_phase(meet: Any, case: str) -> None:
+def test_augmentation_is_the_identity_outside_the_weight_phase(bind_values: Any, case: str) -> None:
     build, values = CASES[case]
     module = build()
-    hyperparameters = meet(module, **values)
+    hyperparameters = bind_values(module, **values)
     input = images(4, 3, 8, 9)
     assert call(module, input) is not input
     assert call(module.eval(), input) is input
@@ -150,7 +152,7 @@ def test_inert_outside_the_weight_phase(meet: Any, case: str) -> None:
     ],
     ids=str,
 )
-def test_constants_of_zero_cost_nothing(module: Augmentation) -> None:
+def test_augmentation_with_constants_of_zero_returns_its_input_and_draws_nothing(module: Augmentation) -> None:
     input = images(4, 3, 8, 9)
     state = torch.get_rng_state()
     assert call(module.train(), input) is input
@@ -158,10 +160,10 @@ def test_constants_of_zero_cost_nothing(module: Augmentation) -> None:
 
 
 @every_case
-def test_the_same_seed_gives_the_same_images(meet: Any, case: str) -> None:
+def test_augmentation_is_repeated_by_the_same_seed(bind_values: Any, case: str) -> None:
     build, values = CASES[case]
     module = build()
-    meet(module, **values)
+    bind_values(module, **values)
     outputs = []
     for _ in range(2):
         torch.manual_seed(3)
@@ -170,10 +172,10 @@ def test_the_same_seed_gives_the_same_images(meet: Any, case: str) -> None:
 
 
 @every_case
-def test_autocast_changes_nothing(meet: Any, case: str) -> None:
+def test_augmentation_is_unchanged_by_autocast(bind_values: Any, case: str) -> None:
     build, values = CASES[case]
     module = build()
-    meet(module, **values)
+    bind_values(module, **values)
     torch.manual_seed(3)
     expected = call(module, images(4, 3, 8, 9))
     torch.manual_seed(3)
@@ -204,7 +206,7 @@ def test_autocast_changes_nothing(meet: Any, case: str) -> None:
         (lambda: CutMix(1, 0), "expected num_classes to be at least 1"),
     ],
 )
-def test_arguments_out_of_range_are_refused(build: Callable[[], Augmentation], message: str) -> None:
+def test_augmentation_refuses_arguments_out_of_range(build: Callable[[], Augmentation], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
 
@@ -231,16 +233,16 @@ def test_arguments_out_of_range_are_refused(build: Callable[[], Augmentation], m
         (Cutout(4, fill=0.5), torch.ones(2, 3, 8, 8, dtype=torch.uint8), "whole numbers 0..255 for uint8 .* got 0.5"),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused(module: Augmentation, input: Tensor, message: str) -> None:
+def test_augmentation_refuses_inputs_of_wrong_shape_or_dtype(module: Augmentation, input: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(module.train(), input)
 
 
 @every_case
-def test_a_sample_of_another_batch_is_refused(meet: Any, case: str) -> None:
+def test_augmentation_refuses_a_sample_of_another_batch_size(bind_values: Any, case: str) -> None:
     build, values = CASES[case]
     module = build()
-    meet(module, **{name: [value] * 3 for name, value in values.items()})
+    bind_values(module, **{name: [value] * 3 for name, value in values.items()})
     with pytest.raises(ValueError, match="3 rows for an input of shape"):
         call(module, images(4, 3, 8, 9))
 
@@ -249,27 +251,27 @@ def test_a_sample_of_another_batch_is_refused(meet: Any, case: str) -> None:
     ("module", "specification", "message"),
     [
         (
-            ColorJitter(hue="knob"),
+            ColorJitter(hue="strength"),
             Float(0.0, 1.0, init=0.1),
-            r"expected hue in \[0, 0.5\], but the hyperparameter 'knob'",
+            r"expected hue in \[0, 0.5\], but the hyperparameter 'strength'",
         ),
-        (GaussianNoise("knob"), Float(None, None, init=0.1), "expected std of at least 0"),
-        (Cutout("knob"), Integer(-1, 4, init=0), "expected length of at least 0"),
-        (Cutout(4, "knob"), Float(0.0, None, init=0.1), "expected an upper end for the number of holes"),
+        (GaussianNoise("strength"), Float(None, None, init=0.1), "expected std of at least 0"),
+        (Cutout("strength"), Integer(-1, 4, init=0), "expected length of at least 0"),
+        (Cutout(4, "strength"), Float(0.0, None, init=0.1), "expected an upper bound for the number of holes"),
     ],
 )
-def test_hyperparameters_that_range_too_far_are_refused(module: Any, specification: Any, message: str) -> None:
+def test_attach_refuses_a_hyperparameter_with_too_wide_a_range(module: Any, specification: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        attach(module, HyperparameterSet({"knob": specification}))
+        attach(module, HyperparameterSet({"strength": specification}))
     assert module.hyperparameters is None
 
 
-def test_unknown_names_are_reported_by_the_set() -> None:
+def test_attach_refuses_an_unknown_hyperparameter() -> None:
     with pytest.raises(KeyError, match="Cutout reads the hyperparameter 'hole'"):
         attach(Cutout(4, "hole"), HyperparameterSet({"holes": Integer(0, 4, init=1)}))
 
 
-def test_a_sample_of_a_real_set_is_met() -> None:
+def test_augmentation_applies_the_sample_bound_to_its_set() -> None:
     torch.manual_seed(0)
     module = RandomHorizontalFlip("p")
     hyperparameters = HyperparameterSet({"p": Float(0.0, 1.0, init=0.5)})
@@ -279,7 +281,7 @@ def test_a_sample_of_a_real_set_is_met() -> None:
     assert torch.equal(module(input), torch.stack([input[0], input[1].flip(-1)]))
 
 
-def test_gradients_pass() -> None:
+def test_augmentation_passes_gradients_to_its_input() -> None:
     torch.manual_seed(0)
     input = images(2, 3, 8, 8).requires_grad_()
     module = torch.nn.Sequential(
@@ -290,6 +292,6 @@ def test_gradients_pass() -> None:
     assert grad.any()
 
 
-def test_repr_names_strengths() -> None:
+def test_repr_of_an_augmentation_names_its_strengths() -> None:
     assert repr(ColorJitter("b", hue=0.1)) == "ColorJitter(brightness='b', contrast=0.0, saturation=0.0, hue=0.1)"
     assert repr(MixUp("alpha", 3)) == "MixUp(alpha='alpha', num_classes=3)"

@@ -1,4 +1,4 @@
-"""Mixup and cutmix: shares, mixtures and soft targets of each example."""
+"""MixUp and CutMix: distribution of the shares, mixtures, and soft targets."""
 
 import math
 from typing import Any
@@ -16,7 +16,7 @@ LABELS = torch.tensor([0, 2, 1, 2, 0])
 
 @pytest.mark.parametrize("alpha", [1e-8, 1e-3, 0.1, 0.5, 1.0, 8.0, 100.0])
 def test_shares_have_the_moments_of_the_beta_distribution(alpha: float) -> None:
-    """Six standard errors at least, since `(x - 1/2)^2` deviates by 1/8 at most: one of 10^7 runs of all cases."""
+    """Six standard errors or more, as `(x - 1/2)^2` has a deviation of at most 1/8: one of 10^7 runs of all cases."""
     torch.manual_seed(0)
     n, variance = 20_000, 1 / (4 * (2 * alpha + 1))
     share = draw_share(torch.full((n,), alpha)).double()
@@ -30,8 +30,8 @@ def test_shares_have_the_moments_of_the_beta_distribution(alpha: float) -> None:
     ("alpha", "cumulative"),
     [(1.0, lambda x: x), (0.5, lambda x: x.sqrt().asin() * 2 / math.pi), (2.0, lambda x: x**2 * (3 - 2 * x))],
 )
-def test_shares_have_the_cumulative_distribution(alpha: float, cumulative: Any) -> None:
-    """The Dvoretzky-Kiefer-Wolfowitz inequality: a false alarm in one of 10^9 runs."""
+def test_shares_have_the_cumulative_distribution_of_the_beta_distribution(alpha: float, cumulative: Any) -> None:
+    """Bound of Dvoretzky, Kiefer and Wolfowitz: a false alarm in one of 10^9 runs."""
     torch.manual_seed(0)
     n = 20_000
     share = draw_share(torch.full((n,), alpha)).double().sort().values
@@ -39,14 +39,14 @@ def test_shares_have_the_cumulative_distribution(alpha: float, cumulative: Any) 
     assert (empirical - cumulative(share)).abs().max() <= math.sqrt(math.log(2e9) / (2 * n)) + 1 / n
 
 
-def test_shares_follow_each_example() -> None:
+def test_shares_are_drawn_at_the_alpha_of_each_example() -> None:
     torch.manual_seed(0)
     share = draw_share(torch.tensor([0.0, 1e6]).repeat(1000))
     assert (share[::2] == 1).all()
     assert ((share[1::2] - 0.5).abs() < 0.01).all()
 
 
-def test_rows_are_blended_with_the_one_before() -> None:
+def test_mix_rows_blends_each_row_with_the_previous_one() -> None:
     input = torch.randn(5, 3, 4, 4, dtype=torch.float64)
     share = torch.tensor([1.0, 0.0, 0.3, 0.5, 0.9], dtype=torch.float64)
     output = mix_rows(input, share)
@@ -57,10 +57,10 @@ def test_rows_are_blended_with_the_one_before() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.uint8])
-def test_mixup_blends_images_and_labels_alike(meet: Any, dtype: torch.dtype) -> None:
+def test_mixup_blends_images_and_labels_by_the_same_share(bind_values: Any, dtype: torch.dtype) -> None:
     module = MixUp("alpha", num_classes=3)
     alpha = torch.tensor([0.0, 0.2, 1.0, 5.0, 0.0])
-    meet(module, alpha=alpha)
+    bind_values(module, alpha=alpha)
     input = (torch.rand(5, 3, 4, 4, dtype=torch.float64) * 255).to(dtype)
     torch.manual_seed(2)
     output, targets = module(input, LABELS)
@@ -75,8 +75,8 @@ def test_mixup_blends_images_and_labels_alike(meet: Any, dtype: torch.dtype) -> 
     assert torch.equal(targets[0], torch.tensor([1.0, 0.0, 0.0]))
 
 
-def test_boxes_cover_what_is_not_kept() -> None:
-    """Unclipped: twice the whole part of half the side, as torchvision's; clipped at the border."""
+def test_boxes_cover_the_complement_of_the_share() -> None:
+    """Sides are twice the floor of half the exact side, as in torchvision, unless clipped at the border."""
     torch.manual_seed(0)
     share = torch.rand(2000)
     start, end = draw_boxes(share, 20, 28)
@@ -89,7 +89,7 @@ def test_boxes_cover_what_is_not_kept() -> None:
     assert (end - start <= 2 * half).all()
 
 
-def test_the_places_of_boxes_are_uniform() -> None:
+def test_box_centres_are_uniform() -> None:
     """Six binomial standard deviations: a false alarm in fewer than one of 10^6 runs."""
     torch.manual_seed(0)
     n = 20_000
@@ -99,10 +99,10 @@ def test_the_places_of_boxes_are_uniform() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.uint8])
-def test_cutmix_pastes_and_weighs_by_area(meet: Any, dtype: torch.dtype) -> None:
+def test_cutmix_pastes_boxes_and_mixes_labels_by_area(bind_values: Any, dtype: torch.dtype) -> None:
     module = CutMix("alpha", num_classes=3)
     alpha = torch.tensor([1.0, 0.2, 0.0, 5.0, 1.0])
-    meet(module, alpha=alpha)
+    bind_values(module, alpha=alpha)
     input = (torch.rand(5, 3, 9, 7) * 255).to(dtype)
     torch.manual_seed(3)
     output, targets = module(input, LABELS)
@@ -119,10 +119,10 @@ def test_cutmix_pastes_and_weighs_by_area(meet: Any, dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("kind", [MixUp, CutMix])
-def test_one_loss_serves_every_phase(meet: Any, kind: Any) -> None:
+def test_soft_targets_give_the_plain_loss_outside_the_weight_phase(bind_values: Any, kind: Any) -> None:
     torch.manual_seed(0)
     module = kind("alpha", num_classes=3)
-    meet(module, alpha=torch.full((5,), 2.0))
+    bind_values(module, alpha=torch.full((5,), 2.0))
     input, logits = torch.rand(5, 3, 6, 6), torch.randn(5, 3)
     assert F.cross_entropy(logits, module(input, LABELS)[1]) != F.cross_entropy(logits, LABELS)
     same, targets = module.eval()(input, LABELS)
@@ -130,7 +130,7 @@ def test_one_loss_serves_every_phase(meet: Any, kind: Any) -> None:
     torch.testing.assert_close(F.cross_entropy(logits, targets), F.cross_entropy(logits, LABELS))
 
 
-def test_one_mixture_follows_another(meet: Any) -> None:
+def test_cutmix_accepts_the_soft_targets_of_mixup(bind_values: Any) -> None:
     torch.manual_seed(0)
     mixup, cutmix = MixUp(1.0, 3), CutMix(1.0, 3)
     _, targets = cutmix(*mixup(torch.rand(5, 3, 6, 6), LABELS))
@@ -147,6 +147,6 @@ def test_one_mixture_follows_another(meet: Any) -> None:
         (LABELS.reshape(5, 1), r"shape \[5, 1\] of torch.int64"),
     ],
 )
-def test_labels_that_do_not_fit_are_refused(labels: Tensor, got: str) -> None:
+def test_mixup_refuses_labels_of_wrong_shape_or_dtype(labels: Tensor, got: str) -> None:
     with pytest.raises(ValueError, match=r"MixUp: expected labels as whole numbers \[n\] .* with n = 5, got " + got):
         MixUp(1.0, 3)(torch.rand(5, 3, 4, 4), labels)

@@ -1,4 +1,4 @@
-"""The whole pipeline in real training runs: who sees augmented images, and what the result depends on."""
+"""Augmentation in real training runs: which images are augmented, and reproducibility with loader workers."""
 
 from typing import Any
 
@@ -22,9 +22,9 @@ def images(n: int, seed: int) -> TensorDataset:
 
 class LitPipeline(STNModule):
     def __init__(self) -> None:
-        knobs = recommended_hyperparameters("image")
+        recommended = recommended_hyperparameters("image")
         more = {name: Float(0.0, 1.0, init=0.5) for name in ("noise", "erasing", "flip")}
-        super().__init__(hyperparameters={**knobs, **more, "degrees": Float(0.0, 90.0, init=20.0)})
+        super().__init__(hyperparameters={**recommended, **more, "degrees": Float(0.0, 90.0, init=20.0)})
         self.augment = nn.Sequential(
             recommended_augmentation(),
             RandomAffine(degrees="degrees"),
@@ -61,8 +61,8 @@ def run(workers: int = 0) -> LitPipeline:
     return module
 
 
-def test_validation_and_test_images_stay_as_they_are_pixel_by_pixel() -> None:
-    """Though the module sends all of them through the pipeline."""
+def test_pipeline_leaves_validation_and_test_images_unchanged() -> None:
+    """The module passes them through the pipeline too."""
     seen = run().seen
     known = {
         name: {tuple(image.flatten().tolist()) for image in images(n, seed).tensors[0]}
@@ -83,7 +83,7 @@ def test_validation_and_test_images_stay_as_they_are_pixel_by_pixel() -> None:
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [0, 4])
-def test_results_are_the_same_from_run_to_run_and_with_any_number_of_workers(workers: int) -> None:
+def test_results_repeat_and_do_not_depend_on_the_number_of_workers(workers: int) -> None:
     first, second = run(), run(workers)
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name]), name

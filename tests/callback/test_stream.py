@@ -22,7 +22,7 @@ def read(stream: ValidationStream, batches: int) -> list[list[int]]:
     return [next(stream)[0].tolist() for _ in range(batches)]
 
 
-def test_every_epoch_reads_every_complete_batch_in_a_new_order() -> None:
+def test_stream_reads_every_complete_batch_per_epoch_in_a_new_order() -> None:
     batches = read(ValidationStream(numbers(12), seed=0), 6)
     first, second = flat(batches[:3]), flat(batches[3:])
     assert sorted(first) == sorted(second) == list(range(12))
@@ -30,20 +30,20 @@ def test_every_epoch_reads_every_complete_batch_in_a_new_order() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The validation stream has 3 examples")
-def test_incomplete_batches_are_left_out_unless_there_is_no_other() -> None:
+def test_stream_drops_incomplete_batches_unless_there_are_no_others() -> None:
     assert {len(batch) for batch in read(ValidationStream(numbers(10), seed=0), 9)} == {4}
     assert {len(batch) for batch in read(ValidationStream(numbers(3), seed=0), 3)} == {3}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_order_depends_on_the_seed_alone(workers: int) -> None:
+def test_stream_order_depends_on_the_seed_alone(workers: int) -> None:
     first = read(ValidationStream(numbers(12, num_workers=workers), seed=5), 5)
     torch.manual_seed(99)
     assert read(ValidationStream(numbers(12, shuffle=True), seed=5), 5) == first
     assert read(ValidationStream(numbers(12), seed=6), 5) != first
 
 
-def test_the_numbers_of_the_training_are_not_drawn_from() -> None:
+def test_stream_does_not_advance_the_global_generator() -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -53,7 +53,7 @@ def test_the_numbers_of_the_training_are_not_drawn_from() -> None:
 
 @pytest.mark.parametrize("consumed", [0, 1, 3, 5])
 @pytest.mark.parametrize("shuffles", [True, False])
-def test_a_stream_continues_from_its_state(consumed: int, shuffles: bool) -> None:
+def test_stream_continues_from_its_state(consumed: int, shuffles: bool) -> None:
     source: Any = numbers(12) if shuffles else [[torch.tensor([i])] for i in range(3)]
     whole = read(ValidationStream(source, seed=5), 9)
     first = ValidationStream(source, seed=5)
@@ -63,18 +63,18 @@ def test_a_stream_continues_from_its_state(consumed: int, shuffles: bool) -> Non
     assert read(second, 9 - consumed) == whole[consumed:]
 
 
-def test_ranks_share_an_epoch() -> None:
+def test_ranks_read_disjoint_parts_of_an_epoch() -> None:
     streams = [ValidationStream(numbers(13, 2), seed=3, rank=rank, world_size=3) for rank in range(3)]
     seen = [flat(read(stream, 2)) for stream in streams]
     assert len({*seen[0], *seen[1], *seen[2]}) == 12
 
 
-def test_a_sampler_of_the_user_s_own_selects() -> None:
+def test_stream_keeps_the_selection_of_a_custom_sampler() -> None:
     batches = read(ValidationStream(numbers(12, sampler=SubsetRandomSampler([1, 3, 5])), seed=0), 3)
     assert set(flat(batches)) == {1, 3, 5}
 
 
-def test_iterable_data_is_repeated() -> None:
+def test_stream_repeats_iterable_data() -> None:
     class Count(IterableDataset[torch.Tensor]):
         def __iter__(self) -> Iterator[torch.Tensor]:
             return iter(torch.arange(4))
@@ -83,25 +83,25 @@ def test_iterable_data_is_repeated() -> None:
     assert [batch.tolist() for batch in islice(stream, 3)] == [[0, 1], [2, 3], [0, 1]]
 
 
-def test_too_little_data_is_refused() -> None:
+def test_stream_refuses_too_little_data() -> None:
     with pytest.raises(ValueError, match="2 examples for 3 ranks"):
         ValidationStream(numbers(2), seed=0, rank=0, world_size=3)
     with pytest.raises(ValueError, match="no batches"):
         next(ValidationStream([], seed=0))
 
 
-def test_batches_per_epoch() -> None:
+def test_endless_batches_count_the_batches_of_one_rank() -> None:
     assert EndlessBatches(13, 4, seed=0, rank=0, world_size=3).batches_per_epoch == 1
 
 
-def test_derived_seeds_are_fixed_and_fit_a_generator() -> None:
+def test_derived_seeds_are_reproducible_and_fit_a_generator() -> None:
     assert derive_seed(1, 0, "weight", 2) == derive_seed(1, 0, "weight", 2)
     seeds = {derive_seed(1, rank, phase, step) for rank in range(4) for phase in "ab" for step in range(50)}
     assert len(seeds) == 400
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_a_stream_shorter_than_a_batch_is_reported() -> None:
+def test_stream_warns_of_fewer_examples_than_a_batch() -> None:
     with pytest.warns(
         UserWarning, match=r"has 5 examples on each rank, fewer than its batch size of 8.*more validation"
     ):

@@ -1,4 +1,4 @@
-"""Dropouts, noise and cutout: each example at its own strength, and inert outside the weight phase."""
+"""Dropouts, noise and cutout: the strength of each example, and the identity outside the weight phase."""
 
 import copy
 import math
@@ -42,7 +42,7 @@ def attached(module: Regularizer) -> HyperparameterSet:
 
 
 @pytest.mark.parametrize(("kind", "shape", "draws"), DROPOUTS)
-def test_keep_rates_follow_each_example(kind: Any, shape: tuple[int, ...], draws: int) -> None:
+def test_dropout_keeps_entries_at_the_rate_of_each_example(kind: Any, shape: tuple[int, ...], draws: int) -> None:
     """Six binomial standard deviations: a false alarm in fewer than one of 10^8 runs."""
     torch.manual_seed(0)
     module = kind("rate")
@@ -60,7 +60,7 @@ def test_keep_rates_follow_each_example(kind: Any, shape: tuple[int, ...], draws
 @pytest.mark.parametrize(
     ("kind", "shape"), [(Dropout1d, (4, 8, 5)), (Dropout2d, (4, 8, 5, 5)), (Dropout3d, (4, 8, 3, 3, 3))]
 )
-def test_channels_are_dropped_as_a_whole(kind: Any, shape: tuple[int, ...]) -> None:
+def test_channel_dropout_drops_whole_channels(kind: Any, shape: tuple[int, ...]) -> None:
     module = kind("rate")
     bind_weight_phase(attached(module), torch.zeros(4, 2))
     output = module(torch.ones(shape)).flatten(2)
@@ -68,7 +68,7 @@ def test_channels_are_dropped_as_a_whole(kind: Any, shape: tuple[int, ...]) -> N
 
 
 @pytest.mark.parametrize("rows", [1, 4])
-def test_a_shared_row_serves_every_example(rows: int) -> None:
+def test_dropout_applies_a_shared_row_to_every_example(rows: int) -> None:
     torch.manual_seed(0)
     module = Dropout("rate")
     bind_weight_phase(attached(module), torch.full((rows, 2), 0.0))
@@ -77,7 +77,7 @@ def test_a_shared_row_serves_every_example(rows: int) -> None:
 
 
 @pytest.mark.parametrize(("module", "shape"), ALL, ids=lambda value: str(value))
-def test_inert_outside_the_weight_phase(module: Regularizer, shape: tuple[int, ...]) -> None:
+def test_regularizer_is_the_identity_outside_the_weight_phase(module: Regularizer, shape: tuple[int, ...]) -> None:
     module = copy.deepcopy(module)
     hyperparameters = attached(module)
     input = torch.randn(shape)
@@ -92,7 +92,7 @@ def test_inert_outside_the_weight_phase(module: Regularizer, shape: tuple[int, .
 
 @pytest.mark.parametrize(("module", "shape"), ALL, ids=lambda value: str(value))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_dtype_and_shape_stay(module: Regularizer, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_regularizer_keeps_dtype_and_shape(module: Regularizer, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     module = copy.deepcopy(module)
     bind_weight_phase(attached(module), torch.zeros(4, 2))
     output = module(torch.ones(shape, dtype=dtype))
@@ -110,18 +110,18 @@ def test_dtype_and_shape_stay(module: Regularizer, shape: tuple[int, ...], dtype
         (Cutout(0), (4, 3, 5, 5)),
     ],
 )
-def test_a_strength_of_zero_is_the_identity(module: Regularizer, shape: tuple[int, ...]) -> None:
+def test_regularizer_with_strength_zero_is_the_identity(module: Regularizer, shape: tuple[int, ...]) -> None:
     input = torch.randn(shape)
     assert torch.equal(module(input), input)
 
 
 @pytest.mark.parametrize("kind", [Dropout, AlphaDropout, DropPath])
-def test_a_rate_of_one_leaves_nothing(kind: Any) -> None:
+def test_dropout_with_rate_one_returns_zeros(kind: Any) -> None:
     assert torch.equal(kind(1.0)(torch.ones(2, 3)), torch.zeros(2, 3))
 
 
-def test_alpha_dropout_takes_the_two_values_of_torch_s() -> None:
-    """Zeroes become one of two numbers that depend on the rate alone."""
+def test_alpha_dropout_of_zeros_gives_the_two_values_of_torch() -> None:
+    """A zero becomes one of two numbers that depend on the rate alone."""
     torch.manual_seed(0)
     module = AlphaDropout("rate")
     bind_weight_phase(attached(module), torch.cat([LOGITS, torch.zeros(4, 1)], dim=1).double())
@@ -141,7 +141,7 @@ def test_alpha_dropout_keeps_mean_and_variance_of_each_example() -> None:
     assert ((output.square().mean(1) - 1).abs() < 6 * spread / math.sqrt(n)).all()
 
 
-def test_a_branch_is_left_out_as_a_whole_at_each_example_s_share_of_the_rate() -> None:
+def test_drop_path_drops_whole_branches_at_a_share_of_the_rate_of_each_example() -> None:
     """Six binomial standard deviations: a false alarm in fewer than one of 10^8 runs."""
     torch.manual_seed(0)
     module, n = DropPath("rate", share=0.5), 10_000
@@ -153,7 +153,7 @@ def test_a_branch_is_left_out_as_a_whole_at_each_example_s_share_of_the_rate() -
         torch.testing.assert_close(rows[rows > 0], torch.full_like(rows[rows > 0], 1 / (1 - rate)))
 
 
-def test_a_branch_left_out_for_the_whole_batch() -> None:
+def test_drop_path_in_batch_mode_drops_for_the_whole_batch_and_refuses_per_example_rates() -> None:
     torch.manual_seed(0)
     module = DropPath("rate", mode="batch")
     hyperparameters = attached(module)
@@ -170,14 +170,14 @@ def test_a_branch_left_out_for_the_whole_batch() -> None:
         DropPath(0.1, share=2)
 
 
-def test_constants_act_in_training_mode_as_torch_s_layers_do() -> None:
+def test_dropout_with_a_constant_rate_acts_in_training_mode_as_in_torch() -> None:
     module = Dropout(0.5)
     assert not torch.equal(module(torch.ones(100)), torch.ones(100))
     assert torch.equal(module.eval()(torch.ones(100)), torch.ones(100))
     assert isinstance(module, nn.Dropout)
 
 
-def test_noise_has_each_example_s_standard_deviation() -> None:
+def test_gaussian_noise_has_the_standard_deviation_of_each_example() -> None:
     """Six standard errors of a standard deviation, `s / sqrt(2 n)`: a false alarm in fewer than one of 10^8 runs."""
     torch.manual_seed(0)
     module = GaussianNoise("rate")
@@ -189,7 +189,7 @@ def test_noise_has_each_example_s_standard_deviation() -> None:
 
 
 @given(length=st.integers(0, 9), row=st.integers(0, 6), column=st.integers(0, 4))
-def test_a_square_equals_the_loop(length: int, row: int, column: int) -> None:
+def test_cutout_mask_equals_a_loop_over_pixels(length: int, row: int, column: int) -> None:
     height, width = 7, 5
     mask = cutout_mask(torch.tensor([length, 0]), torch.tensor([[row, column], [0, 0]]), height, width)
     for y in range(height):
@@ -199,7 +199,7 @@ def test_a_square_equals_the_loop(length: int, row: int, column: int) -> None:
     assert not mask[1].any()
 
 
-def test_cutout_blanks_each_example_by_its_own_length() -> None:
+def test_cutout_blanks_squares_of_the_length_of_each_example() -> None:
     torch.manual_seed(0)
     module = Cutout("length", fill=-1.0)
     bind_weight_phase(attached(module), torch.tensor([[0.0, -20.0], [0.0, 0.0], [0.0, 20.0]]))
@@ -225,32 +225,32 @@ def test_cutout_reaches_every_pixel() -> None:
         (Cutout("length"), torch.ones(4, 2, 2), "expected images"),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused(module: Regularizer, input: Tensor, message: str) -> None:
+def test_regularizer_refuses_inputs_of_wrong_shape(module: Regularizer, input: Tensor, message: str) -> None:
     bind_weight_phase(attached(module), torch.zeros(4, 2))
     with pytest.raises(ValueError, match=message):
         module(input)
 
 
 @pytest.mark.parametrize("build", [lambda: Dropout(1.5), lambda: GaussianNoise(-1.0), lambda: Cutout(-1)])
-def test_constants_out_of_range_are_refused(build: Any) -> None:
+def test_regularizer_refuses_constants_out_of_range(build: Any) -> None:
     with pytest.raises(ValueError, match="expected"):
         build()
 
 
-def test_a_named_strength_without_a_set_is_refused_in_training() -> None:
+def test_regularizer_with_a_named_strength_refuses_training_before_attach() -> None:
     module = GaussianNoise("rate")
     assert module.eval()(torch.ones(2)) is not None
     with pytest.raises(RuntimeError, match=r"reads \['rate'\] but belongs to no HyperparameterSet"):
         module.train()(torch.ones(2))
 
 
-def test_unknown_names_are_all_listed() -> None:
+def test_attach_lists_all_unknown_hyperparameters() -> None:
     net = nn.Sequential(Dropout("rat"), GaussianNoise("std"))
     with pytest.raises(KeyError, match=r"Dropout '0' reads .*'rat'.*Did you mean 'rate'.*GaussianNoise '1' reads"):
         attach(net, HyperparameterSet({"rate": Float(0.0, 1.0, init=0.5)}))
 
 
-def test_a_module_joins_one_set_only() -> None:
+def test_attach_refuses_a_second_set() -> None:
     module = Dropout("rate")
     first = attached(module)
     module.attach(first)
@@ -258,5 +258,5 @@ def test_a_module_joins_one_set_only() -> None:
         attached(module)
 
 
-def test_repr_names_the_hyperparameter() -> None:
+def test_repr_of_dropout_names_its_hyperparameter() -> None:
     assert repr(Dropout("rate")) == "Dropout(p='rate')"

@@ -1,4 +1,4 @@
-"""Dropouts for sequences: what is dropped together, at each example's own rate."""
+"""Dropouts for sequences: which entries share a draw, and the rate of each example."""
 
 import math
 
@@ -26,7 +26,7 @@ def assert_kept(kept: Tensor, rate: float) -> None:
     assert abs(kept.double().mean().item() - (1 - rate)) < 6 * math.sqrt(rate * (1 - rate) / kept.numel())
 
 
-def test_locked_dropout_has_one_mask_over_time_and_each_example_s_rate() -> None:
+def test_locked_dropout_has_one_mask_over_time_and_the_rate_of_each_example() -> None:
     torch.manual_seed(0)
     module = LockedDropout("rate")
     bound(module)
@@ -37,7 +37,7 @@ def test_locked_dropout_has_one_mask_over_time_and_each_example_s_rate() -> None
         torch.testing.assert_close(row[row > 0], torch.full_like(row[row > 0], 1 / (1 - rate)))
 
 
-def test_locked_dropout_with_time_first_is_the_same_transposed() -> None:
+def test_locked_dropout_with_time_first_equals_batch_first_transposed() -> None:
     input = torch.randn(4, 3, 50)
     outputs = []
     for module, x in (
@@ -51,17 +51,17 @@ def test_locked_dropout_with_time_first_is_the_same_transposed() -> None:
 
 
 class Ones(nn.Module):
-    """An embedding of ones, two wide."""
+    """Embedding of every word as two ones."""
 
     def forward(self, words: Tensor) -> Tensor:
         return torch.ones(*words.shape, 2)
 
 
-def test_embedding_dropout_drops_a_word_everywhere_in_an_example_or_nowhere() -> None:
+def test_embedding_dropout_drops_every_occurrence_of_a_word_in_an_example_or_none() -> None:
     torch.manual_seed(0)
     module = EmbeddingDropout(Ones(), "rate")
     bound(module)
-    words = torch.randint(0, 3000, (4, 20_000)) * 7  # words that do not occur take no draw
+    words = torch.randint(0, 3000, (4, 20_000)) * 7  # with gaps, since absent words take no draw
     output = module(words)
     assert torch.equal(output[..., 0], output[..., 1])
     for n, rate in enumerate(RATES):
@@ -73,13 +73,13 @@ def test_embedding_dropout_drops_a_word_everywhere_in_an_example_or_nowhere() ->
         torch.testing.assert_close(factors[factors > 0], torch.full_like(factors[factors > 0], 1 / (1 - rate)))
 
 
-def test_examples_drop_different_words() -> None:
+def test_embedding_dropout_drops_different_words_in_each_example() -> None:
     torch.manual_seed(0)
     output = EmbeddingDropout(Ones(), 0.5)(torch.arange(1000).repeat(2, 1))
     assert 400 < (output[0] != output[1]).any(1).sum() < 600
 
 
-def test_embedding_dropout_with_time_first_is_the_same_transposed() -> None:
+def test_embedding_dropout_with_time_first_equals_batch_first_transposed() -> None:
     words, embedding, outputs = torch.randint(0, 9, (4, 30)), nn.Embedding(9, 2), []
     for batch_first, order in ((True, (0, 1)), (False, (1, 0))):
         module = EmbeddingDropout(embedding, "rate", batch_first=batch_first)
@@ -89,7 +89,7 @@ def test_embedding_dropout_with_time_first_is_the_same_transposed() -> None:
     assert torch.equal(outputs[0], outputs[1].transpose(0, 1))
 
 
-def test_embedding_dropout_outside_the_weight_phase_is_the_embedding() -> None:
+def test_embedding_dropout_is_the_plain_embedding_outside_the_weight_phase() -> None:
     module, words = EmbeddingDropout(nn.Embedding(9, 2), "rate"), torch.randint(0, 9, (4, 30))
     hyperparameters = bound(module)
     assert not torch.equal(module(words), module.embedding(words))
@@ -99,13 +99,13 @@ def test_embedding_dropout_outside_the_weight_phase_is_the_embedding() -> None:
     assert torch.equal(module(words), module.embedding(words))
 
 
-def test_the_bare_embedding_is_taken_away() -> None:
+def test_export_replaces_embedding_dropout_by_its_embedding() -> None:
     net = nn.Sequential(EmbeddingDropout(nn.Embedding(9, 2), 0.1), LockedDropout(0.1))
-    taken = export(convert(net, HyperparameterSet({"rate": Float(0.0, 1.0, init=0.5)})))
-    assert [type(module) for module in taken] == [nn.Embedding, nn.Identity]  # type: ignore[attr-defined]
+    exported = export(convert(net, HyperparameterSet({"rate": Float(0.0, 1.0, init=0.5)})))
+    assert [type(module) for module in exported] == [nn.Embedding, nn.Identity]  # type: ignore[attr-defined]
 
 
-def test_locked_dropout_is_inert_outside_the_weight_phase() -> None:
+def test_locked_dropout_is_the_identity_outside_the_weight_phase() -> None:
     module, input = LockedDropout("rate"), torch.randn(4, 3, 5)
     hyperparameters = bound(module)
     assert not torch.equal(module(input), input)
@@ -115,7 +115,7 @@ def test_locked_dropout_is_inert_outside_the_weight_phase() -> None:
     assert module(input) is input
 
 
-def test_bad_input() -> None:
+def test_sequence_dropouts_refuse_rates_out_of_range_and_inputs_of_wrong_shape() -> None:
     message = r"expected p to be a hyperparameter's name or a number in \[0, 1\], got 1.5"
     with pytest.raises(ValueError, match=f"LockedDropout: {message}"):
         LockedDropout(1.5)
@@ -134,7 +134,7 @@ def test_bad_input() -> None:
         embedding(torch.ones(3, dtype=torch.long))
 
 
-def test_a_hyperparameter_that_leaves_the_range_of_a_rate_is_refused_and_nothing_is_attached() -> None:
+def test_attach_refuses_a_hyperparameter_beyond_the_range_of_a_rate_and_attaches_nothing() -> None:
     module = LockedDropout("rate")
     with pytest.raises(ValueError, match=r"LockedDropout: expected p in \[0, 1\], but the hyperparameter 'rate' is"):
         attach(module, HyperparameterSet({"rate": Float(0.0, None, init=0.5)}))
@@ -143,7 +143,7 @@ def test_a_hyperparameter_that_leaves_the_range_of_a_rate_is_refused_and_nothing
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
-def test_dtype_stays(dtype: torch.dtype) -> None:
+def test_sequence_dropouts_keep_the_dtype(dtype: torch.dtype) -> None:
     assert LockedDropout(0.5)(torch.ones(2, 3, 4, dtype=dtype)).dtype == dtype
     embedding = EmbeddingDropout(nn.Embedding(9, 2, dtype=dtype), 0.5)
     assert embedding(torch.zeros(2, 3, dtype=torch.long)).dtype == dtype

@@ -1,4 +1,4 @@
-"""DropConnect: equal to the module with masked weights, whatever the module is."""
+"""DropConnect: equal to the wrapped module with masked weights."""
 
 import copy
 from typing import Any
@@ -23,7 +23,7 @@ CASES: list[tuple[nn.Module, list[str], tuple[int, ...]]] = [
 every_case = pytest.mark.parametrize(("plain", "names", "shape"), CASES, ids=lambda value: str(value)[:20])
 
 
-def hyperparameters() -> HyperparameterSet:
+def make_set() -> HyperparameterSet:
     return HyperparameterSet({"rate": Float(0.0, 1.0, init=0.5, perturb="batch"), "other": Float(0.0, 1.0, init=0.5)})
 
 
@@ -33,7 +33,7 @@ def first(output: Any) -> Tensor:
 
 
 def masked(module: nn.Module, names: list[str], rate: float) -> nn.Module:
-    """A copy with masked weights, from the draws that follow now."""
+    """A copy of the module with masked weights; the masks are the next draws."""
     other = copy.deepcopy(module)
     for name in names:
         parameter = other.get_parameter(name)
@@ -42,7 +42,7 @@ def masked(module: nn.Module, names: list[str], rate: float) -> nn.Module:
 
 
 @every_case
-def test_it_equals_the_plain_module_with_masked_weights(
+def test_weight_drop_equals_the_plain_module_with_masked_weights(
     plain: nn.Module, names: list[str], shape: tuple[int, ...]
 ) -> None:
     module, input = WeightDrop(copy.deepcopy(plain), names, 0.4), torch.randn(shape)
@@ -56,34 +56,34 @@ def test_it_equals_the_plain_module_with_masked_weights(
 
 @every_case
 @pytest.mark.parametrize("rows", [1, 5])
-def test_a_weight_and_its_response_are_dropped_together(
+def test_weight_drop_masks_a_weight_and_its_response_together(
     plain: nn.Module, names: list[str], shape: tuple[int, ...], rows: int
 ) -> None:
-    """In float64 against each example's own effective weights, masked, in the plain module."""
-    held = hyperparameters()
+    """Reference: the plain module in float64 with the masked effective weights of each example."""
+    hyperparameters = make_set()
     module = WeightDrop(copy.deepcopy(plain).double(), names, "rate")
-    attach(module, held)
-    random_gates(convert(module, held))
+    attach(module, hyperparameters)
+    random_gates(convert(module, hyperparameters))
     sample, input = torch.randn(rows, 2, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
     sample[:, 0] = 0.3
-    bind_weight_phase(held, sample)
+    bind_weight_phase(hyperparameters, sample)
     torch.manual_seed(1)
     output = first(module(input))
     rate = torch.sigmoid(torch.tensor(0.3)).item()
     expected = []
     for n in range(5):
-        own = copy.deepcopy(plain).double()
-        for place, layer in module.module.named_modules():
+        expected_module = copy.deepcopy(plain).double()
+        for path, layer in module.module.named_modules():
             if isinstance(layer, ResponseLayer):
-                own.get_submodule(place).load_state_dict(layer.effective(sample[n % rows].unsqueeze(0)))
+                expected_module.get_submodule(path).load_state_dict(layer.effective(sample[n % rows].unsqueeze(0)))
         torch.manual_seed(1)
-        expected.append(first(masked(own, names, rate)(input[n : n + 1])))
+        expected.append(first(masked(expected_module, names, rate)(input[n : n + 1])))
     torch.testing.assert_close(output, torch.cat(expected), rtol=1e-9, atol=1e-9)
-    unbind(held)
+    unbind(hyperparameters)
     assert torch.equal(first(module(input)), first(module.module(input)))
 
 
-def test_weights_come_back_and_dropped_ones_get_no_gradient() -> None:
+def test_weight_drop_restores_weights_and_gives_dropped_ones_no_gradient() -> None:
     layer = nn.Linear(20, 30)
     before = layer.weight.clone()
     WeightDrop(layer, ["weight"], 0.5)(torch.rand(4, 20) + 0.1).sum().backward()
@@ -93,28 +93,28 @@ def test_weights_come_back_and_dropped_ones_get_no_gradient() -> None:
     assert 0.3 < (layer.weight.grad == 0).double().mean() < 0.7
 
 
-def test_a_rate_for_each_example_is_refused() -> None:
-    held = HyperparameterSet({"rate": Float(0.0, 1.0, init=0.5)})
+def test_weight_drop_refuses_a_rate_for_each_example() -> None:
+    hyperparameters = HyperparameterSet({"rate": Float(0.0, 1.0, init=0.5)})
     module = WeightDrop(nn.Linear(3, 4), ["weight"], "rate")
-    attach(module, held)
-    bind_weight_phase(held, torch.randn(5, 1))
+    attach(module, hyperparameters)
+    bind_weight_phase(hyperparameters, torch.randn(5, 1))
     with pytest.raises(ValueError, match=r"WeightDrop: acts on the batch as a whole, but 'rate' .* perturb='batch'"):
         module(torch.randn(5, 3))
-    bind_weight_phase(held, torch.randn(1, 1))
+    bind_weight_phase(hyperparameters, torch.randn(1, 1))
     assert module(torch.randn(5, 3)).shape == (5, 4)
 
 
 @pytest.mark.parametrize("names", [["weigth"], [], "weight"])
-def test_names_that_are_no_parameters(names: Any) -> None:
+def test_weight_drop_refuses_names_that_are_not_parameters(names: Any) -> None:
     with pytest.raises(ValueError, match=r"expected names to be a list from \['weight', 'bias'\], got"):
         WeightDrop(nn.Linear(3, 4), names, 0.5)
 
 
-def test_the_bare_module_is_taken_away() -> None:
-    held = hyperparameters()
+def test_export_replaces_weight_drop_by_its_module() -> None:
+    hyperparameters = make_set()
     net = nn.Sequential(WeightDrop(nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.2)), ["0.weight"], "rate"))
-    attach(net, held)
-    random_gates(convert(net, held, dropout="other")).eval()
-    taken, input = export(net), torch.randn(5, 3)
-    assert [type(module) for module in taken.modules()] == [nn.Sequential, nn.Sequential, nn.Linear, nn.Dropout]
-    torch.testing.assert_close(taken(input), net(input))
+    attach(net, hyperparameters)
+    random_gates(convert(net, hyperparameters, dropout="other")).eval()
+    exported, input = export(net), torch.randn(5, 3)
+    assert [type(module) for module in exported.modules()] == [nn.Sequential, nn.Sequential, nn.Linear, nn.Dropout]
+    torch.testing.assert_close(exported(input), net(input))

@@ -1,4 +1,4 @@
-"""The documented way to tune an augmentation of one's own: any callable, example by example."""
+"""The documented way to tune a custom augmentation: any callable, applied to each example."""
 
 from typing import Any
 
@@ -12,17 +12,17 @@ from lightning_stn import Float, STNModule
 
 
 class LitSharpness(STNModule):
-    """Reads the knob in `training_loss`, which runs in the weight phase only."""
+    """Reads the hyperparameter in `training_loss`, which runs in the weight phase only."""
 
     def __init__(self) -> None:
         super().__init__(hyperparameters={"sharpness": Float(0.0, 2.0, init=0.5)})
         self.net = self.convert(small_net(0.0))
-        self.met: list[list[float]] = []
+        self.sampled: list[list[float]] = []
 
     def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
         images, labels = batch
         strengths = self.hyperparameters["sharpness"].expand(len(images)).tolist()
-        self.met.append(strengths)
+        self.sampled.append(strengths)
         images = torch.stack([tvf.adjust_sharpness(image, 1 + s) for image, s in zip(images, strengths, strict=True)])
         return F.cross_entropy(self.net(images), labels)
 
@@ -34,10 +34,10 @@ class LitSharpness(STNModule):
         return torch.optim.SGD(self.parameters(), lr=0.05)
 
 
-def test_a_callable_of_torchvision_is_tuned() -> None:
+def test_a_torchvision_function_in_the_training_loss_is_tuned() -> None:
     torch.manual_seed(0)
     module = LitSharpness()
     fit(module)
-    assert len(module.met) == 6
-    assert all(len(set(strengths)) == 8 for strengths in module.met)  # a value for each example of the batch
+    assert len(module.sampled) == 6
+    assert all(len(set(strengths)) == 8 for strengths in module.sampled)  # a value for each example of the batch
     assert module.hyperparameters.values()["sharpness"] != 0.5
