@@ -24,14 +24,14 @@ class BoundModule(nn.Module):
         return self._hyperparameters
 
     def attach(self, hyperparameters: HyperparameterSet, name: str = "") -> None:
-        """Read from this set from now on.
+        """Read from this set until `detach`.
 
         Args:
             hyperparameters: the set.
             name: the qualified name of this module, for error messages.
 
         Raises:
-            TypeError: what is given is no set.
+            TypeError: `hyperparameters` is not a `HyperparameterSet`.
             KeyError: this module reads a hyperparameter that the set does not have.
             ValueError: it was attached to another set before.
         """
@@ -56,7 +56,7 @@ class BoundModule(nn.Module):
         return f"{type(self).__name__} {name!r}" if name else type(self).__name__
 
     def detach(self) -> None:
-        """Read from no set any more."""
+        """Read from no set."""
         self.__dict__.pop("_hyperparameters", None)
 
     def reads(self) -> list[str]:
@@ -64,15 +64,19 @@ class BoundModule(nn.Module):
         return []
 
 
-def attach(root: nn.Module, hyperparameters: HyperparameterSet) -> None:
-    """Attach every module below `root` that is not attached yet; all of them, or none.
+def attach_all(root: nn.Module, hyperparameters: HyperparameterSet) -> None:
+    """Attach every module below `root` to a set; all of them, or none.
+
+    Args:
+        root: the module to search.
+        hyperparameters: the set.
 
     Raises:
-        KeyError: some read hyperparameters that the set does not have; the message names each of them.
-        ValueError: some cannot use what they read, or read another set; likewise.
+        KeyError: modules read hyperparameters that the set does not have; the message names each module.
+        ValueError: modules cannot use what they read, or read another set; the message names each module.
     """
     problems: list[Exception] = []
-    joined = []
+    joined: list[BoundModule] = []
     for name, module in root.named_modules():
         if isinstance(module, BoundModule):
             if module.hyperparameters is None:

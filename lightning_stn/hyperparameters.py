@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_stn import functional
 from lightning_stn.passes import Pass
 from lightning_stn.schedule import Schedule, Value
-from lightning_stn.specifications import Hyperparameter
+from lightning_stn.specifications import Hyperparameter, check_specifications
 from lightning_stn.transforms import positive, positive_inverse
 
 _STATE = ("unconstrained", "raw_scale")
@@ -72,34 +72,14 @@ class HyperparameterSet(nn.Module):
         self._extend(specifications)
 
     def _extend(self, specifications: Mapping[str, Hyperparameter]) -> None:
-        self._check(specifications)
+        check_specifications(specifications, self._specifications)
+        _schedule({**self._specifications, **specifications})  # Refuses columns that collide, before any change.
         for name, specification in specifications.items():
             self.slices[name] = slice(len(self), len(self) + specification.size)
             self._specifications[name] = specification
         for name in _STATE:
             setattr(self, name, torch.empty(len(self), dtype=torch.float32))
         self.reset_parameters()
-
-    def _check(self, specifications: Mapping[str, Hyperparameter]) -> None:
-        if not isinstance(specifications, Mapping):
-            raise TypeError(
-                "Expected hyperparameters as a dictionary from names to specifications, got "
-                f"{specifications!r}; write {{'dropout': Float(0.0, 0.9, init=0.05)}}."
-            )
-        for name, specification in specifications.items():
-            if not isinstance(name, str) or not name.isidentifier():
-                raise ValueError(
-                    f"Expected a hyperparameter's name to be a Python identifier, got {name!r}; "
-                    "it becomes a TensorBoard tag and a CSV column."
-                )
-            if name in self._specifications:
-                raise ValueError(f"Hyperparameter {name!r} exists already; choose another name.")
-            if not isinstance(specification, Hyperparameter):
-                raise TypeError(
-                    f"Expected hyperparameter {name!r} to be a Hyperparameter, such as a Float, an Integer or a "
-                    f"Categorical, got {specification!r}; write for instance Float(0.0, 1.0, init=0.5)."
-                )
-        _schedule({**self._specifications, **specifications})
 
     def add(self, specifications: Mapping[str, Hyperparameter]) -> None:
         """Append hyperparameters, before any layer responds to the set.
@@ -122,14 +102,11 @@ class HyperparameterSet(nn.Module):
 
     def reset_parameters(self) -> None:
         """Return every hyperparameter and scale to its initial value."""
-        specifications = self.specifications.values()
-        inits = [entry for s in specifications for entry in s.unconstrained_init()]
-        values = torch.tensor(inits, dtype=torch.float64, device="cpu")
-        scales = torch.tensor(
-            [s.scale for s in specifications for _ in range(s.size)], dtype=torch.float64, device="cpu"
-        )
+        inits = [entry for s in self.specifications.values() for entry in s.unconstrained_init()]
+        scales = [s.scale for s in self.specifications.values() for _ in range(s.size)]
+        values, widths = torch.tensor([inits, scales], dtype=torch.float64, device="cpu")
         self.unconstrained.copy_(values)
-        self.raw_scale.copy_(positive_inverse(scales))
+        self.raw_scale.copy_(positive_inverse(widths))
 
     def unshare(self) -> None:
         """Copy the state out of the shared memory in which spawned processes receive it."""
@@ -268,7 +245,7 @@ class HyperparameterSet(nn.Module):
 
     @contextmanager
     def running(self, run: Pass) -> Iterator[None]:
-        """Enter a pass; on exit the network runs for what it ran for before."""
+        """Enter a pass; on exit the previous pass is current again."""
         before, self.current_pass = self.current_pass, run
         try:
             yield
@@ -301,7 +278,7 @@ class HyperparameterSet(nn.Module):
         return [name for name in self.names if name not in self._read]
 
     def __getitem__(self, name: str) -> Tensor:
-        """The value bound now, in natural units, without a gradient; of a `Categorical` the index of the choice, int64.
+        """The active value in natural units, without a gradient; of a `Categorical` the index of the choice, int64.
 
         In the weight phase `[n]`, or a scalar tensor where the batch shares it (`perturb="batch"`, or a sample of one
         row); otherwise the current value, a scalar tensor.

@@ -59,31 +59,8 @@ class ResumableLoader:
         drop_last: bool = False,
         **settings: Any,
     ) -> None:
-        for name, count, least in (
-            ("batch_size", batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("seed", seed, None),
-        ):
-            if not isinstance(count, int) or isinstance(count, bool) or (least is not None and count < least):
-                at_least = "" if least is None else f" of at least {least}"
-                raise ValueError(f"ResumableLoader: expected {name} to be a whole number{at_least}, got {count!r}.")
-        for name, flag in (("shuffle", shuffle), ("drop_last", drop_last)):
-            if not isinstance(flag, bool):
-                raise ValueError(f"ResumableLoader: expected {name} to be True or False, got {flag!r}.")
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-            raise ValueError(
-                f"ResumableLoader: expected a dataset with a length and items, got {type(dataset).__name__}; "
-                "pass a map-style dataset, since an iterable one has no position to resume from."
-            )
-        own = {"sampler", "batch_sampler", "generator", "persistent_workers"} & settings.keys()
-        if own:
-            raise ValueError(f"ResumableLoader sets {sorted(own)} itself; leave them out.")
-        known = inspect.signature(DataLoader).parameters
-        unknown = sorted(settings.keys() - known)
-        if unknown:
-            raise ValueError(
-                f"ResumableLoader: expected only arguments of DataLoader, got {unknown}; there are {list(known)}."
-            )
+        _check_counts(batch_size=(batch_size, 1), num_workers=(num_workers, 0), seed=(seed, None))
+        _check(dataset, {"shuffle": shuffle, "drop_last": drop_last}, settings)
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -181,3 +158,32 @@ class ResumableLoader:
             order = torch.randperm(size, generator=generator)
         mine = order[rank::world_size][: self._share].tolist()
         return [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)][: len(self)]
+
+
+def _check_counts(**counts: tuple[Any, int | None]) -> None:
+    """Check whole numbers, given by name with the least one that is allowed."""
+    for name, (count, least) in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or (least is not None and count < least):
+            at_least = "" if least is None else f" of at least {least}"
+            raise ValueError(f"ResumableLoader: expected {name} to be a whole number{at_least}, got {count!r}.")
+
+
+def _check(dataset: Any, flags: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Check the dataset, the flags by name, and the further arguments of `DataLoader`."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise ValueError(f"ResumableLoader: expected {name} to be True or False, got {flag!r}.")
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise ValueError(
+            f"ResumableLoader: expected a dataset with a length and items, got {type(dataset).__name__}; "
+            "pass a map-style dataset, since an iterable one has no position to resume from."
+        )
+    own = {"sampler", "batch_sampler", "generator", "persistent_workers"} & settings.keys()
+    if own:
+        raise ValueError(f"ResumableLoader sets {sorted(own)} itself; leave them out.")
+    known = inspect.signature(DataLoader).parameters
+    unknown = sorted(settings.keys() - known)
+    if unknown:
+        raise ValueError(
+            f"ResumableLoader: expected only arguments of DataLoader, got {unknown}; there are {list(known)}."
+        )

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from functools import cached_property
 from types import UnionType
@@ -298,3 +298,34 @@ class Integer(_Ranged):
     def constrain(self, unconstrained: Tensor) -> Tensor:
         """Values in natural units, elementwise, as int64."""
         return super().constrain(unconstrained).round().clamp(self.low, self.high).to(torch.int64)
+
+
+def check_specifications(specifications: Any, taken: Container[str]) -> None:
+    """Check names and specifications of new hyperparameters.
+
+    Args:
+        specifications: name to specification.
+        taken: names that exist already.
+
+    Raises:
+        TypeError: `specifications` is not a mapping, or a value is not a `Hyperparameter`.
+        ValueError: a name is taken, or is not a Python identifier.
+    """
+    if not isinstance(specifications, Mapping):
+        raise TypeError(
+            "Expected hyperparameters as a dictionary from names to specifications, got "
+            f"{specifications!r}; write {{'dropout': Float(0.0, 0.9, init=0.05)}}."
+        )
+    for name, specification in specifications.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(
+                f"Expected a hyperparameter's name to be a Python identifier, got {name!r}; "
+                "it becomes a TensorBoard tag and a CSV column."
+            )
+        if name in taken:
+            raise ValueError(f"Hyperparameter {name!r} exists already; choose another name.")
+        if not isinstance(specification, Hyperparameter):
+            raise TypeError(
+                f"Expected hyperparameter {name!r} to be a Hyperparameter, such as a Float, an Integer or a "
+                f"Categorical, got {specification!r}; write for instance Float(0.0, 1.0, init=0.5)."
+            )

@@ -45,7 +45,7 @@ from lightning_stn.augment import (
     RandomErasing,
     RandomHorizontalFlip,
 )
-from lightning_stn.binding import BoundModule, attach, bind, bind_weight_phase
+from lightning_stn.binding import BoundModule, attach_all, bind, bind_weight_phase
 from lightning_stn.layers import AffineResponse, ResponseLayer, ResponseLinear, register_response, registry
 from lightning_stn.regularizers import (
     ActivationPenalty,
@@ -156,7 +156,7 @@ def responding(module: nn.Module, rows: int = 3) -> tuple[nn.Module, Hyperparame
 def acting(module: nn.Module, rows: int = 3) -> tuple[nn.Module, HyperparameterSet]:
     """A regulariser in the weight phase, at a sample of so many rows."""
     hyperparameters = knobs()
-    attach(module, hyperparameters)
+    attach_all(module, hyperparameters)
     bind_weight_phase(hyperparameters, hyperparameters.sample(rows))
     return module, hyperparameters
 
@@ -351,7 +351,7 @@ def running(
 
     def joined() -> Any:
         lit: Any = module()
-        attach(lit, lit.hyperparameters)
+        attach_all(lit, lit.hyperparameters)
         return lit
 
     return using(error, message, joined, lambda module: fit(module, callback(), max_epochs=1))
@@ -991,25 +991,25 @@ REGULARIZERS = {
         KeyError,
         r"GaussianNoise '1' reads the hyperparameter 'rat', which is not one of .*Did you mean 'rate'",
         lambda: [nn.Sequential(GaussianNoise("rate"), GaussianNoise("rat")), knobs()],
-        lambda given: attach(*given),
+        lambda given: attach_all(*given),
     ),
     "attach: to a second set": using(
         ValueError,
         "GaussianNoise '0' already reads another HyperparameterSet; build a new module",
         lambda: [nn.Sequential(acting(GaussianNoise("rate"))[0], GaussianNoise("rate")), knobs()],
-        lambda given: attach(*given),
+        lambda given: attach_all(*given),
     ),
     "attach: a choice as a strength": using(
         ValueError,
         "expects a number, but the hyperparameter 'choice' is a Categorical; name a Float",
         lambda: [GaussianNoise("choice"), knobs()],
-        lambda given: attach(*given),
+        lambda given: attach_all(*given),
     ),
     "attach: a range too wide": using(
         ValueError,
         "GaussianNoise: expected std of at least 0, but the hyperparameter 'open' is Float.*narrow its range",
         lambda: [GaussianNoise("open"), knobs()],
-        lambda given: attach(*given),
+        lambda given: attach_all(*given),
     ),
     "training: attached to nothing": using(
         RuntimeError,
@@ -1030,13 +1030,13 @@ AUGMENTATIONS = {
         ValueError,
         "upper bound for the number of holes, but the hyperparameter 'holes' is Float.*; declare an Integer, or pass",
         lambda: [Cutout(2, "holes"), HyperparameterSet({"holes": Float(0.0, None, init=1.0)})],
-        lambda given: attach(*given),
+        lambda given: attach_all(*given),
     ),
     "Cutout: an unknown length beside known holes": using(
         KeyError,
         "Cutout reads the hyperparameter 'size', which is not one of",
         lambda: [Cutout("size", "count"), knobs()],
-        lambda given: attach(*given),
+        lambda given: attach_all(*given),
     ),
     "Cutout: one image": using(
         ValueError,

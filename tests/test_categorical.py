@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_stn import Categorical, Float, HyperparameterSet, Integer, STNCallback, convert
 from lightning_stn.augment import GaussianNoise
-from lightning_stn.binding import attach, bind_weight_phase
+from lightning_stn.binding import attach_all, bind_weight_phase
 from lightning_stn.functional import choice_probabilities
 
 CHOICES = ("none", "mirror", "noise")
@@ -173,7 +173,7 @@ def test_names_that_only_begin_alike_are_not_refused() -> None:
     "use",
     [
         lambda h: convert(small_net(), h, dropout="operation"),
-        lambda h: attach(nn.Sequential(GaussianNoise("operation")), h),
+        lambda h: attach_all(nn.Sequential(GaussianNoise("operation")), h),
     ],
 )
 def test_a_choice_is_no_strength(use: Any) -> None:

@@ -20,7 +20,7 @@ from lightning_stn import (
     recommended_augmentation,
     recommended_hyperparameters,
 )
-from lightning_stn.binding import attach
+from lightning_stn.binding import attach_all
 from lightning_stn.regularizers import Regularizer
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -121,7 +121,7 @@ class Recommended(STNModule):
 
 def test_recommended_names_fit_together() -> None:
     module = Recommended()
-    attach(module, module.hyperparameters)
+    attach_all(module, module.hyperparameters)
     read = {name for part in module.modules() if isinstance(part, Regularizer) for name in part.reads()}
     assert read | {"input_dropout"} == set(module.hyperparameters.names)
 

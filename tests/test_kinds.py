@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_stn import Float, Hyperparameter, HyperparameterSet, Schedule, STNCallback, convert
 from lightning_stn.augment import Cutout
-from lightning_stn.binding import attach
+from lightning_stn.binding import attach_all
 from lightning_stn.callback.watch import Watch
 from lightning_stn.specifications import Chart, Perturb
 
@@ -204,7 +204,7 @@ def test_regularizers_ask_a_new_kind_for_its_bounds() -> None:
     with pytest.raises(ValueError, match="expects a number, but the hyperparameter 'b' is a Switch"):
         convert(nn.Sequential(nn.Linear(2, 2), nn.Dropout()), hyperparameters, dropout="b")
     with pytest.raises(ValueError, match="upper end for the number of holes, but the hyperparameter 'a' is Power"):
-        attach(Cutout(1, "a"), hyperparameters)
+        attach_all(Cutout(1, "a"), hyperparameters)
 
 
 def test_the_watch_asks_a_new_kind_for_the_bound_it_has_reached() -> None:

@@ -1,7 +1,7 @@
 """The settings of a run: checked once, saved in its checkpoints, and compared when it is resumed."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, get_args
 
@@ -17,7 +17,7 @@ OBJECTS = ("optimizer", "hyperparameters")
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of `STNCallback` that are plain values; their meaning stands there.
+    """The arguments of `STNCallback` that are plain values; see there.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -114,3 +114,21 @@ def check_on_resume_use(names: Any) -> frozenset[str]:
     if not isinstance(given, Collection) or any(name not in known for name in given):
         raise ValueError(f"STNCallback: expected on_resume_use to name some of {list(known)}, got {names!r}.")
     return frozenset(given)
+
+
+def check_objects(optimizer: Any, dataloader: Any) -> None:
+    """Check the arguments of `STNCallback` that are not plain values.
+
+    Raises:
+        ValueError: `optimizer` builds no optimiser, or `dataloader` yields no batches.
+    """
+    if not callable(optimizer):
+        raise ValueError(
+            f"STNCallback: expected optimizer to build one from parameter groups, got {optimizer!r}; pass a class "
+            "such as torch.optim.Adam, or a functools.partial of it."
+        )
+    if not isinstance(dataloader, Iterable | None):
+        raise ValueError(
+            f"STNCallback: expected dataloader to be an iterable of batches, got {type(dataloader).__name__}; wrap "
+            "a dataset in a DataLoader."
+        )

@@ -10,12 +10,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_stn.binding import attach, unbind
+from lightning_stn.binding import attach_all, unbind
 from lightning_stn.callback.checks import check_optimizers, check_trainer, require_stn_module
 from lightning_stn.callback.hyperparameter_phase import HyperparameterPhase
 from lightning_stn.callback.record import Recorder
 from lightning_stn.callback.resume import RunState, Stateful, Surroundings
-from lightning_stn.callback.settings import Settings, check_on_resume_use
+from lightning_stn.callback.settings import Settings, check_objects, check_on_resume_use
 from lightning_stn.manual_optimization import MetricSteps, SchedulerSettings, WeightStep
 from lightning_stn.methods import Method, OptimizerFactory, Scales
 from lightning_stn.module import STNModule
@@ -87,16 +87,7 @@ class STNCallback(Callback):
             seed=seed,
         )
         self._on_resume_use = check_on_resume_use(on_resume_use)
-        if not callable(optimizer):
-            raise ValueError(
-                f"STNCallback: expected optimizer to build one from parameter groups, got {optimizer!r}; pass a class "
-                "such as torch.optim.Adam, or a functools.partial of it."
-            )
-        if not isinstance(dataloader, Iterable | None):
-            raise ValueError(
-                f"STNCallback: expected dataloader to be an iterable of batches, got {type(dataloader).__name__}; wrap "
-                "a dataset in a DataLoader."
-            )
+        check_objects(optimizer, dataloader)
         self._clock = PhaseClock(self._settings.phases)
         self._factory = optimizer
         self._dataloader = dataloader
@@ -133,7 +124,7 @@ class STNCallback(Callback):
         if count > 1:
             raise ValueError(f"Expected one STNCallback, got {count}; give the Trainer one.")
         check_trainer(trainer, module, self._settings)
-        attach(module, module.hyperparameters)
+        attach_all(module, module.hyperparameters)
         module.hyperparameters.unshare()
         self._prepare(module)
         if not module.automatic_optimization:

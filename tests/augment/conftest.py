@@ -10,7 +10,7 @@ import torch
 
 from lightning_stn import Float, HyperparameterSet
 from lightning_stn.augment import Augmentation
-from lightning_stn.binding import attach, bind_weight_phase
+from lightning_stn.binding import attach_all, bind_weight_phase
 
 BindValues = Callable[..., HyperparameterSet]
 
@@ -22,7 +22,7 @@ def bind_values() -> BindValues:
     def bind_values(module: Augmentation, **values: Any) -> HyperparameterSet:
         ranges = {name: (low, None if high == math.inf else high) for name, (low, high) in module.ranges.items()}
         hyperparameters = HyperparameterSet({name: Float(*bounds, init=0.1) for name, bounds in ranges.items()})
-        attach(module, hyperparameters)
+        attach_all(module, hyperparameters)
         bind_weight_phase(hyperparameters, hyperparameters.current())
         bound = hyperparameters.current_pass
         assert bound.values is not None

@@ -13,7 +13,7 @@ from lightning_stn import HyperparameterSet, Integer
 from lightning_stn.augment import Cutout, RandomErasing
 from lightning_stn.augment.base import box_mask
 from lightning_stn.augment.cutout import cutout_mask
-from lightning_stn.binding import attach, bind_weight_phase
+from lightning_stn.binding import attach_all, bind_weight_phase
 
 
 def test_box_mask_equals_slicing() -> None:
@@ -70,7 +70,7 @@ def test_cutout_bounds_the_number_of_holes_by_the_range_of_the_hyperparameter() 
     torch.manual_seed(0)
     module = Cutout(1, "holes")
     hyperparameters = HyperparameterSet({"holes": Integer(0, 5, init=1)})
-    attach(module, hyperparameters)
+    attach_all(module, hyperparameters)
     bind_weight_phase(hyperparameters, torch.full((50, 1), 20.0))
     assert (module(torch.ones(50, 1, 64, 64)) == 0).sum((1, 2, 3)).max() == 5
 

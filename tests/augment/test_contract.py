@@ -20,7 +20,7 @@ from lightning_stn.augment import (
     RandomErasing,
     RandomHorizontalFlip,
 )
-from lightning_stn.binding import attach, bind_weight_phase, unbind
+from lightning_stn.binding import attach_all, bind_weight_phase, unbind
 
 CASES: dict[str, tuple[Callable[[], Augmentation], dict[str, float]]] = {
     "brightness": (lambda: ColorJitter(brightness="brightness"), {"brightness": 0.9}),
@@ -262,20 +262,20 @@ def test_augmentation_refuses_a_sample_of_another_batch_size(bind_values: Any, c
 )
 def test_attach_refuses_a_hyperparameter_with_too_wide_a_range(module: Any, specification: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        attach(module, HyperparameterSet({"strength": specification}))
+        attach_all(module, HyperparameterSet({"strength": specification}))
     assert module.hyperparameters is None
 
 
 def test_attach_refuses_an_unknown_hyperparameter() -> None:
     with pytest.raises(KeyError, match="Cutout reads the hyperparameter 'hole'"):
-        attach(Cutout(4, "hole"), HyperparameterSet({"holes": Integer(0, 4, init=1)}))
+        attach_all(Cutout(4, "hole"), HyperparameterSet({"holes": Integer(0, 4, init=1)}))
 
 
 def test_augmentation_applies_the_sample_bound_to_its_set() -> None:
     torch.manual_seed(0)
     module = RandomHorizontalFlip("p")
     hyperparameters = HyperparameterSet({"p": Float(0.0, 1.0, init=0.5)})
-    attach(module, hyperparameters)
+    attach_all(module, hyperparameters)
     bind_weight_phase(hyperparameters, torch.tensor([[-90.0], [90.0]]))
     input = images(2, 3, 4, 5)
     assert torch.equal(module(input), torch.stack([input[0], input[1].flip(-1)]))

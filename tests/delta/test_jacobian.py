@@ -25,7 +25,7 @@ from science.oracles import minimize
 from torch import Tensor, nn
 
 from lightning_stn import Float, HyperparameterSet, dual
-from lightning_stn.binding import attach, bind, bind_weight_phase, unbind
+from lightning_stn.binding import bind, bind_weight_phase, unbind
 from lightning_stn.convert import convert
 from lightning_stn.methods.base import recentre
 from lightning_stn.methods.delta import response_pass, shared_pass
@@ -155,7 +155,7 @@ class Tuned(nn.Module):
         self.inner = L2Penalty("inner", ["hidden.weight", "hidden.bias"])
         self.outer = L2Penalty("outer", ["readout.weight"])
         self.activity = ActivationPenalty("activity")
-        attach(self, self.hyperparameters)
+        attach_all(self, self.hyperparameters)
         recentre(self.net, self.hyperparameters, centred)
 
     def forward(self) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import lightning_stn.methods
 from lightning_stn import STN, DeltaSTN, Float, HyperparameterSet, Method, Scales, STNCallback, STNModule, convert
-from lightning_stn.binding import attach, bind_weight_phase, unbind
+from lightning_stn.binding import attach_all, bind_weight_phase, unbind
 from lightning_stn.callback.stream import ValidationStream
 from lightning_stn.methods import HyperparameterOptimizer
 from lightning_stn.randomness import derive_seed
@@ -63,7 +63,7 @@ def run_plain_loop(method: Method, perturb: str, scales: Scales) -> tuple[nn.Mod
     hyperparameters = HyperparameterSet(SPECIFICATIONS)
     net, decay = convert(plain_network(), hyperparameters), L2Penalty("decay")
     root = nn.ModuleDict({"net": net, "decay": decay})
-    attach(root, hyperparameters)
+    attach_all(root, hyperparameters)
     method.prepare(root, hyperparameters)
     weights = torch.optim.SGD(root.parameters(), lr=LR, momentum=0.9)
     optimizer = HyperparameterOptimizer(hyperparameters, torch.optim.Adam, lr=LR, scales=scales)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_stn import Float, HyperparameterSet, Integer
 from lightning_stn.augment import Cutout, GaussianNoise
 from lightning_stn.augment.cutout import cutout_mask
-from lightning_stn.binding import attach, bind_weight_phase, unbind
+from lightning_stn.binding import attach_all, bind_weight_phase, unbind
 from lightning_stn.regularizers import AlphaDropout, Dropout, Dropout1d, Dropout2d, Dropout3d, DropPath, Regularizer
 
 LOGITS = torch.tensor([[-3.0], [0.0], [1.0], [3.0]])
@@ -37,7 +37,7 @@ ALL = [
 
 def attached(module: Regularizer) -> HyperparameterSet:
     hyperparameters = HyperparameterSet({"rate": Float(0.0, 1.0, init=0.5), "length": Integer(0, 4, init=2)})
-    attach(module, hyperparameters)
+    attach_all(module, hyperparameters)
     return hyperparameters
 
 
@@ -247,7 +247,7 @@ def test_regularizer_with_a_named_strength_refuses_training_before_attach() -> N
 def test_attach_lists_all_unknown_hyperparameters() -> None:
     net = nn.Sequential(Dropout("rat"), GaussianNoise("std"))
     with pytest.raises(KeyError, match=r"Dropout '0' reads .*'rat'.*Did you mean 'rate'.*GaussianNoise '1' reads"):
-        attach(net, HyperparameterSet({"rate": Float(0.0, 1.0, init=0.5)}))
+        attach_all(net, HyperparameterSet({"rate": Float(0.0, 1.0, init=0.5)}))
 
 
 def test_attach_refuses_a_second_set() -> None:

@@ -10,7 +10,7 @@ from support import random_gates, small_net
 from torch import Tensor, nn
 
 from lightning_stn import Float, HyperparameterSet, convert, export
-from lightning_stn.binding import attach, bind, bind_weight_phase, unbind
+from lightning_stn.binding import attach_all, bind, bind_weight_phase, unbind
 from lightning_stn.regularizers import (
     ActivationPenalty,
     L2Penalty,
@@ -31,7 +31,7 @@ class Unconstrained(Float):
 
 def bound(penalty: Penalty, weights: Tensor = WEIGHTS) -> HyperparameterSet:
     hyperparameters = HyperparameterSet({"weight": Unconstrained(0.0, None, init=0.1)})
-    attach(penalty, hyperparameters)
+    attach_all(penalty, hyperparameters)
     bind_weight_phase(hyperparameters, weights.reshape(-1, 1))
     return hyperparameters
 
@@ -162,7 +162,7 @@ def test_l2_penalty_weighs_the_effective_weights_of_each_example(per_example: bo
     )
     net = random_gates(convert(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double(), hyperparameters))
     penalty = L2Penalty("weight")
-    attach(penalty, hyperparameters)
+    attach_all(penalty, hyperparameters)
     sample = torch.stack([WEIGHTS, torch.randn(4, dtype=torch.float64)], dim=1)
     sample = sample if per_example else sample[:1]
     bind_weight_phase(hyperparameters, sample)
@@ -179,7 +179,7 @@ def test_penalties_are_zero_outside_the_weight_phase(kind: type[Penalty]) -> Non
     hyperparameters = HyperparameterSet({"weight": Float(0.0, None, init=5.0)})
     net = random_gates(convert(small_net(), hyperparameters))
     penalty = kind("weight")
-    attach(penalty, hyperparameters)
+    attach_all(penalty, hyperparameters)
     x, y = torch.randn(4, 1, 6, 6), torch.arange(4) % 3
 
     def term() -> Tensor:

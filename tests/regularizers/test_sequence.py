@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_stn import Float, HyperparameterSet, convert, export
-from lightning_stn.binding import attach, bind_weight_phase, unbind
+from lightning_stn.binding import attach_all, bind_weight_phase, unbind
 from lightning_stn.regularizers import EmbeddingDropout, LockedDropout, Regularizer
 
 LOGITS = torch.tensor([[-3.0], [0.0], [1.0], [3.0]])
@@ -16,7 +16,7 @@ RATES = torch.sigmoid(LOGITS[:, 0]).tolist()
 
 def bound(module: Regularizer, sample: Tensor = LOGITS) -> HyperparameterSet:
     hyperparameters = HyperparameterSet({"rate": Float(0.0, 1.0, init=0.5)})
-    attach(module, hyperparameters)
+    attach_all(module, hyperparameters)
     bind_weight_phase(hyperparameters, sample)
     return hyperparameters
 
@@ -137,7 +137,7 @@ def test_sequence_dropouts_refuse_rates_out_of_range_and_inputs_of_wrong_shape()
 def test_attach_refuses_a_hyperparameter_beyond_the_range_of_a_rate_and_attaches_nothing() -> None:
     module = LockedDropout("rate")
     with pytest.raises(ValueError, match=r"LockedDropout: expected p in \[0, 1\], but the hyperparameter 'rate' is"):
-        attach(module, HyperparameterSet({"rate": Float(0.0, None, init=0.5)}))
+        attach_all(module, HyperparameterSet({"rate": Float(0.0, None, init=0.5)}))
     assert module.hyperparameters is None
     bound(module)
 

@@ -9,7 +9,7 @@ from support import random_gates
 from torch import Tensor, nn
 
 from lightning_stn import Float, HyperparameterSet, convert, export
-from lightning_stn.binding import attach, bind_weight_phase, unbind
+from lightning_stn.binding import attach_all, bind_weight_phase, unbind
 from lightning_stn.functional import keep_mask
 from lightning_stn.layers import ResponseLayer
 from lightning_stn.regularizers import WeightDrop
@@ -62,7 +62,7 @@ def test_weight_drop_masks_a_weight_and_its_response_together(
     """Reference: the plain module in float64 with the masked effective weights of each example."""
     hyperparameters = make_set()
     module = WeightDrop(copy.deepcopy(plain).double(), names, "rate")
-    attach(module, hyperparameters)
+    attach_all(module, hyperparameters)
     random_gates(convert(module, hyperparameters))
     sample, input = torch.randn(rows, 2, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
     sample[:, 0] = 0.3
@@ -96,7 +96,7 @@ def test_weight_drop_restores_weights_and_gives_dropped_ones_no_gradient() -> No
 def test_weight_drop_refuses_a_rate_for_each_example() -> None:
     hyperparameters = HyperparameterSet({"rate": Float(0.0, 1.0, init=0.5)})
     module = WeightDrop(nn.Linear(3, 4), ["weight"], "rate")
-    attach(module, hyperparameters)
+    attach_all(module, hyperparameters)
     bind_weight_phase(hyperparameters, torch.randn(5, 1))
     with pytest.raises(ValueError, match=r"WeightDrop: acts on the batch as a whole, but 'rate' .* perturb='batch'"):
         module(torch.randn(5, 3))
@@ -113,7 +113,7 @@ def test_weight_drop_refuses_names_that_are_not_parameters(names: Any) -> None:
 def test_export_replaces_weight_drop_by_its_module() -> None:
     hyperparameters = make_set()
     net = nn.Sequential(WeightDrop(nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.2)), ["0.weight"], "rate"))
-    attach(net, hyperparameters)
+    attach_all(net, hyperparameters)
     random_gates(convert(net, hyperparameters, dropout="other")).eval()
     exported, input = export(net), torch.randn(5, 3)
     assert [type(module) for module in exported.modules()] == [nn.Sequential, nn.Sequential, nn.Linear, nn.Dropout]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_stn import Float, HyperparameterSet, Integer, Scales, STNCallback, convert
 from lightning_stn.augment import Cutout, GaussianNoise
-from lightning_stn.binding import attach, bind, bind_weight_phase, unbind
+from lightning_stn.binding import attach_all, bind, bind_weight_phase, unbind
 from lightning_stn.methods.hypergradient import HyperparameterOptimizer, Leaves
 
 EXAMPLES = 6
@@ -40,7 +40,7 @@ def make_net(gate_std: float) -> tuple[nn.Module, HyperparameterSet]:
         nn.Linear(5, 3),
     )
     convert(net, hyperparameters, dropout="rate", exclude=["0", "1"]).double()
-    attach(net, hyperparameters)
+    attach_all(net, hyperparameters)
     if gate_std:
         random_gates(net, gate_std)
     return net, hyperparameters
