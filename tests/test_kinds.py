@@ -203,7 +203,7 @@ def test_regularizers_ask_a_new_kind_for_its_bounds() -> None:
         convert(nn.Sequential(nn.Linear(2, 2), nn.Dropout()), hyperparameters, dropout="a")
     with pytest.raises(ValueError, match="expects a number, but the hyperparameter 'b' is a Switch"):
         convert(nn.Sequential(nn.Linear(2, 2), nn.Dropout()), hyperparameters, dropout="b")
-    with pytest.raises(ValueError, match="upper end for the number of holes, but the hyperparameter 'a' is Power"):
+    with pytest.raises(ValueError, match="upper bound for the number of holes, but the hyperparameter 'a' is Power"):
         attach_all(Cutout(1, "a"), hyperparameters)
 
 

@@ -25,7 +25,7 @@ from science.oracles import minimize
 from torch import Tensor, nn
 
 from lightning_stn import Float, HyperparameterSet, dual
-from lightning_stn.binding import bind, bind_weight_phase, unbind
+from lightning_stn.binding import attach_all, bind, bind_weight_phase, unbind
 from lightning_stn.convert import convert
 from lightning_stn.methods.base import recentre
 from lightning_stn.methods.delta import response_pass, shared_pass
