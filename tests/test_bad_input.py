@@ -1365,7 +1365,7 @@ RUNS = {
     ),
     "fit: a module that needs one row": starting(
         ValueError,
-        r"cannot honour a perturbation for each example: net\.1 \(Tokens\)\. Share one .*perturb='batch'",
+        r"do not support a perturbation for each example: net\.1 \(Tokens\)\. Share one .*perturb='batch'",
         lambda: Lit(net=lambda: nn.Sequential(nn.Flatten(), Tokens(), nn.Dropout(0.1), nn.Linear(36, 3))),
     ),
     "fit: the Trainer's own clipping": starting(

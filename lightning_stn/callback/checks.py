@@ -1,4 +1,4 @@
-"""What is checked before the first step, so that a mistake costs seconds and not a run."""
+"""Checks before the first step, so that a mistake costs seconds and not a run."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -19,9 +19,9 @@ def require_stn_module(module: LightningModule, perturb: str) -> STNModule:
     """The module as an `STNModule`.
 
     Raises:
-        TypeError: it is another kind of module.
-        NotImplementedError: it has no validation loss, or no training loss.
-        ValueError: none of its layers responds to the hyperparameters, or some cannot honour `perturb="example"`.
+        TypeError: the module is not an `STNModule`.
+        NotImplementedError: the module has no validation loss, or no training loss.
+        ValueError: no layer responds to the hyperparameters, or a layer does not support `perturb="example"`.
     """
     name = type(module).__name__
     if not isinstance(module, STNModule):
@@ -42,18 +42,19 @@ def require_stn_module(module: LightningModule, perturb: str) -> STNModule:
     ]
     if perturb == "example" and shared_only:
         raise ValueError(
-            f"These modules cannot honour a perturbation for each example: {', '.join(shared_only)}. Share one over "
-            "the batch with STNCallback(perturb='batch'), or leave them plain with convert(exclude=[...])."
+            f"These modules do not support a perturbation for each example: {', '.join(shared_only)}. Share one "
+            "perturbation over the batch with STNCallback(perturb='batch'), or leave the modules plain with "
+            "convert(exclude=[...])."
         )
     return module
 
 
 def check_trainer(trainer: Trainer, module: STNModule, settings: Settings) -> None:
-    """Refuse what cannot work together.
+    """Refuse combinations of Trainer, module and settings that do not work.
 
     Raises:
-        ValueError: clipping or accumulation with automatic optimisation, where they are the Trainer's.
-        NotImplementedError: a strategy or a callback that is not supported.
+        ValueError: `weight_step` is given with automatic optimisation, where the Trainer clips and accumulates.
+        NotImplementedError: the strategy, or a callback beside this one, is not supported.
     """
     if module.automatic_optimization and settings.weight_step != WeightStep():
         raise ValueError(
@@ -92,7 +93,7 @@ def check_optimizers(trainer: Trainer, module: STNModule) -> None:
     """Check that the weight optimisers train every response parameter.
 
     Raises:
-        ValueError: response parameters are in no optimiser; the message names them.
+        ValueError: response parameters belong to no optimiser; the message names them.
     """
     held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
     responses = {
@@ -111,13 +112,14 @@ def check_optimizers(trainer: Trainer, module: STNModule) -> None:
 
 
 def tuning_loader(trainer: Trainer, module: STNModule, dataloader: Iterable[Any] | None) -> Iterable[Any]:
-    """Where the hyperparameter phase takes its batches from.
+    """The batches of the hyperparameter phase.
 
-    The first there is of: `dataloader`, the hook `tuning_dataloader()` of the module or the datamodule, the validation
-    loader.
+    They come from `dataloader`; if it is None, from the hook `tuning_dataloader()` of the module or the datamodule; if
+    there is no hook, from the validation loader.
 
     Raises:
-        ValueError: there is none, or several validation loaders without a word which to use; or the hook returns none.
+        ValueError: there is no validation loader, there are several and none was selected, or the hook returns no
+            batches.
     """
     if dataloader is not None:
         return dataloader
@@ -132,7 +134,7 @@ def tuning_loader(trainer: Trainer, module: STNModule, dataloader: Iterable[Any]
                 )
             return loader
     if trainer.enable_validation:
-        # Lightning loads and reloads them when it validates, which is later, or not even in this epoch.
+        # Lightning loads and reloads the loaders only when it validates, which may be after this epoch.
         trainer.fit_loop.epoch_loop.val_loop.setup_data()
     loaders = trainer.val_dataloaders
     if isinstance(loaders, CombinedLoader):
