@@ -1,20 +1,20 @@
-"""Fifteen regularisation knobs of AlexNet on CIFAR-10, tuned in one training run.
+"""Fifteen regularisation hyperparameters of AlexNet on CIFAR-10, tuned in one training run.
 
 The first experiment of MacKay et al. (2019), arXiv:1903.03088: seven dropout rates, dropout and scaling of the input,
 jitter of hue, contrast, saturation and brightness, and length and number of cutout's holes. A fifth of the training
-images tunes the knobs. Three networks start from the same weights and meet the same batches:
+images tunes the hyperparameters. Three networks start from the same weights and train on the same batches:
 
-- self-tuned: the knobs start weak and move by themselves while the network trains;
-- fixed: the knobs stay where the self-tuned ones start;
+- self-tuned: the hyperparameters start weak and are tuned while the network trains;
+- fixed: the hyperparameters keep the start values of the self-tuned network;
 - none: no regularisation.
 
-The validation images tune the knobs, so their score flatters the self-tuned network. The test images decide: they are
-read once for each network, when its training is over.
+The validation images tune the hyperparameters, so the validation score favours the self-tuned network. Compare by the
+test images, which are read once for each network, after its training.
 
     python examples/cifar10_alexnet.py                                    # 5,000 images, thin layers: for a CPU
     python examples/cifar10_alexnet.py --data-dir DIR --seeds 0 1 2       # {train,test}/<class>/*, no download
     python examples/cifar10_alexnet.py --subset 0 --width 1 --lr 0.01 --hyperparameter-lr 3e-3    # for a GPU
-    tensorboard --logdir runs/cifar10                                     # every knob over time
+    tensorboard --logdir runs/cifar10                                     # every hyperparameter over time
 """
 
 import argparse
@@ -38,8 +38,8 @@ from lightning_stn.augment import ColorJitter, Cutout, InputScale
 from lightning_stn.regularizers import Dropout
 
 DROPOUT = 0.05
-KNOBS = recommended_hyperparameters("image")
-START = {name: specification.init for name, specification in KNOBS.items()}
+HYPERPARAMETERS = recommended_hyperparameters("image")
+START = {name: specification.init for name, specification in HYPERPARAMETERS.items()}
 COLUMNS = ("val_loss", "val_accuracy", "test_loss", "test_accuracy")
 UNITS = {
     **dict.fromkeys(("hue", "contrast", "saturation", "brightness"), "range of the jitter"),
@@ -50,12 +50,12 @@ UNITS = {
 
 
 def alexnet(width: float, dropout: float = DROPOUT, input_dropout: float | str = DROPOUT) -> nn.Module:
-    """AlexNet for images of 32 x 32 pixels, with a dropout on the input and behind each layer but the last.
+    """AlexNet for images of 32 x 32 pixels, with a dropout on the input and after each layer but the last.
 
     Args:
         width: 1 for the channels and units of AlexNet, less for thinner layers.
-        dropout: rate of the dropouts inside.
-        input_dropout: rate on the pixels, or a knob.
+        dropout: rate of the dropouts after the layers.
+        input_dropout: rate of the dropout on the pixels, or the name of a hyperparameter.
     """
     channels = [3, *(int(width * full) for full in (64, 192, 384, 256, 256))]
     units = int(width * 4096)
@@ -77,7 +77,7 @@ def alexnet(width: float, dropout: float = DROPOUT, input_dropout: float | str =
 
 
 def fixed(width: float, lr: float) -> LitCIFAR10:
-    """The knobs where the self-tuned ones start."""
+    """The network with all hyperparameters fixed at their start values."""
     jitter = {name: START[name] for name in ("brightness", "contrast", "saturation", "hue")}
     cutout = Cutout(START["cutout_length"], START["cutout_holes"])
     augment = nn.Sequential(ColorJitter(**jitter), InputScale(START["input_scale"]), cutout)
@@ -85,20 +85,20 @@ def fixed(width: float, lr: float) -> LitCIFAR10:
 
 
 def unregularised(width: float, lr: float) -> LitCIFAR10:
-    """No dropout and no augmentation."""
+    """The network without dropout and augmentation."""
     return LitCIFAR10(alexnet(width, 0.0, 0.0), nn.Identity(), lr)
 
 
 class SelfTunedAlexNet(STNModule, LitCIFAR10):
-    """The same module with tuned knobs; its `training_step` serves as training loss."""
+    """The same module with tuned hyperparameters; the `training_step` of `LitCIFAR10` gives its training loss."""
 
     def __init__(self, width: float, lr: float) -> None:
         net = alexnet(width, input_dropout="input_dropout")
-        super().__init__(hyperparameters=KNOBS, net=net, augment=recommended_augmentation(), lr=lr)
-        self.net = self.convert(self.net, dropout="per-layer")  # seven more knobs
+        super().__init__(hyperparameters=HYPERPARAMETERS, net=net, augment=recommended_augmentation(), lr=lr)
+        self.net = self.convert(self.net, dropout="per-layer")  # seven more hyperparameters
 
     def validation_loss(self, batch: Batch, batch_idx: int) -> Tensor:
-        """What the knobs are tuned to make small."""
+        """The loss that the hyperparameters are tuned to minimise."""
         images, labels = batch
         return F.cross_entropy(self(images), labels)
 
@@ -111,7 +111,7 @@ NETWORKS: dict[str, Callable[[float, float], LitCIFAR10]] = {
 
 
 def run(seed: int, args: argparse.Namespace, name: str, callbacks: list[L.Callback]) -> tuple[LitCIFAR10, Scores]:
-    """Train one network from this seed; return it with its scores after the last epoch."""
+    """Train one network from this seed; return it, and its scores after the last epoch."""
     print(f"  training: {name}", flush=True)
     L.seed_everything(seed, verbose=False)
     data = CIFAR10Data(args.data_dir, args.subset or None, num_workers=args.num_workers, seed=seed)
@@ -141,7 +141,7 @@ def run(seed: int, args: argparse.Namespace, name: str, callbacks: list[L.Callba
 
 
 def compare_networks(seed: int, args: argparse.Namespace) -> dict[str, Scores]:
-    """Train the networks from one seed; print and plot how they ended."""
+    """Train the networks from one seed; print their scores, and plot the schedules."""
     print(f"\nSeed {seed}, {args.epochs} epochs", flush=True)
     stn = STNCallback(
         train_steps=2,
@@ -160,7 +160,7 @@ def main() -> None:
     """Read the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="train/<class>/* and test/<class>/*")
-    parser.add_argument("--subset", type=int, default=5000, help="images, a fifth of them for the knobs; 0 for all")
+    parser.add_argument("--subset", type=int, default=5000, help="images, a fifth of them for tuning; 0 for all")
     parser.add_argument("--width", type=float, default=0.25, help="of the layers; 1 for AlexNet's")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--lr", type=float, default=0.03, help="of SGD with momentum; 0.01 in the paper")
@@ -184,7 +184,7 @@ def main() -> None:
     runs = [compare_networks(seed, args) for seed in args.seed]
     if len(runs) > 1:
         print_summary(runs, ["val_loss", "test_loss", "test_accuracy"])
-    print(f"\nAll knobs over time: tensorboard --logdir {args.out}")
+    print(f"\nAll hyperparameters over time: tensorboard --logdir {args.out}")
 
 
 if __name__ == "__main__":

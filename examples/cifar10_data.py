@@ -1,4 +1,4 @@
-"""What the CIFAR-10 examples beside this file share: the data, and an ordinary classifier."""
+"""Data and plain classifier that the CIFAR-10 examples in this folder share."""
 
 from pathlib import Path
 
@@ -15,20 +15,20 @@ Batch = tuple[Tensor, Tensor]
 """Images `[n, 3, 32, 32]`, uint8, and labels `[n]`."""
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-"""Of the training pixels, by channel, in [0, 1]."""
+"""Mean and standard deviation of the training pixels by channel, for pixels in [0, 1]."""
 
 
 class CIFAR10Data(L.LightningDataModule):
     """Training, validation and test images of CIFAR-10, held in memory as uint8.
 
     Args:
-        data_dir: a folder with `train/<class>/*` and `test/<class>/*`; where there is no `train` in it, torchvision
-            downloads the data set into it.
+        data_dir: folder with `train/<class>/*` and `test/<class>/*`; if it has no `train`, torchvision downloads the
+            data set into it.
         subset: training images to use, validation included; None for all 50,000.
-        validation: share of them that tunes the hyperparameters.
+        validation: fraction of them that tunes the hyperparameters.
         batch_size: images in a batch.
         num_workers: processes that collate batches.
-        seed: fixes which images are used, and the order of the training images.
+        seed: fixes the order of the training images.
     """
 
     def __init__(
@@ -51,20 +51,20 @@ class CIFAR10Data(L.LightningDataModule):
 
     @property
     def is_folder(self) -> bool:
-        """Whether the images lie in a folder for each class."""
+        """Whether `data_dir` has a folder of images for each class."""
         return (self.data_dir / "train").is_dir()
 
     def prepare_data(self) -> None:
-        """Download, unless there is a tree of images."""
+        """Download the data set, unless `data_dir` has folders of images."""
         if not self.is_folder:
             for train in (True, False):
                 CIFAR10(self.data_dir, train=train, download=True)
 
     def setup(self, stage: str) -> None:
-        """Read the images that are used, once."""
+        """Read the images that are used, on the first call."""
         if hasattr(self, "test"):
             return
-        drawn = torch.Generator().manual_seed(0)  # the same images for every seed: seeds vary the network
+        drawn = torch.Generator().manual_seed(0)  # the same images for every seed
         used = torch.randperm(self.size("train"), generator=drawn)[: self.subset]
         n_valid = int(self.validation * len(used))
         self.valid = self.read("train", used[:n_valid])
@@ -72,17 +72,17 @@ class CIFAR10Data(L.LightningDataModule):
         self.test = self.read("test", torch.arange(self.size("test")))
 
     def size(self, part: str) -> int:
-        """Images in the training or test part."""
+        """Number of images in the training or test part."""
         return len(self.listing(part))
 
     def listing(self, part: str) -> ImageFolder | CIFAR10:
-        """The training or test part."""
+        """File list of the training or test part."""
         if self.is_folder:
             return ImageFolder(self.data_dir / part)
         return CIFAR10(self.data_dir, train=part == "train")
 
     def read(self, part: str, indices: Tensor) -> TensorDataset:
-        """Images `[n, 3, 32, 32]`, uint8, and labels `[n]`."""
+        """Read images `[n, 3, 32, 32]`, uint8, and labels `[n]`."""
         listing = self.listing(part)
         labels = torch.tensor(listing.targets)[indices]
         if isinstance(listing, ImageFolder):
@@ -96,32 +96,32 @@ class CIFAR10Data(L.LightningDataModule):
         return DataLoader(data, batch_size, num_workers=self.num_workers, **settings)
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled by a generator of its own, so that networks compared see the same order."""
+        """Training images, shuffled by a separate generator, so that compared networks read the same order."""
         order = torch.Generator().manual_seed(self.seed)
         return self.loader(self.train, self.batch_size, shuffle=True, drop_last=True, generator=order)
 
     def val_dataloader(self) -> DataLoader:
-        """In order."""
+        """Validation images, in order."""
         return self.loader(self.valid, self.batch_size)
 
     def test_dataloader(self) -> DataLoader:
-        """In order."""
+        """Test images, in order."""
         return self.loader(self.test, 500)
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Pixels in [0, 1] to mean 0 and standard deviation 1 in each channel."""
+    """Normalise pixels in [0, 1] to mean 0 and standard deviation 1 in each channel."""
     mean, std = (torch.tensor(numbers, device=images.device, dtype=images.dtype) for numbers in (MEAN, STD))
     return (images - mean[:, None, None]) / std[:, None, None]
 
 
 class LitCIFAR10(L.LightningModule):
-    """An ordinary LightningModule, whose regularisation somebody has to choose.
+    """An ordinary LightningModule, whose regularisation has to be chosen by hand.
 
     Args:
-        net: normalised images to logits.
-        augment: applied to training images in [0, 1].
-        lr: of SGD with momentum 0.9.
+        net: network from normalised images to logits.
+        augment: augmentation of training images in [0, 1].
+        lr: learning rate of SGD with momentum 0.9.
     """
 
     def __init__(self, net: nn.Module, augment: nn.Module, lr: float) -> None:
@@ -132,7 +132,7 @@ class LitCIFAR10(L.LightningModule):
         self.accuracy = MulticlassAccuracy(num_classes=10, average="micro")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images as they come to logits, without augmentation."""
+        """Images in 0..255 to logits, without augmentation."""
         return self.net(normalise(images / 255))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -1,8 +1,8 @@
 """One perturbation for each example, or one for the whole mini-batch? Both tune a small CNN on part of CIFAR-10.
 
-Three networks start from the same weights and meet the same batches for the same number of epochs: knobs tuned with
-`perturb="example"`, tuned with `perturb="batch"`, and held where they start. The test images are read once for each
-network, when its training is over.
+Three networks start from the same weights and train on the same batches for the same number of epochs: with
+hyperparameters tuned by `perturb="example"`, tuned by `perturb="batch"`, and fixed at their start values. The test
+images are read once for each network, after its training.
 
     python examples/cifar10_perturb.py --data-dir DIR                  # an hour on one core: three seeds
     python examples/cifar10_perturb.py --data-dir DIR --epochs 3 --subset 1000 --seeds 0
@@ -37,7 +37,7 @@ def augmentation(noise: float | str = NOISE, cutout: int | str = CUTOUT) -> nn.M
 
 
 def small_cnn(dropout: float = DROPOUT) -> nn.Module:
-    """Three convolutions and a hidden layer, with a dropout behind each."""
+    """Three convolutions and a hidden layer, with a dropout after each."""
     layers: list[nn.Module] = []
     for before, after in ((3, 32), (32, 48), (48, 64)):
         layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(dropout)]
@@ -46,21 +46,22 @@ def small_cnn(dropout: float = DROPOUT) -> nn.Module:
 
 
 class SelfTunedCIFAR10(STNModule, LitCIFAR10):
-    """The same module with six tuned knobs."""
+    """The same module with six tuned hyperparameters."""
 
     def __init__(self) -> None:
-        knobs = {"noise": Float(0.0, 1.0, init=NOISE), "cutout": Integer(0, 16, init=CUTOUT)}
-        super().__init__(hyperparameters=knobs, net=small_cnn(), augment=augmentation("noise", "cutout"), lr=LR)
+        hyperparameters = {"noise": Float(0.0, 1.0, init=NOISE), "cutout": Integer(0, 16, init=CUTOUT)}
+        augment = augmentation("noise", "cutout")
+        super().__init__(hyperparameters=hyperparameters, net=small_cnn(), augment=augment, lr=LR)
         self.net = self.convert(self.net, dropout="per-layer")
 
     def validation_loss(self, batch: Batch, batch_idx: int) -> Tensor:
-        """What the knobs are tuned to make small."""
+        """The loss that the hyperparameters are tuned to minimise."""
         images, labels = batch
         return F.cross_entropy(self(images), labels)
 
 
 def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
-    """Train one network, and read the test images once."""
+    """Train one network, and return its scores; the test images are read once."""
     L.seed_everything(seed, verbose=False)
     data = CIFAR10Data(args.data_dir, args.subset, seed=seed)
     module, callbacks = LitCIFAR10(small_cnn(), augmentation(), LR), []
@@ -90,13 +91,13 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
         flush=True,
     )
     for callback in callbacks:
-        knobs = callback.schedule.rows[-1].values.items()
-        print("  ends at " + ", ".join(f"{knob} {value:.3g}" for knob, value in knobs), flush=True)
+        values = callback.schedule.rows[-1].values.items()
+        print("  ends at " + ", ".join(f"{name} {value:.3g}" for name, value in values), flush=True)
     return scores
 
 
 def print_summary(scores: dict[str, list[dict[str, float]]]) -> None:
-    """Mean and standard deviation over the seeds."""
+    """Print mean and standard deviation over the seeds."""
     columns = ("val_loss", "test_loss", "test_accuracy", "seconds", "cpu_seconds")
     print(f"\n{'perturb':<10}" + "".join(f"{column:>20}" for column in columns))
     for name, runs in scores.items():
@@ -111,7 +112,7 @@ def main() -> None:
     """Read the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="train/<class>/* and test/<class>/*")
-    parser.add_argument("--subset", type=int, default=6250, help="images, a fifth of which tunes the knobs")
+    parser.add_argument("--subset", type=int, default=6250, help="images, a fifth of them for tuning")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10_perturb"), help="folder of the logs")

@@ -1,4 +1,4 @@
-"""What the examples beside this file share: tables of networks compared over seeds, and pictures of their schedules."""
+"""Tables and plots that the examples in this folder share: networks compared over seeds, and their schedules."""
 
 import math
 import statistics
@@ -17,23 +17,23 @@ import matplotlib.pyplot as plt
 Scores = dict[str, float]
 
 
-def print_knobs(schedule: Schedule) -> None:
-    """Where each knob began and ended, in natural units, and its last scale, in unconstrained units."""
+def print_hyperparameters(schedule: Schedule) -> None:
+    """Print first and last value of each hyperparameter, natural units, and its last scale, unconstrained units."""
     first, last = schedule.rows[0], schedule.rows[-1]
-    print(f"\n{'knob':<24}{'start':>9}{'end':>9}{'scale':>9}")
+    print(f"\n{'hyperparameter':<24}{'start':>9}{'end':>9}{'scale':>9}")
     for name in schedule.names:
         print(f"{name:<24}{first.values[name]:>9.3g}{last.values[name]:>9.3g}{last.scales[name]:>9.3g}")
 
 
 def print_scores(scores: Mapping[str, Scores], columns: Sequence[str]) -> None:
-    """The networks side by side."""
+    """Print the scores of all networks side by side."""
     print(f"\n{'network':<12}" + "".join(f"{column:>17}" for column in columns) + f"{'seconds':>10}")
     for name, row in scores.items():
         print(f"{name:<12}" + "".join(f"{row[column]:>17.4f}" for column in columns) + f"{row['seconds']:>10.1f}")
 
 
 def print_summary(runs: Sequence[Mapping[str, Scores]], columns: Sequence[str]) -> None:
-    """Mean and standard deviation over the seeds."""
+    """Print mean and standard deviation over the seeds."""
     print(f"\nOver {len(runs)} seeds, mean ± standard deviation:")
     print(f"{'network':<12}" + "".join(f"{column:>20}" for column in columns))
     for name in runs[0]:
@@ -45,14 +45,14 @@ def print_summary(runs: Sequence[Mapping[str, Scores]], columns: Sequence[str]) 
 def plot_schedules(
     stn: STNCallback, hyperparameters: HyperparameterSet, path: Path, title: str, units: Mapping[str, str]
 ) -> None:
-    """Every knob over the training batches, in natural units, with the band of one scale.
+    """Plot every hyperparameter over the training batches, in natural units, with a band of one scale.
 
     Args:
         stn: the callback of the run.
-        hyperparameters: of its module.
+        hyperparameters: those of the trained module.
         path: of the picture.
         title: of the picture.
-        units: what to write on the axis of a knob; "rate" for those left out.
+        units: axis label of each hyperparameter; "rate" for those left out.
     """
     schedule = stn.schedule
     columns = 3 if len(schedule.names) < 8 else 4
@@ -88,13 +88,13 @@ def compare(
     columns: Sequence[str],
     units: Mapping[str, str],
 ) -> dict[str, Scores]:
-    """Train networks one after the other; print and plot how they ended.
+    """Train networks one after the other; print their scores, and plot the schedules.
 
     Args:
         names: of the networks; "self-tuned" is trained with `stn`.
-        train: trains one of them with callbacks, and returns it with its scores.
+        train: trains one network with callbacks, and returns it and its scores.
         stn: the callback of the self-tuned network.
-        picture: where its schedules are plotted.
+        picture: path of the plot of its schedules.
         title: of the picture.
         columns: scores to print.
         units: as for `plot_schedules`.
@@ -104,7 +104,7 @@ def compare(
         modules[name], scores[name] = train(name, [stn] if name == "self-tuned" else [])
     print_scores(scores, columns)
     if "self-tuned" in modules:
-        print_knobs(stn.schedule)
+        print_hyperparameters(stn.schedule)
         plot_schedules(stn, modules["self-tuned"].hyperparameters, picture, title, units)
         print(f"\nSchedules: {picture}")
     return scores

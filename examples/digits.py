@@ -1,17 +1,17 @@
-"""Five regularisation knobs of a small CNN, tuned in one training run on 250 handwritten digits.
+"""Five regularisation hyperparameters of a small CNN, tuned in one training run on 250 handwritten digits.
 
-Three networks start from the same weights and meet the same batches for the same number of epochs:
+Three networks start from the same weights and train on the same batches for the same number of epochs:
 
-- self-tuned: the knobs start weak and move by themselves while the network trains;
-- fixed: the knobs stay where the self-tuned ones start;
+- self-tuned: the hyperparameters start weak and are tuned while the network trains;
+- fixed: the hyperparameters keep the start values of the self-tuned network;
 - none: no regularisation.
 
-The validation images tune the knobs, so their score flatters the self-tuned network. The test images decide: they are
-read once for each network, when its training is over.
+The validation images tune the hyperparameters, so the validation score favours the self-tuned network. Compare by the
+test images, which are read once for each network, after its training.
 
     python examples/digits.py                    # about a minute on a CPU
     python examples/digits.py --seeds 0 1 2      # three times that
-    tensorboard --logdir runs/digits             # every knob over time, while it trains
+    tensorboard --logdir runs/digits             # every hyperparameter over time, during training
 """
 
 import argparse
@@ -25,7 +25,7 @@ from pathlib import Path
 import lightning as L
 import torch
 import torch.nn.functional as F
-from comparison import Scores, plot_schedules, print_knobs, print_scores, print_summary
+from comparison import Scores, plot_schedules, print_hyperparameters, print_scores, print_summary
 from lightning.pytorch.loggers import TensorBoardLogger
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -39,14 +39,14 @@ from lightning_stn.augment import Cutout, GaussianNoise
 Batch = tuple[Tensor, Tensor]
 
 DROPOUT, NOISE, CUTOUT = 0.05, 0.05, 1
-"""Where the knobs start: rates, standard deviation of the pixels in [0, 1], and side of the square in pixels."""
+"""Start values: dropout rates, standard deviation of the noise for pixels in [0, 1], side of the square in pixels."""
 
 COLUMNS = ("val_loss", "val_accuracy", "test_loss", "test_accuracy")
 UNITS = {"noise": "standard deviation of a pixel", "cutout": "side in pixels"}
 
 
 class DigitsCNN(nn.Module):
-    """Two convolutions and two fully connected layers, with an ordinary dropout behind each but the last."""
+    """Two convolutions and two fully connected layers, with a plain dropout after each but the last."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class DigitsCNN(nn.Module):
 
 
 class LitDigits(L.LightningModule):
-    """An ordinary LightningModule, whose regularisation somebody has to choose."""
+    """An ordinary LightningModule, whose regularisation has to be chosen by hand."""
 
     def __init__(self, dropout: float = DROPOUT, noise: float | str = NOISE, cutout: int | str = CUTOUT) -> None:
         super().__init__()
@@ -102,15 +102,15 @@ class LitDigits(L.LightningModule):
 
 
 class SelfTunedDigits(STNModule, LitDigits):
-    """The same module with tuned knobs; `training_step` above serves as its training loss."""
+    """The same module with tuned hyperparameters; the `training_step` above gives its training loss."""
 
     def __init__(self) -> None:
-        knobs = {"noise": Float(0.0, 1.0, init=NOISE), "cutout": Integer(0, 6, init=CUTOUT)}
-        super().__init__(hyperparameters=knobs, noise="noise", cutout="cutout")  # knobs are named where they act
-        self.net = self.convert(self.net, dropout="per-layer")  # and each dropout gets one of its own
+        hyperparameters = {"noise": Float(0.0, 1.0, init=NOISE), "cutout": Integer(0, 6, init=CUTOUT)}
+        super().__init__(hyperparameters=hyperparameters, noise="noise", cutout="cutout")  # named where they act
+        self.net = self.convert(self.net, dropout="per-layer")  # one more hyperparameter for each dropout
 
     def validation_loss(self, batch: Batch, batch_idx: int) -> Tensor:
-        """What the knobs are tuned to make small."""
+        """The loss that the hyperparameters are tuned to minimise."""
         images, labels = batch
         return F.cross_entropy(self.net(images), labels)
 
@@ -123,7 +123,7 @@ NETWORKS: dict[str, Callable[[], LitDigits]] = {
 
 
 def load_data(seed: int) -> tuple[DataLoader, DataLoader, DataLoader]:
-    """250 images to train on, 500 to tune the knobs, 1,047 to test; the seed decides the order of the first alone."""
+    """Loaders of 250 training, 500 validation and 1,047 test images; `seed` fixes the order of the training images."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16  # pixels in [0, 1]
     labels = torch.tensor(digits.target)
@@ -136,7 +136,7 @@ def load_data(seed: int) -> tuple[DataLoader, DataLoader, DataLoader]:
 
 
 def run(name: str, seed: int, epochs: int, out: Path, callbacks: list[L.Callback]) -> tuple[LitDigits, Scores]:
-    """Train one network from this seed; return it with its scores after the last epoch."""
+    """Train one network from this seed; return it, and its scores after the last epoch."""
     print(f"  training: {name}", flush=True)
     L.seed_everything(seed, verbose=False)
     train_data, valid_data, test_data = load_data(seed)
@@ -161,14 +161,14 @@ def run(name: str, seed: int, epochs: int, out: Path, callbacks: list[L.Callback
 
 
 def compare(seed: int, epochs: int, out: Path) -> dict[str, Scores]:
-    """Train the three networks from one seed; print and plot how they ended."""
+    """Train the three networks from one seed; print their scores, and plot the schedules."""
     print(f"\nSeed {seed}, {epochs} epochs", flush=True)
     stn = STNCallback()
     modules, scores = {}, {}
     for name in NETWORKS:
         callbacks = [stn] if name == "self-tuned" else []
         modules[name], scores[name] = run(name, seed, epochs, out, callbacks)
-    print_knobs(stn.schedule)
+    print_hyperparameters(stn.schedule)
     print_scores(scores, COLUMNS)
     picture = out / "schedules.png"
     title = "Regularisation schedules that one self-tuned run found on 250 digits"
@@ -187,11 +187,11 @@ def main() -> None:
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\.")  # tips on data workers, deprecations inside Lightning
-    torch.set_num_threads(1)  # layers this small only wait for one another on several
+    torch.set_num_threads(1)  # more threads slow down layers as small as these
     runs = [compare(seed, args.epochs, args.out / f"seed{seed}") for seed in args.seed]
     if len(runs) > 1:
         print_summary(runs, ["test_loss"])
-    print(f"\nAll knobs over time: tensorboard --logdir {args.out}")
+    print(f"\nAll hyperparameters over time: tensorboard --logdir {args.out}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The network of `digits.py`, with everything that one may want to change in a file: knobs, phases, optimiser.
+"""The network of `digits.py`, with hyperparameters, phases and optimiser in a configuration file.
 
 python examples/digits_cli.py fit --config examples/digits.yaml
 python examples/digits_cli.py fit --config examples/digits.yaml --optimizer.lr 3e-3 --trainer.max_epochs 100
@@ -17,20 +17,20 @@ from lightning_stn.augment import Cutout, GaussianNoise
 
 
 class TunedDigits(STNModule):
-    """A small CNN whose knobs the configuration describes: `dropout`, `noise` and `cutout`."""
+    """A small CNN with the hyperparameters of the configuration: `dropout`, `noise` and `cutout`."""
 
     def __init__(self, hyperparameters: dict[str, Hyperparameter]) -> None:
         super().__init__(hyperparameters=hyperparameters)
         self.augment = nn.Sequential(GaussianNoise(std="noise"), Cutout(length="cutout"))
-        self.net = self.convert(DigitsCNN(dropout=0.5), dropout="dropout")  # the knob takes the place of the 0.5
+        self.net = self.convert(DigitsCNN(dropout=0.5), dropout="dropout")  # the hyperparameter replaces the 0.5
 
     def training_loss(self, batch: Batch, batch_idx: int) -> Tensor:
-        """What the weights learn on."""
+        """Cross entropy with dropout and augmentation."""
         images, labels = batch
         return F.cross_entropy(self.net(self.augment(images)), labels)
 
     def validation_loss(self, batch: Batch, batch_idx: int) -> Tensor:
-        """What the knobs are tuned to make small."""
+        """The loss that the hyperparameters are tuned to minimise."""
         images, labels = batch
         return F.cross_entropy(self.net(images), labels)
 
@@ -47,7 +47,7 @@ class Digits(L.LightningDataModule):
         return self.loaders[0]
 
     def val_dataloader(self) -> DataLoader:
-        """500 images, which tune the knobs."""
+        """500 images, which tune the hyperparameters."""
         return self.loaders[1]
 
     def test_dataloader(self) -> DataLoader:

@@ -1,20 +1,20 @@
-"""Seven regularisation knobs of an LSTM language model, tuned in one training run.
+"""Seven regularisation hyperparameters of an LSTM language model, tuned in one training run.
 
-The second experiment of MacKay et al. (2019), arXiv:1903.03088: a two-layer LSTM with tied embeddings; the knobs are
+The second experiment of MacKay et al. (2019), arXiv:1903.03088: a two-layer LSTM with tied embeddings. It tunes
 dropout on output, input, hidden state and whole words, DropConnect on the recurrent weights, and the weights of two
-penalties on activations. Three networks see the same text for the same number of epochs:
+penalties on activations. Three networks train on the same text for the same number of epochs:
 
-- self-tuned: the knobs start weak and move by themselves while the network trains;
-- fixed: the knobs stay where the self-tuned ones start;
+- self-tuned: the hyperparameters start weak and are tuned while the network trains;
+- fixed: the hyperparameters keep the start values of the self-tuned network;
 - none: no regularisation.
 
-The validation text tunes the knobs, so its score flatters the self-tuned network. The test text decides: it is read
-once for each network, when its training is over.
+The validation text tunes the hyperparameters, so the validation score favours the self-tuned network. Compare by the
+test text, which is read once for each network, after its training.
 
     python examples/lstm_language_model.py                                   # Shakespeare by character, downloaded
     python examples/lstm_language_model.py --level word --data-dir DIR       # {train,valid,test}.txt, as of PTB
     python examples/lstm_language_model.py --level word --data-dir DIR --width 650 --units 650 --lr 30 --train-tokens 0
-    tensorboard --logdir runs/language                                       # every knob over time
+    tensorboard --logdir runs/language                                       # every hyperparameter over time
 """
 
 import argparse
@@ -48,8 +48,8 @@ from lightning_stn.regularizers import (
 SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
-KNOBS = recommended_hyperparameters("language")
-START = {name: specification.init for name, specification in KNOBS.items()}
+HYPERPARAMETERS = recommended_hyperparameters("language")
+START = {name: specification.init for name, specification in HYPERPARAMETERS.items()}
 COLUMNS = ("val_loss", "val_perplexity", "test_loss", "test_perplexity")
 UNITS = {"ar": "weight", "tar": "weight"}
 
@@ -59,12 +59,12 @@ State = list[tuple[Tensor, Tensor]]
 
 @dataclass
 class Batch:
-    """A stretch of every one of the parallel texts.
+    """One stretch of all parallel texts.
 
     Args:
         tokens: `[n, t]`.
-        targets: `[n, t]`, the tokens that follow.
-        first: whether the texts begin here.
+        targets: the token after each of them, `[n, t]`.
+        first: whether the stretch is the beginning of the texts.
     """
 
     tokens: Tensor
@@ -73,11 +73,11 @@ class Batch:
 
 
 class Stretches(Dataset):
-    """A text cut into parallel texts, read a stretch at a time.
+    """A text cut into parallel texts, and these into stretches.
 
     Args:
         tokens: the text.
-        texts: how many are read side by side.
+        texts: number of parallel texts.
         length: tokens in a stretch.
     """
 
@@ -101,11 +101,11 @@ class Text(L.LightningDataModule):
     """Training, validation and test text, as numbers.
 
     Args:
-        data_dir: where `train.txt`, `valid.txt` and `test.txt` lie; None for Shakespeare, which is downloaded to
-            `data/` and cut 90 : 5 : 5.
+        data_dir: folder of `train.txt`, `valid.txt` and `test.txt`; None for Shakespeare, which is downloaded to
+            `data/` and split 90 : 5 : 5.
         level: "word" or "char".
-        train_tokens: how much of the training text is used; 0 for all of it.
-        texts: how many are read side by side in training.
+        train_tokens: number of training tokens to use; 0 for all.
+        texts: number of parallel texts in training.
         length: tokens in a stretch.
     """
 
@@ -120,17 +120,17 @@ class Text(L.LightningDataModule):
 
     @property
     def shakespeare(self) -> Path:
-        """Where the download goes."""
+        """Path of the download."""
         return Path("data") / "tinyshakespeare.txt"
 
     def prepare_data(self) -> None:
-        """Download, unless there is a folder."""
+        """Download Shakespeare, unless a folder was given."""
         if self.data_dir is None and not self.shakespeare.exists():
             self.shakespeare.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(SHAKESPEARE, str(self.shakespeare), hash_prefix=SHAKESPEARE_SHA256)
 
     def setup(self, stage: str = "fit") -> None:
-        """Read the texts; the vocabulary is that of the training text."""
+        """Read the texts, and build the vocabulary from the training text."""
         if self.vocabulary:
             return
         train, valid, test = map(self.split, self.read())
@@ -142,7 +142,7 @@ class Text(L.LightningDataModule):
         )
 
     def read(self) -> list[str]:
-        """Training, validation and test text."""
+        """Read training, validation and test text."""
         if self.data_dir is not None:
             return [(self.data_dir / f"{part}.txt").read_text(encoding="utf-8") for part in ("train", "valid", "test")]
         text = self.shakespeare.read_text(encoding="utf-8")
@@ -150,13 +150,13 @@ class Text(L.LightningDataModule):
         return [text[:first], text[first:second], text[second:]]
 
     def split(self, text: str) -> list[str]:
-        """Characters, or words with a mark at the end of each line that has any."""
+        """Split into characters, or into words with `<eos>` after each line that is not empty."""
         if self.level == "char":
             return list(text)
         return [word for line in text.splitlines() if line.strip() for word in [*line.split(), "<eos>"]]
 
     def loader(self, tokens: Tensor, texts: int) -> DataLoader:
-        """Stretches in their order: a loader without batching is never shuffled, the callback's included."""
+        """Stretches in order: without automatic batching, neither this loader nor the validation stream is shuffled."""
         return DataLoader(Stretches(tokens, texts, self.length), batch_size=None)
 
     def train_dataloader(self) -> DataLoader:
@@ -179,20 +179,20 @@ class LanguageModel(nn.Module):
         words: size of the vocabulary.
         width: of the embedding.
         units: of the first LSTM layer.
-        knobs: names of hyperparameters, or constants.
+        strengths: by hyperparameter, its name to tune it, or a constant.
     """
 
-    def __init__(self, words: int, width: int, units: int, knobs: Mapping[str, str | float]) -> None:
+    def __init__(self, words: int, width: int, units: int, strengths: Mapping[str, str | float]) -> None:
         super().__init__()
         embedding = nn.Embedding(words, width)
-        self.embedding = EmbeddingDropout(embedding, knobs["embedding_dropout"])
-        self.drop_input = LockedDropout(knobs["input_dropout"])
+        self.embedding = EmbeddingDropout(embedding, strengths["embedding_dropout"])
+        self.drop_input = LockedDropout(strengths["input_dropout"])
         self.lstms = nn.ModuleList(
-            WeightDrop(nn.LSTM(before, after, batch_first=True), ["weight_hh_l0"], knobs["weight_dropout"])
+            WeightDrop(nn.LSTM(before, after, batch_first=True), ["weight_hh_l0"], strengths["weight_dropout"])
             for before, after in ((width, units), (units, width))
         )
-        self.drop_hidden = LockedDropout(knobs["hidden_dropout"])
-        self.drop_output = LockedDropout(knobs["output_dropout"])
+        self.drop_hidden = LockedDropout(strengths["hidden_dropout"])
+        self.drop_output = LockedDropout(strengths["output_dropout"])
         self.decoder = nn.Linear(width, words)
         nn.init.uniform_(embedding.weight, -0.1, 0.1)
         nn.init.zeros_(self.decoder.bias)
@@ -210,22 +210,24 @@ class LanguageModel(nn.Module):
 
 
 class LitLanguageModel(L.LightningModule):
-    """An ordinary LightningModule, whose regularisation somebody has to choose.
+    """An ordinary LightningModule, whose regularisation has to be chosen by hand.
 
-    Each stream of text has a hidden state of its own, so that training and validation never meet.
+    Each stream of text has a separate hidden state, so that training does not affect validation.
     """
 
-    def __init__(self, words: int, width: int, units: int, lr: float, knobs: Mapping[str, str | float] = START) -> None:
+    def __init__(
+        self, words: int, width: int, units: int, lr: float, strengths: Mapping[str, str | float] = START
+    ) -> None:
         super().__init__()
-        self.net: nn.Module = LanguageModel(words, width, units, knobs)
+        self.net: nn.Module = LanguageModel(words, width, units, strengths)
         self.lr = lr
-        self.activation_penalty = ActivationPenalty(knobs["ar"])
-        self.temporal_penalty = TemporalActivationPenalty(knobs["tar"])
+        self.activation_penalty = ActivationPenalty(strengths["ar"])
+        self.temporal_penalty = TemporalActivationPenalty(strengths["tar"])
         self.perplexity = Perplexity()
         self.states: dict[str, State] = {}
 
     def predict(self, stream: str, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits and outputs, continuing where this stream's last stretch ended."""
+        """Logits and outputs, from the hidden state at the end of this stream's last stretch."""
         state = None if batch.first else self.states[stream]
         logits, output, dropped, state = self.net(batch.tokens, state)
         if not getattr(self, "fits_response", False):  # Delta-STN reads a batch twice
@@ -233,7 +235,7 @@ class LitLanguageModel(L.LightningModule):
         return logits, output, dropped
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross entropy in nats a token, with dropouts and penalties."""
+        """Cross entropy in nats per token, with dropouts and penalties."""
         logits, output, dropped = self.predict("train", batch)
         loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
         return loss + self.activation_penalty(dropped) + self.temporal_penalty(output)
@@ -260,24 +262,24 @@ class LitLanguageModel(L.LightningModule):
 
 
 class SelfTunedLanguageModel(STNModule, LitLanguageModel):
-    """The same module with tuned knobs; `training_step` above serves as its training loss."""
+    """The same module with tuned hyperparameters; the `training_step` above gives its training loss."""
 
     def __init__(self, words: int, width: int, units: int, lr: float) -> None:
-        names = {name: name for name in KNOBS}
-        super().__init__(hyperparameters=KNOBS, words=words, width=width, units=units, lr=lr, knobs=names)
+        names = {name: name for name in HYPERPARAMETERS}
+        super().__init__(hyperparameters=HYPERPARAMETERS, words=words, width=width, units=units, lr=lr, strengths=names)
         self.net = self.convert(self.net)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The same, at a smaller rate for the gates: at the weights' rate of 30 they would blow up."""
+        """Plain SGD, with a smaller rate for the gates, which would diverge at the rate of the weights."""
         return torch.optim.SGD(self.parameter_groups(self.lr))
 
     def validation_loss(self, batch: Batch, batch_idx: int) -> Tensor:
-        """What the knobs are tuned to make small."""
+        """The loss that the hyperparameters are tuned to minimise."""
         logits, _, _ = self.predict("tune", batch)
         return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
 
     def infer_batch_size(self, batch: Batch) -> int:
-        """Texts side by side."""
+        """Number of parallel texts."""
         return len(batch.tokens)
 
 
@@ -292,7 +294,7 @@ class NonMonotoneDecay(L.Callback):
         self.losses: list[float] = []
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare, and divide."""
+        """Divide the rate if the loss has not improved."""
         if trainer.sanity_checking or not trainer.optimizers:
             return
         loss = trainer.callback_metrics["val_loss"].item()
@@ -306,12 +308,12 @@ class NonMonotoneDecay(L.Callback):
 NETWORKS: dict[str, Callable[[int, int, int, float], LitLanguageModel]] = {
     "self-tuned": SelfTunedLanguageModel,
     "fixed": LitLanguageModel,
-    "none": partial(LitLanguageModel, knobs=dict.fromkeys(KNOBS, 0.0)),
+    "none": partial(LitLanguageModel, strengths=dict.fromkeys(HYPERPARAMETERS, 0.0)),
 }
 
 
 def run(seed: int, args: argparse.Namespace, name: str, callbacks: list[L.Callback]) -> tuple[LitLanguageModel, Scores]:
-    """Train one network from this seed; return it with its scores after the last epoch."""
+    """Train one network from this seed; return it, and its scores after the last epoch."""
     print(f"  training: {name}", flush=True)
     L.seed_everything(seed, verbose=False)
     data = Text(args.data_dir, args.level, args.train_tokens, args.texts, args.length)
@@ -324,7 +326,7 @@ def run(seed: int, args: argparse.Namespace, name: str, callbacks: list[L.Callba
         callbacks=[*callbacks, NonMonotoneDecay()],
         logger=TensorBoardLogger(args.out / f"seed{seed}", name=name),
         accelerator=args.accelerator,
-        devices=1,  # the streams of text are read in their order, by one process
+        devices=1,  # one process must read the text in order
         precision=args.precision,
         log_every_n_steps=10,
         num_sanity_val_steps=0,
@@ -342,7 +344,7 @@ def run(seed: int, args: argparse.Namespace, name: str, callbacks: list[L.Callba
 
 
 def compare_networks(seed: int, args: argparse.Namespace) -> dict[str, Scores]:
-    """Train the networks from one seed; print and plot how they ended."""
+    """Train the networks from one seed; print their scores, and plot the schedules."""
     print(f"\nSeed {seed}, {args.epochs} epochs", flush=True)
     stn = STNCallback(
         train_steps=args.train_steps,
@@ -360,17 +362,17 @@ def main() -> None:
     """Read the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, help="folder of train.txt, valid.txt and test.txt")
-    parser.add_argument("--level", choices=("word", "char"), default="char", help="what a token is")
-    parser.add_argument("--train-tokens", type=int, default=50_000, help="training text that is used; 0 for all")
+    parser.add_argument("--level", choices=("word", "char"), default="char", help="unit of the tokens")
+    parser.add_argument("--train-tokens", type=int, default=50_000, help="number of training tokens to use; 0 for all")
     parser.add_argument("--width", type=int, default=128, help="of the embedding; 650 in the paper")
     parser.add_argument("--units", type=int, default=256, help="of the first LSTM layer; 650 in the paper")
     parser.add_argument("--texts", type=int, default=20, help="parallel texts, the batch size")
-    parser.add_argument("--length", type=int, default=35, help="tokens in a stretch, where backpropagation ends")
+    parser.add_argument("--length", type=int, default=35, help="tokens through which gradients are propagated")
     parser.add_argument("--lr", type=float, default=10.0, help="of plain SGD; 30 in the paper")
     parser.add_argument("--clip", type=float, default=0.25, help="largest norm of the gradient")
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--warmup", type=int, default=3, help="epochs before the knobs move")
-    parser.add_argument("--train-steps", type=int, default=2, help="training stretches to a validation stretch")
+    parser.add_argument("--warmup", type=int, default=3, help="epochs before tuning starts")
+    parser.add_argument("--train-steps", type=int, default=2, help="training stretches for each validation stretch")
     parser.add_argument("--method", choices=("stn", "delta-stn"), default="stn")
     parser.add_argument("--perturb", choices=("batch", "example"), default="batch", help="example: unrolled, slower")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
@@ -388,7 +390,7 @@ def main() -> None:
     runs = [compare_networks(seed, args) for seed in args.seed]
     if len(runs) > 1:
         print_summary(runs, ["val_perplexity", "test_loss", "test_perplexity"])
-    print(f"\nAll knobs over time: tensorboard --logdir {args.out}")
+    print(f"\nAll hyperparameters over time: tensorboard --logdir {args.out}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """STN or Delta-STN? Both tune the same networks, from the same seeds, for the same epochs, from three different starts.
 
-`method="stn"` is MacKay et al. (2019), `method="delta-stn"` is Bae and Grosse (2020). Everything else is as it comes.
-What is compared is how well the tuned networks predict, how much that differs from seed to seed, what the knobs still
-owe to where they started, and what it costs. The test images are read once for each network, when its training is over.
+`method="stn"` is MacKay et al. (2019), `method="delta-stn"` is Bae and Grosse (2020). All other settings are defaults.
+Compared are the losses of the tuned networks, their spread over the seeds, how far the final hyperparameters depend on
+the start, and the cost. The test images are read once for each network, after its training.
 
     python examples/methods.py digits                        # about 10 minutes on one core: five seeds, three starts
     python examples/methods.py cifar10 --data-dir DIR        # some hours
@@ -37,41 +37,42 @@ METHODS: dict[str, dict[str, Any]] = {
     "shared": {"method": DeltaSTN(passes=1)},
     "direct": {"method": DeltaSTN(linearize=False)},
 }
-"""What `STNCallback` is told, by name; "shared" is Delta-STN in one pass, "direct" with the network's predictions."""
+"""Arguments of `STNCallback`; "shared" is Delta-STN in one pass, "direct" Delta-STN on predictions of the network."""
 STARTS = {"weak": (0.05, 1), "middle": (0.2, 2), "strong": (0.5, 4)}
-"""Where the knobs begin: dropout rates and standard deviation of the noise; side of the cutout on an 8 by 8 image."""
+"""Start values: dropout rates and standard deviation of the noise; side of the cutout for images of 8 x 8 pixels."""
 
 
 class TunedDigits(STNModule, LitDigits):
-    """Five knobs on the digits of the first example."""
+    """Five hyperparameters on the digits of `digits.py`."""
 
     def __init__(self, start: float, side: int) -> None:
-        knobs = {"noise": Float(0.0, 1.0, init=start), "cutout": Integer(0, 6, init=side)}
-        super().__init__(hyperparameters=knobs, noise="noise", cutout="cutout")
+        hyperparameters = {"noise": Float(0.0, 1.0, init=start), "cutout": Integer(0, 6, init=side)}
+        super().__init__(hyperparameters=hyperparameters, noise="noise", cutout="cutout")
         self.net = self.convert(DigitsCNN(start), dropout="per-layer")
 
     def validation_loss(self, batch: Batch, batch_idx: int) -> Tensor:
-        """What the knobs are tuned to make small."""
+        """The loss that the hyperparameters are tuned to minimise."""
         images, labels = batch
         return F.cross_entropy(self.net(images), labels)
 
 
 class TunedCIFAR10(STNModule, LitCIFAR10):
-    """Six knobs on a small CNN."""
+    """Six hyperparameters of a small CNN."""
 
     def __init__(self, start: float, side: int) -> None:
-        knobs = {"noise": Float(0.0, 1.0, init=start), "cutout": Integer(0, 16, init=4 * side)}
-        super().__init__(hyperparameters=knobs, net=small_cnn(start), augment=augmentation("noise", "cutout"), lr=LR)
+        hyperparameters = {"noise": Float(0.0, 1.0, init=start), "cutout": Integer(0, 16, init=4 * side)}
+        augment = augmentation("noise", "cutout")
+        super().__init__(hyperparameters=hyperparameters, net=small_cnn(start), augment=augment, lr=LR)
         self.net = self.convert(self.net, dropout="per-layer")
 
     def validation_loss(self, batch: Batch, batch_idx: int) -> Tensor:
-        """What the knobs are tuned to make small."""
+        """The loss that the hyperparameters are tuned to minimise."""
         images, labels = batch
         return F.cross_entropy(self(images), labels)
 
 
 class Task(NamedTuple):
-    """What is learnt, from which data, for how many epochs."""
+    """Module, data and number of epochs of a comparison."""
 
     module: Callable[[float, int], STNModule]
     data: Callable[[int, argparse.Namespace], L.LightningDataModule]
@@ -79,7 +80,7 @@ class Task(NamedTuple):
 
 
 def digits(seed: int, args: argparse.Namespace) -> L.LightningDataModule:
-    """The digits, split as in the first example."""
+    """The digits, split as in `digits.py`."""
     train, valid, test = load_data(seed)
     data = L.LightningDataModule()
     data.train_dataloader, data.val_dataloader, data.test_dataloader = (lambda: train), (lambda: valid), (lambda: test)
@@ -95,7 +96,7 @@ TASKS = {"digits": Task(TunedDigits, digits, 200), "cifar10": Task(TunedCIFAR10,
 
 
 def run(task: Task, method: str, start: str, seed: int, args: argparse.Namespace) -> tuple[Scores, Tensor]:
-    """Train one network; its scores, and where its knobs ended, in unconstrained units."""
+    """Train one network; return its scores, and its final hyperparameters in unconstrained units."""
     L.seed_everything(seed, verbose=False)
     module = task.module(*STARTS[start])
     data = task.data(seed, args)
@@ -126,18 +127,18 @@ def run(task: Task, method: str, start: str, seed: int, args: argparse.Namespace
 
 
 Results = dict[tuple[str, str], dict[int, tuple[Scores, Tensor]]]
-"""By method and start, then by seed: scores, and where the knobs ended."""
+"""Scores and final hyperparameters, by method and start, then by seed."""
 
 
 def print_summary(results: Results, task: Task) -> None:
-    """Mean and standard deviation over the seeds; and over the starts, what is left of their spread."""
+    """Print mean and standard deviation over the seeds, and the spread of the hyperparameters over the starts."""
     columns = ("val_loss", "test_loss", "test_accuracy", "cpu_seconds")
     print(f"\n{'method':<12}{'start':<9}" + "".join(f"{column:>19}" for column in columns))
     for (method, start), runs in results.items():
         cells = [_spread([scores[column] for scores, _ in runs.values()]) for column in columns]
         print(f"{method:<12}{start:<9}" + "".join(f"{cell:>19}" for cell in cells) + f"  {len(runs)} seeds")
     starts = [task.module(*STARTS[start]).hyperparameters.unconstrained for start in STARTS]
-    print("\nSpread of the knobs over the starts, unconstrained units, mean over knobs and seeds:")
+    print("\nSpread of the hyperparameters over the starts, unconstrained units, mean over hyperparameters and seeds:")
     print(f"  at the start {_distance(starts):.2f}")
     for method in dict.fromkeys(method for method, _ in results):
         ends = [{seed: end for seed, (_, end) in results.get((method, start), {}).items()} for start in STARTS]
@@ -147,9 +148,9 @@ def print_summary(results: Results, task: Task) -> None:
             print(f"  {method} at the end {_spread(distances)}, {len(seeds)} seeds")
 
 
-def _distance(places: list[Tensor]) -> float:
-    """Standard deviation over places, mean over knobs."""
-    return torch.stack(places).std(0, correction=0).mean().item()
+def _distance(points: list[Tensor]) -> float:
+    """Standard deviation over `points`, mean over their entries."""
+    return torch.stack(points).std(0, correction=0).mean().item()
 
 
 def _spread(values: list[float]) -> str:
@@ -161,12 +162,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="train/<class>/* and test/<class>/*")
-    parser.add_argument("--subset", type=int, default=6250, help="images of CIFAR-10, a fifth of which tunes the knobs")
+    parser.add_argument("--subset", type=int, default=6250, help="images of CIFAR-10, a fifth of them for tuning")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["stn", "delta-stn"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--spread-seeds", type=int, nargs="+", help="of these, runs from every start; by default all")
+    parser.add_argument("--spread-seeds", type=int, nargs="+", help="seeds to run from every start; by default all")
     parser.add_argument("--epochs", type=int, help="of each network; by default 200 on digits, 40 on CIFAR-10")
-    parser.add_argument("--lr", type=float, help="of the knobs; by default from the length of the run")
+    parser.add_argument("--lr", type=float, help="of the hyperparameters; by default from the length of the run")
     args = parser.parse_args()
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

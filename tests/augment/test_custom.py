@@ -34,7 +34,7 @@ class LitSharpness(STNModule):
         return torch.optim.SGD(self.parameters(), lr=0.05)
 
 
-def test_a_torchvision_function_in_the_training_loss_is_tuned() -> None:
+def test_custom_augmentation_in_the_training_loss_is_tuned() -> None:
     torch.manual_seed(0)
     module = LitSharpness()
     fit(module)

@@ -1,4 +1,4 @@
-"""What the science tests measure with: quadrature, an exact fit, a trained one, and a reading of the response."""
+"""Tools of the science tests: quadrature, exact fit, stochastic training, and evaluation of the response."""
 
 import itertools
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ def double(*numbers: float) -> Tensor:
 
 
 def gauss_hermite(centre: Tensor, scale: Tensor, order: int) -> tuple[Tensor, Tensor]:
-    """Nodes `[q, h]` and weights `[q]` of a quadrature under `N(lambda, diag(sigma^2))`, float64."""
+    """Nodes `[q, h]` and weights `[q]` of Gauss-Hermite quadrature under `N(lambda, diag(sigma^2))`, float64."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(order)
     grid = torch.tensor(list(itertools.product(nodes, repeat=len(centre))), dtype=torch.float64)
     mass = torch.tensor(list(itertools.product(weights / weights.sum(), repeat=len(centre))), dtype=torch.float64)
@@ -25,7 +25,7 @@ def gauss_hermite(centre: Tensor, scale: Tensor, order: int) -> tuple[Tensor, Te
 
 
 def minimize(module: nn.Module, objective: Callable[[], Tensor]) -> None:
-    """L-BFGS in float64 on every trainable parameter, until nothing is gained."""
+    """Minimise by L-BFGS in float64 over all trainable parameters, until convergence."""
     parameters = trainable(module)
     assert all(parameter.dtype == torch.float64 for parameter in parameters)
     optimizer = torch.optim.LBFGS(
@@ -49,7 +49,7 @@ def minimize(module: nn.Module, objective: Callable[[], Tensor]) -> None:
 def train(
     net: nn.Module, hyperparameters: HyperparameterSet, samples: Iterable[Tensor], loss: Callable[[], Tensor], lr: float
 ) -> None:
-    """Weight steps of Adam, one for each sample, at a rate that falls to zero; `loss` runs with the sample bound."""
+    """One step of Adam for each sample, at a rate that falls to zero; `loss` runs with the sample bound."""
     samples = list(samples)
     optimizer = torch.optim.Adam(trainable(net), lr=lr)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(samples))
@@ -67,7 +67,7 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
 
 
 class Response(NamedTuple):
-    """A best response at `lambda`: its value, and its derivative along a last dimension `h`."""
+    """A best response at `lambda`: its value, and its derivative with a last dimension `h`."""
 
     value: Tensor
     derivative: Tensor

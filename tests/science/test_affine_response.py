@@ -1,6 +1,6 @@
-"""A quadratic training loss whose best response is affine: the response layers must find exactly that function.
+"""A quadratic training loss whose best response is affine: response layers must find exactly that function.
 
-`L_T(w, lambda) = 1/2 (w - w*(lambda))' Q (w - w*(lambda))`, with `w*` known, so `w*` and `dw*/dlambda` are the oracles.
+`L_T(w, lambda) = 1/2 (w - w*(lambda))' Q (w - w*(lambda))`, so the oracles are the known `w*` and `dw*/dlambda`.
 """
 
 import math
@@ -25,7 +25,7 @@ PROBES = {
     "bias": torch.zeros(1, 1, dtype=torch.float64),
     "weight and bias": torch.cat([torch.eye(2), torch.zeros(1, 2)]).double(),
 }
-"""Inputs that read a layer's parameters off: zero for the bias, a unit vector for a column of the weight."""
+"""Inputs whose outputs show a layer's parameters: zero for the bias, a unit vector for a column of the weight too."""
 
 
 class Target(NamedTuple):
@@ -35,7 +35,7 @@ class Target(NamedTuple):
     gates: Tensor
     response: Tensor
     bias: Tensor
-    slope: Tensor
+    bias_response: Tensor
 
     @classmethod
     def draw(cls, features: int) -> "Target":
@@ -44,14 +44,14 @@ class Target(NamedTuple):
         return cls(*(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes))
 
     def __call__(self, inputs: Tensor, sample: Tensor) -> Tensor:
-        """Outputs `[n, o]`, each from its example's own weights, written out."""
+        """Outputs `[n, o]`, each computed with the weights of its example."""
         weights = self.weight + (sample @ self.gates.T)[:, :, None] * self.response
-        return torch.einsum("noi,ni->no", weights, inputs) + self.bias + sample @ self.slope.T
+        return torch.einsum("noi,ni->no", weights, inputs) + self.bias + sample @ self.bias_response.T
 
     def exact(self, probes: Tensor) -> Response:
-        """Outputs `[p, o]` at `lambda` and their Jacobian `[p, o, h]`, written out."""
+        """Outputs `[p, o]` at `lambda`, and their Jacobian `[p, o, h]` in closed form."""
         gated = (probes @ self.response.T)[:, :, None] * self.gates
-        return Response(self(probes, CENTRE.expand(len(probes), -1)), gated + self.slope)
+        return Response(self(probes, CENTRE.expand(len(probes), -1)), gated + self.bias_response)
 
 
 def quadratic(error: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def smoothed(point: float, sigma: float) -> Response:
 
 @pytest.mark.parametrize("sigma", [0.2, 0.8])
 def test_exact_fit_of_a_curved_best_response_is_its_closed_form_gaussian_smoothing(sigma):
-    """Under `N(lambda, sigma^2)` the best affine fit has value `E w*` and, by Stein's lemma, slope `E w*'`."""
+    """Under `N(lambda, sigma^2)` the best affine fit has value `E w*` and, by Stein's lemma, derivative `E w*'`."""
     point = double(0.4)
     layer = make_layer(1, only=point.item()).double()
     nodes, mass = gauss_hermite(point, double(sigma), order=24)

@@ -1,7 +1,7 @@
-"""A choice among augmentation operations, tuned in a real run: from the one that destroys the signal to the right one.
+"""A choice among augmentations, tuned in a real run that starts at an operation that destroys the signal.
 
-Inputs are a class's pattern with noise. Shuffled features say nothing about the class. Where validation inputs are as
-the training inputs, the right operation is none; where half of them are mirrored, it is mirroring half of them.
+Inputs are the pattern of their class plus noise. Shuffled features carry no information about the class. If validation
+inputs are distributed as training inputs, no operation is right; if half of them are mirrored, mirroring half is right.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from lightning_stn.functional import choice_probabilities
 
 CLASSES, FEATURES, EXAMPLES = 4, 12, 256
 PROBABILITY = 0.9
-"""How surely the right choice is drawn in the end, at least; 1/3 would be chance, 0.18 is the start."""
+"""Smallest final probability of the right choice; chance is 1/3, and the start is 0.18."""
 
 
 def mirror_half(x: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ PROBLEMS = {
 
 
 def data(seed: int, *, mirrored: bool) -> TensorDataset:
-    """Inputs `[n, i]` and labels `[n]`; half of the inputs mirrored or none."""
+    """Inputs `[n, i]`, with `mirrored` half of them mirrored, and labels `[n]`."""
     patterns = torch.randn(CLASSES, FEATURES, generator=torch.Generator().manual_seed(99))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(EXAMPLES) % CLASSES
@@ -50,7 +50,7 @@ def data(seed: int, *, mirrored: bool) -> TensorDataset:
 
 
 class LitChoosing(STNModule):
-    """Each training example under the operation drawn for it; validation examples as they are."""
+    """Applies to each training example the operation that was drawn for it, and none to validation examples."""
 
     def __init__(self, choices: tuple[str, ...]) -> None:
         super().__init__(hyperparameters={"operation": Categorical(choices, init="shuffle")})
@@ -60,8 +60,8 @@ class LitChoosing(STNModule):
 
     def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
         inputs, labels = batch
-        operated = torch.stack([operation(inputs) for operation in self.operations])
-        chosen = operated[self.hyperparameters["operation"], torch.arange(len(inputs))]
+        augmented = torch.stack([operation(inputs) for operation in self.operations])
+        chosen = augmented[self.hyperparameters["operation"], torch.arange(len(inputs))]
         return F.cross_entropy(self.net(chosen), labels)
 
     def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
@@ -73,7 +73,7 @@ class LitChoosing(STNModule):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_the_choice_leaves_a_destructive_operation_for_the_right_one(problem: str, seed: int) -> None:
+def test_choice_moves_from_a_destructive_operation_to_the_right_one(problem: str, seed: int) -> None:
     choices, mirrored, right = PROBLEMS[problem]
     torch.manual_seed(seed)
     module, callback = LitChoosing(choices), STNCallback(warmup=20, seed=seed)

@@ -1,8 +1,8 @@
 """Input dropout on linear regression with orthogonal features: the best response shrinks least squares by `1 - p`.
 
 Inverted dropout feeds `x m / (1 - p)`, so the expected squared error is least squares with a ridge,
-`(X'X + p/(1-p) diag(X'X)) w = X'y`, and for orthogonal columns `w*(p) = (1 - p) w_ls`. The masks are few enough here to
-be enumerated, which gives the expectation without that algebra.
+`(X'X + p/(1-p) diag(X'X)) w = X'y`, and for orthogonal columns `w*(p) = (1 - p) w_ls`. All masks are enumerated here,
+which gives the expectation without that algebra.
 """
 
 import pytest
@@ -22,7 +22,7 @@ MASKS = torch.cartesian_prod(*[double(0, 1)] * FEATURES)
 
 
 def make_data(*, orthogonal: bool = True) -> tuple[Tensor, Tensor]:
-    """Inputs `[n, i]`, their columns of different lengths, and noisy targets `[n]`."""
+    """Inputs `[n, i]` with columns of different norms, and noisy targets `[n]`."""
     generator = torch.Generator().manual_seed(5)
     inputs = torch.randn(EXAMPLES, FEATURES, generator=generator, dtype=torch.float64)
     if orthogonal:
@@ -63,7 +63,7 @@ def make_net(sigma: float) -> tuple[nn.Module, HyperparameterSet]:
 
 
 def errors_of_the_exact_fit(sigma: float) -> list[float]:
-    """Every node, mask and example is a row of its own: `[q, m, n]`, flattened."""
+    """Every combination of node, mask and example is one row: `[q, m, n]`, flattened."""
     inputs, targets = make_data()
     net, hyperparameters = make_net(sigma)
     net.double()
@@ -91,7 +91,7 @@ def test_shrunken_least_squares_is_the_exact_solution_over_all_masks(rate):
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_dropout_without_rescaling_leaves_least_squares_by_the_exact_solution_over_all_masks(rate):
+def test_dropout_without_rescaling_keeps_least_squares_as_the_exact_solution_over_all_masks(rate):
     data = make_data()
     exact = solve_over_masks(*data, rate, inverted=False)
     torch.testing.assert_close(least_squares(*data), exact, atol=1e-10, rtol=1e-10)
@@ -106,7 +106,7 @@ def test_ridge_on_the_diagonal_is_the_exact_solution_over_all_masks_for_correlat
 
 
 def test_exact_fit_over_all_masks_follows_closed_form_shrinkage_up_to_sigma_squared():
-    """The rate is a sigmoid of what an affine response sees: value and slope are off by `O(sigma^2)`, and no more."""
+    """The rate is a sigmoid of the affine response's input: value and derivative have errors of `O(sigma^2)`."""
     coarse, fine = errors_of_the_exact_fit(0.1), errors_of_the_exact_fit(0.05)
     assert max(fine) < 0.01
     assert [a / b for a, b in zip(coarse, fine, strict=True)] == pytest.approx([4, 4], rel=0.1)

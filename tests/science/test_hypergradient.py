@@ -1,4 +1,4 @@
-"""The hyperparameters receive their gradient through the response, only through it, and the right one."""
+"""Hypergradients: correct, and through the response alone."""
 
 import pytest
 import torch
@@ -21,9 +21,9 @@ SPECIFICATIONS = {
 
 
 def make_net(gate_std: float) -> tuple[nn.Module, HyperparameterSet]:
-    """A smooth network in float64 and training mode whose regularisers name three of the four hyperparameters.
+    """A smooth network in float64 and training mode, whose regularisers read three of the four hyperparameters.
 
-    `random_gates` fills gates and response weights; without it the gates are zero, and the response weights are not.
+    With `gate_std` of 0 the gates are zero, but not the response weights; otherwise both are random.
     """
     torch.manual_seed(0)
     hyperparameters = HyperparameterSet(SPECIFICATIONS)
@@ -62,7 +62,7 @@ def validation_loss(net: nn.Module, hyperparameters: HyperparameterSet, sample: 
 
 
 def make_leaves(hyperparameters: HyperparameterSet) -> Leaves:
-    """The current state in float64, to be differentiated."""
+    """The current state in float64, as leaves that require gradients."""
     current = hyperparameters.unconstrained, hyperparameters.raw_scale
     return Leaves(*(parameter.double().requires_grad_() for parameter in current))
 
@@ -114,7 +114,7 @@ def test_hypergradient_is_exactly_zero_with_zero_gates():
 
 
 @pytest.mark.parametrize("index", range(len(SPECIFICATIONS)), ids=SPECIFICATIONS)
-def test_hypergradient_is_exactly_zero_but_where_gates_are_not(index):
+def test_hypergradient_is_nonzero_only_for_hyperparameters_with_nonzero_gates(index):
     net, hyperparameters = make_net(0.5)
     others = [position for position in range(len(SPECIFICATIONS)) if position != index]
     for gate in gates(net):
@@ -123,14 +123,14 @@ def test_hypergradient_is_exactly_zero_but_where_gates_are_not(index):
     assert found.nonzero().flatten().tolist() == [index]
 
 
-def test_the_hyperparameter_step_sees_exactly_what_eval_mode_computes():
-    """The network of these tests is in training mode: where only a sample is bound, regularisers rest."""
+def test_hyperparameter_step_computes_exactly_the_loss_of_eval_mode():
+    """The network is in training mode, but its regularisers are inactive while only a sample is bound."""
     net, hyperparameters = make_net(0.5)
     in_training_mode = validation_loss(net, hyperparameters, hyperparameters.current())
     assert validation_loss(net.eval(), hyperparameters, hyperparameters.current()) == in_training_mode
 
 
-def test_regularisers_and_penalties_of_the_training_loss_give_exactly_no_hypergradient_with_zero_gates():
+def test_regularisers_and_penalties_of_the_training_loss_give_zero_hypergradient_with_zero_gates():
     net, hyperparameters = make_net(0.0)
     inputs, labels = make_batch()
     leaf = hyperparameters.unconstrained.detach().double().requires_grad_()
@@ -138,12 +138,12 @@ def test_regularisers_and_penalties_of_the_training_loss_give_exactly_no_hypergr
     losses = [F.cross_entropy(net(inputs), labels) for _ in range(2)]
     penalty = hyperparameters["decay"] * net[-1].weight.square().sum()
     unbind(hyperparameters)
-    assert losses[0] != losses[1]  # The regularisers do act.
+    assert losses[0] != losses[1]  # The regularisers are active.
     (found,) = torch.autograd.grad(losses[0] + penalty, leaf)
     assert found.tolist() == [0.0] * len(SPECIFICATIONS)
 
 
-def test_a_value_read_by_the_validation_loss_adds_exactly_nothing_to_the_hypergradient():
+def test_value_read_by_the_validation_loss_adds_exactly_nothing_to_the_hypergradient():
     net, hyperparameters = make_net(0.5)
     expected = hypergradient_of_lambda(net, hyperparameters)
     leaves = make_leaves(hyperparameters)
@@ -155,7 +155,7 @@ def test_a_value_read_by_the_validation_loss_adds_exactly_nothing_to_the_hypergr
 
 
 @pytest.mark.parametrize(("frozen", "moved"), [(True, False), (False, True)], ids=["zero gates", "trained gates"])
-def test_a_run_moves_the_hyperparameters_exactly_where_gates_are_not_zero(frozen, moved):
+def test_run_moves_hyperparameters_and_scales_only_with_trained_gates(frozen, moved):
     torch.manual_seed(0)
     module = LitSmall()
     for gate in gates(module):

@@ -60,7 +60,7 @@ class TwoLayers(nn.Module):
 
 
 def make_net(sigma: float) -> tuple[nn.Module, HyperparameterSet]:
-    """The network, whose hidden units respond and whose readout stays."""
+    """The network, with responding hidden units and a fixed readout."""
     torch.manual_seed(0)
     hyperparameters = HyperparameterSet({"log_penalty": Float(None, None, init=CENTRE, scale=sigma)})
     return convert(TwoLayers(), hyperparameters, exclude=["readout"]), hyperparameters
@@ -91,7 +91,7 @@ def errors_of_the_exact_fit(sigma: float) -> list[float]:
 
 
 @pytest.mark.parametrize("point", [-6.0, -1.0, 0.0, CENTRE, 4.0, 9.0])
-def test_sigmoid_gates_of_the_principal_components_are_the_exact_ridge_solution(point):
+def test_sigmoid_gates_of_the_principal_components_give_the_exact_ridge_solution(point):
     penalty = double(point).exp()
     normal = INPUTS.T @ INPUTS + penalty * torch.eye(FEATURES, dtype=torch.float64)
     weight = torch.linalg.solve(normal, INPUTS.T @ TARGETS)
@@ -100,7 +100,7 @@ def test_sigmoid_gates_of_the_principal_components_are_the_exact_ridge_solution(
 
 
 def test_exact_fit_follows_the_closed_form_sigmoid_gates_up_to_sigma_squared():
-    """An affine response cannot bend with the sigmoid: value and slope are off by `O(sigma^2)`, and by no more."""
+    """An affine response cannot follow the curved sigmoid: value and derivative have errors of `O(sigma^2)`."""
     coarse, fine = errors_of_the_exact_fit(0.2), errors_of_the_exact_fit(0.1)
     assert max(fine) < 0.01
     assert [a / b for a, b in zip(coarse, fine, strict=True)] == pytest.approx([4, 4], rel=0.1)

@@ -1,4 +1,4 @@
-"""What a sample is distributed like. Seeds are fixed; each bound says how rarely a right sampler would miss it."""
+"""Distribution of a sample. Seeds are fixed; each bound states how rarely a correct sampler violates it."""
 
 import math
 
@@ -13,7 +13,7 @@ DRAWS = 200_000
 SMALLEST_CHANCE = 1e-6
 """Probability that a correct sampler fails a test, for each test."""
 DEVIATIONS = 4.9
-"""Of a standard normal: outside with probability 1e-6."""
+"""Bound in standard deviations, which a normal variable exceeds with probability 1e-6."""
 
 
 def normal_cdf(z: float) -> float:
@@ -21,7 +21,7 @@ def normal_cdf(z: float) -> float:
 
 
 def bin_probabilities(low: int, high: int, init: int, scale: float) -> Tensor:
-    """Chance of each integer: the normal mass between the logits of the edges of its share of the range."""
+    """Probability of each integer: the normal mass between the logits of the edges of its bin."""
 
     def logit(value: float) -> float:
         below, above = value - (low - 0.5), (high + 0.5) - value
@@ -38,7 +38,7 @@ def chi_square_chance(counts: Tensor, probabilities: Tensor) -> float:
     counts = torch.cat([counts[~rare], counts[rare].sum(0, keepdim=True)]).double()
     expected = torch.cat([expected[~rare], expected[rare].sum(0, keepdim=True)])
     if expected[-1] < 10:
-        if counts[-1] >= 40:  # A Poisson count of mean below 10 is that large with probability below 1e-11.
+        if counts[-1] >= 40:  # A Poisson count of mean below 10 reaches 40 with probability below 1e-11.
             return 0.0
         counts, expected = counts[:-1], expected[:-1]
     statistic = ((counts - expected) ** 2 / expected).sum()
@@ -50,7 +50,7 @@ INTEGERS = [(0, 4, 1, 0.5), (2, 9, 9, 1.5), (-3, 3, 0, 3.0), (0, 1, 0, 0.7), (1,
 
 
 def integer_counts(low: int, high: int, init: int, scale: float) -> Tensor:
-    """How often a large sample has each integer of the range."""
+    """Number of times that a large sample contains each integer of the range."""
     hyperparameters = HyperparameterSet({"count": Integer(low, high, init=init, scale=scale)})
     bind_weight_phase(hyperparameters, hyperparameters.sample(DRAWS, torch.Generator().manual_seed(0)))
     values = hyperparameters["count"]
@@ -59,22 +59,22 @@ def integer_counts(low: int, high: int, init: int, scale: float) -> Tensor:
 
 
 @pytest.mark.parametrize(("low", "high", "init", "scale"), INTEGERS)
-def test_integer_values_are_distributed_as_the_analytic_logit_bins(low, high, init, scale):
+def test_integer_values_have_the_probabilities_of_the_analytic_logit_bins(low, high, init, scale):
     counts, probabilities = integer_counts(low, high, init, scale), bin_probabilities(low, high, init, scale)
     assert len(counts) == len(probabilities)
     assert chi_square_chance(counts, probabilities) > SMALLEST_CHANCE
 
 
-@pytest.mark.parametrize(("init", "scale"), [(1, 0.515), (2, 0.5)], ids=["scale off by 3 percent", "another start"])
-def test_the_chi_square_bound_notices_integers_that_are_not_in_the_analytic_bins(init, scale):
+@pytest.mark.parametrize(("init", "scale"), [(1, 0.515), (2, 0.5)], ids=["scale 3 percent too large", "another start"])
+def test_chi_square_bound_detects_integers_with_other_probabilities(init, scale):
     assert chi_square_chance(integer_counts(0, 4, init, scale), bin_probabilities(0, 4, 1, 0.5)) < SMALLEST_CHANCE
 
 
 MIXED = {
-    "own": Float(0.0, 1.0, init=0.3, scale=0.5),
-    "shared": Float(None, None, init=2.0, scale=1.5, perturb="batch"),
-    "own_count": Integer(0, 9, init=4, scale=0.7),
-    "shared_count": Integer(1, 5, init=2, scale=0.2, perturb="batch"),
+    "per_example": Float(0.0, 1.0, init=0.3, scale=0.5),
+    "per_batch": Float(None, None, init=2.0, scale=1.5, perturb="batch"),
+    "count_per_example": Integer(0, 9, init=4, scale=0.7),
+    "count_per_batch": Integer(1, 5, init=2, scale=0.2, perturb="batch"),
 }
 
 
@@ -85,7 +85,7 @@ def assert_moments(draws: Tensor, mean: Tensor, scale: Tensor) -> None:
     assert ((draws.var(0) / scale**2 - 1).abs() < DEVIATIONS * math.sqrt(2 / (count - 1))).all()
 
 
-def test_per_batch_columns_are_equal_over_rows_and_per_example_ones_differ():
+def test_per_batch_columns_are_equal_over_rows_and_per_example_columns_differ():
     hyperparameters = HyperparameterSet(MIXED)
     sample = hyperparameters.sample(1000, torch.Generator().manual_seed(1))
     distinct = [len(column.unique()) for column in sample.T]
@@ -94,17 +94,19 @@ def test_per_batch_columns_are_equal_over_rows_and_per_example_ones_differ():
     bind_weight_phase(hyperparameters, sample)
     shapes = {name: tuple(hyperparameters[name].shape) for name in MIXED}
     unbind(hyperparameters)
-    assert shapes == {"own": (1000,), "shared": (), "own_count": (1000,), "shared_count": ()}
+    assert shapes == {"per_example": (1000,), "per_batch": (), "count_per_example": (1000,), "count_per_batch": ()}
 
 
 def test_moments_of_a_sample_are_lambda_and_sigma_squared():
     hyperparameters = HyperparameterSet(MIXED)
     sample = hyperparameters.sample(DRAWS, torch.Generator().manual_seed(2)).double()
-    own = [0, 2]
-    assert_moments(sample[:, own], hyperparameters.unconstrained.double()[own], torch.tensor([0.5, 0.7]))
+    per_example = [0, 2]
+    assert_moments(
+        sample[:, per_example], hyperparameters.unconstrained.double()[per_example], torch.tensor([0.5, 0.7])
+    )
 
 
-def test_moments_over_batches_are_lambda_and_sigma_squared_shared_or_not():
+def test_moments_over_batches_are_lambda_and_sigma_squared_for_per_batch_columns_too():
     hyperparameters, generator = HyperparameterSet(MIXED), torch.Generator().manual_seed(3)
     rows = torch.stack([hyperparameters.sample(2, generator)[-1] for _ in range(4000)]).double()
     scale = torch.tensor([specification.scale for specification in MIXED.values()])

@@ -13,13 +13,13 @@ from lightning_stn.schedule import Row
 
 
 class Run(NamedTuple):
-    """What a run leaves behind."""
+    """Schedule and final state of a run."""
 
     rows: list[Row]
     state: dict[str, Tensor]
 
     def equals(self, other: "Run") -> bool:
-        """Equality of every bit of the schedule and of the weights, response and hyperparameters included."""
+        """Whether schedules and states, with response and hyperparameters, are equal bit for bit."""
         weights = all(torch.equal(self.state[name], other.state[name]) for name in self.state)
         return self.rows == other.rows and weights
 
@@ -37,11 +37,11 @@ def run(torch_seed: int, seed: int | None, perturb: str = "example") -> Run:
 
 @pytest.mark.parametrize("perturb", ["example", "batch"])
 @pytest.mark.parametrize("seed", [None, 5])
-def test_the_same_seeds_give_the_same_schedule_and_weights_bit_for_bit(seed, perturb):
+def test_same_seeds_give_the_same_schedule_and_weights_bit_for_bit(seed, perturb):
     assert run(3, seed, perturb).equals(run(3, seed, perturb))
 
 
-OTHERS = {"torch's seed alone": (4, None), "both": (4, 6), "the callback's": (3, 6)}
+OTHERS = {"another torch seed": (4, None), "both seeds": (4, 6), "another callback seed": (3, 6)}
 
 
 @pytest.mark.parametrize(("torch_seed", "seed"), OTHERS.values(), ids=OTHERS)
@@ -52,7 +52,7 @@ def test_another_seed_gives_another_schedule(torch_seed, seed):
 
 
 class Watched(LitSmall):
-    """Keeps the sample of every weight step."""
+    """Records the sample of every weight step."""
 
     def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
         sample = self.hyperparameters.current_pass.sample
@@ -61,7 +61,7 @@ class Watched(LitSmall):
 
 
 def warmup_samples(torch_seed: int, seed: int) -> Tensor:
-    """The samples `[step, n, h]` of a warm-up, during which the hyperparameters stay where they are."""
+    """The samples `[step, n, h]` of a warm-up, in which the hyperparameters do not change."""
     L.seed_everything(torch_seed, verbose=False)
     module = Watched()
     trainer(STNCallback(2, 1, warmup=Warmup(6, "steps"), seed=seed), max_epochs=2).fit(
@@ -70,7 +70,7 @@ def warmup_samples(torch_seed: int, seed: int) -> Tensor:
     return torch.stack(module.samples[:6])
 
 
-def test_the_callbacks_seed_alone_fixes_the_perturbations_bit_for_bit():
+def test_callback_seed_alone_fixes_the_perturbations_bit_for_bit():
     reference = warmup_samples(3, 5)
     assert torch.equal(warmup_samples(4, 5), reference)
     assert (warmup_samples(3, 6) != reference).all()

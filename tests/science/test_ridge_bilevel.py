@@ -1,7 +1,7 @@
-"""Weight decay of ridge regression: a bilevel problem whose optimum a grid of exact solutions finds.
+"""Weight decay of ridge regression: a bilevel problem whose optimum is found by a grid of exact solutions.
 
 `w*(decay) = argmin_w |X w - t|^2 / N + sum_i decay_i w_i^2` is a linear solve, so the validation loss of every decay is
-known in float64. A self-tuning run must find the decay where it is least.
+known in float64. A self-tuned run must find the decay that minimises it.
 """
 
 from typing import NamedTuple
@@ -21,10 +21,10 @@ EXAMPLES, HELD_OUT, FEATURES = 24, 100, 12
 
 
 class Ridge(NamedTuple):
-    """Made-up data, and how many decays they have; each serves an equal share of the features, in order.
+    """Synthetic data with `decays` weight decays, each for an equal share of the features, in order.
 
-    The seeds are picked, out of a few dozen, for an optimum inside the grid and a validation loss so curved there that
-    the noise of a short training moves the optimum by less than the tolerance.
+    The seeds were chosen out of a few dozen, so that the optimum lies inside the grid, and the validation loss is so
+    curved there that the noise of a short training moves the optimum by less than the tolerance.
     """
 
     inputs: Tensor
@@ -43,11 +43,11 @@ class Ridge(NamedTuple):
         return cls(inputs[train], targets[train], inputs[held_out], targets[held_out], decays)
 
     def per_feature(self, decays: Tensor) -> Tensor:
-        """`[..., h]` to `[..., i]`."""
+        """The decay of each feature, `[..., h]` to `[..., i]`."""
         return decays.repeat_interleave(FEATURES // self.decays, -1)
 
     def validation_losses(self, log_decays: Tensor) -> Tensor:
-        """At the exact ridge solutions, `[...]` for `[..., h]`."""
+        """Validation losses at the exact ridge solutions, `[..., h]` to `[...]`."""
         normal = self.inputs.T @ self.inputs / EXAMPLES + torch.diag_embed(self.per_feature(log_decays.exp()))
         moments = self.inputs.T @ self.targets / EXAMPLES
         weight = torch.linalg.solve(normal, moments.expand(normal.shape[:-1]))
@@ -75,7 +75,7 @@ TWO = Ridge.draw(
 
 
 class Summed(nn.Module):
-    """A linear predictor as the sum of units: `w(h) = sum_o W_o + (V h)_o R_o` reaches every affine response."""
+    """A linear predictor as a sum of units: `w(h) = sum_o W_o + (V h)_o R_o` can be any affine response."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Summed(nn.Module):
 
 
 def penalised(net: nn.Module, inputs: Tensor, targets: Tensor, decays: Tensor) -> Tensor:
-    """Squared error plus `sum_i decay_i w_i^2`, each example with its own decays `[n, i]` and own weights.
+    """Squared error plus `sum_i decay_i w_i^2`, with the decays `[n, i]` and the weights of each example.
 
     The predictor is linear, so an example's weights are its input Jacobian.
     """
@@ -124,7 +124,7 @@ class LitRidge(STNModule):
 
 
 def self_tuned(problem: Ridge, start: Tensor, perturb: str) -> Tensor:
-    """The decays at the end of a run, `[h]`. Copies of the data draw more perturbations for each step."""
+    """The decays at the end of a run, `[h]`. Per example, copies of the data give each step more perturbations."""
     steps, copies = 1000, 40 if perturb == "example" else 1
     L.seed_everything(0, verbose=False)
     batch = problem.inputs.float().repeat(copies, 1), problem.targets.float().repeat(copies)
@@ -145,11 +145,11 @@ RUNS = {
     "two decays, above and below": (TWO, double(10, 1 / 10), "example"),
     "two decays, above and below, one row": (TWO, double(10, 1 / 10), "batch"),
 }
-"""A problem, its start as a multiple of the optimum, and what shares a perturbation."""
+"""Problem, start as a multiple of the optimum, and `perturb`."""
 
 
 @pytest.mark.parametrize(("problem", "multiple", "perturb"), RUNS.values(), ids=RUNS)
-def test_a_self_tuning_run_arrives_within_ten_percent_of_the_grid_optimum(problem, multiple, perturb):
+def test_self_tuned_run_ends_within_ten_percent_of_the_grid_optimum(problem, multiple, perturb):
     optimum = problem.grid_optimum().exp()
     found = self_tuned(problem, multiple * optimum, perturb)
     torch.testing.assert_close(found, optimum, rtol=0.1, atol=0)

@@ -1,4 +1,4 @@
-"""The perturbation scales: their entropy, and what the hyperparameter step makes of them."""
+"""Perturbation scales: their entropy, and their update by the hyperparameter step."""
 
 import math
 
@@ -44,7 +44,7 @@ def test_entropy_gradient_in_rho_is_sigmoid_over_softplus_in_closed_form():
 
 
 def step_without_noise(entropy_weight: float) -> tuple[Tensor, Tensor, HyperparameterSet]:
-    """One step on a validation loss that does not depend on the scales; returns lambda and rho before it."""
+    """Take one step on a loss that does not depend on the scales; return lambda and rho before it, and the set."""
     hyperparameters = make_set()
     before = hyperparameters.unconstrained.detach().clone(), hyperparameters.raw_scale.detach().clone()
     optimizer = make_optimizer(hyperparameters, entropy_weight=entropy_weight)
@@ -54,7 +54,7 @@ def step_without_noise(entropy_weight: float) -> tuple[Tensor, Tensor, Hyperpara
     return *before, hyperparameters
 
 
-def test_a_scale_step_without_validation_gradient_follows_the_closed_form_entropy_gradient():
+def test_scale_step_without_validation_gradient_follows_the_closed_form_entropy_gradient():
     weight = 0.05
     centre, rho, hyperparameters = step_without_noise(weight)
     expected = rho + 0.1 * weight * torch.sigmoid(rho) / torch.nn.functional.softplus(rho)
@@ -64,13 +64,13 @@ def test_a_scale_step_without_validation_gradient_follows_the_closed_form_entrop
     assert (hyperparameters.scale > torch.tensor(list(SCALES.values()))).all()
 
 
-def test_a_scale_step_without_any_gradient_leaves_the_scales_exactly():
+def test_scale_step_without_any_gradient_keeps_the_scales_bit_for_bit():
     _, rho, hyperparameters = step_without_noise(0.0)
     assert torch.equal(hyperparameters.raw_scale, rho)
 
 
 @pytest.mark.parametrize("curvature", [0.5, 4.0])
-def test_scales_settle_at_the_closed_form_optimum_of_a_quadratic_validation_loss(curvature):
+def test_scales_converge_to_the_closed_form_optimum_of_a_quadratic_validation_loss(curvature):
     """`E a/2 (h - g)^2 - tau log sigma` is least at `lambda = g` and `sigma = sqrt(tau / a)`."""
     weight, goal = 0.1, -1.0
     hyperparameters = make_set()

@@ -1,8 +1,8 @@
 """Weight decay of a ridge regression on real data: one self-tuned run against the optimum of a grid.
 
-Diabetes of scikit-learn (Efron et al., 2004): 442 patients, ten measurements with their squares and products, of which
-120 train and 322 validate. The grid has 15 values over five decades; its optimum is known from closed-form solutions,
-and from 15 full training runs.
+The data are the diabetes data of scikit-learn (Efron et al., 2004): ten measurements of 442 patients, with squares and
+products. 120 patients train, 322 validate. The grid has 15 values over five decades; its optimum is known from
+closed-form solutions, and from 15 full training runs.
 """
 
 import math
@@ -46,7 +46,7 @@ def train_loader(seed: int) -> DataLoader[Any]:
 
 
 class Ridge(L.LightningModule):
-    """Plain: `mean (y - w x - b)^2 + decay / 2 |w|^2`."""
+    """Plain ridge regression with the loss `mean (y - w x - b)^2 + decay / 2 |w|^2`."""
 
     def __init__(self, decay: float | str) -> None:
         super().__init__()
@@ -99,13 +99,13 @@ def best_in_closed_form() -> float:
     return GRID[losses.index(min(losses))]
 
 
-def test_one_run_from_far_away_ends_at_the_optimum_of_the_closed_form_grid() -> None:
+def test_self_tuned_run_from_a_distant_start_ends_at_the_closed_form_grid_optimum() -> None:
     assert spacings_off(tuned(1e-3, seed=0, perturb="example"), best_in_closed_form()) < 1
     assert spacings_off(1e-3, best_in_closed_form()) > 5
 
 
 @pytest.mark.slow
-def test_one_run_ends_at_the_optimum_of_fifteen_full_runs_from_two_starts_and_for_both_perturbations() -> None:
+def test_self_tuned_run_ends_at_the_optimum_of_fifteen_full_runs_for_all_starts_and_perturbations() -> None:
     losses = []
     for decay in GRID:
         torch.manual_seed(0)
