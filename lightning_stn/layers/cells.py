@@ -1,9 +1,10 @@
 """Cells of the LSTM and the GRU: one time step, its local derivatives, its jvp and its vjp.
 
-Shapes use the package's index alphabet, with `o` a feature of the cell (`hidden_size`), and two letters more: `d` is a
-pre-activation, those of all gates side by side, and `p` is a feature of the output, which is `o` unless a projection
-follows the cell. Equations name the gates as torch's documentation does. A prime marks a value after the step, `dx` is
-the tangent of `x`, and `x~` is the gradient of the loss in `x`.
+Shapes use the package's index alphabet, with `o` for the features of the cell (`hidden_size`), and two more letters:
+`d` for the pre-activations of all gates, side by side, and `p` for the features of the output, which are those of the
+cell unless a projection follows. Equations name the gates of a cell as torch's documentation does; `g_n` is the
+response gate of the recurrent weight for example `n`. A prime marks a value after the step, `dx` is the tangent of `x`,
+and `x~` is the gradient of the loss in `x`.
 """
 
 from abc import ABC, abstractmethod
@@ -26,7 +27,7 @@ class LocalDerivatives(NamedTuple):
     """Derivatives of the elementwise part of a cell, at all time steps or at one.
 
     Args:
-        pre_activations: of `h'` or `c'`, whichever a pre-activation enters directly, `[t, n, d]`.
+        pre_activations: in the pre-activations, `[t, n, d]`: of `c'` in `i, f, g` of an LSTM, of `h'` in all others.
         state: of `c'` in `c` (LSTM) or of `h'` in `h` (GRU), at fixed pre-activations, `[t, n, o]`.
         output: of `h'` in `c'`, `[t, n, o]`; None for a GRU.
     """
