@@ -1,10 +1,10 @@
-"""The responses of the LSTM and the GRU."""
+"""Response layers of `nn.LSTM` and `nn.GRU`."""
 
 import functools
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,87 +13,53 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from lightning_stn import dual
 from lightning_stn.layers.base import ResponseLayer
-from lightning_stn.layers.recurrence import Cell, GRUCell, LSTMCell, Product, Recurrence, State, add_response
+from lightning_stn.layers.cells import Cell, GRUCell, LSTMCell, State
+from lightning_stn.layers.product import Affine, Product, add_present
+from lightning_stn.layers.recurrence import Recurrence
 from lightning_stn.layers.registry import register_response
-
-
-class _Affine(NamedTuple):
-    """`W x + b + (V h_n) * (R x) + (C h_n) * r`.
-
-    Args:
-        product: `W`, `R` and `V h_n`.
-        bias: `b`, `[o]`; None without one.
-        shift: `(C h_n) * r`, `[n, o]`; None where the bias does not respond.
-    """
-
-    product: Product
-    bias: Tensor | None
-    shift: Tensor | None
-
-    def apply(self, input: Tensor) -> Tensor:
-        """`[t, n, i]` to `[t, n, o]`."""
-        output = self.respond(input, F.linear(input, self.product.weight, self.bias))
-        assert output is not None
-        return output
-
-    def base(self) -> Product:
-        """The product without the response."""
-        return Product(self.product.weight)
-
-    def respond(self, input: Tensor, start: Tensor | None = None) -> Tensor | None:
-        """`start + (V h_n) * (R x) + (C h_n) * r`; None where there is none of them."""
-        start = _sum(start, self.shift)
-        if self.product.response is None:
-            return start
-        return add_response(input.new_zeros(()) if start is None else start, self.product, input)
-
-
-def _sum(*terms: Tensor | None) -> Tensor | None:
-    """Of those that there are; None where there are none."""
-    present = [term for term in terms if term is not None]
-    return functools.reduce(torch.add, present) if present else None
 
 
 class _ResponseRNN(ResponseLayer, nn.RNNBase):
     """A recurrent layer whose weights and biases respond to the hyperparameters.
 
-    Every parameter of every layer and direction, projections included, is `W(h) = W + diag(V h) R`, gated by its first
-    dimension (the units of all of the cell's gates side by side), MacKay et al. (2019), arXiv:1903.03088, section 3.2.
-    Every option of torch's layer is kept, and so are its ways to call it and what it returns.
+    Every parameter of every layer and direction, projections included, is `W(h) = W + diag(V h) R`, with a gate on each
+    entry of its first dimension, where the units of all of the cell's gates lie side by side, MacKay et al. (2019),
+    arXiv:1903.03088, section 3.2. Options, call signature and return values are those of the torch layer.
 
-    A sample of one row runs torch's fused kernels on effective parameters. With a row per example, and in a
-    linearised pass, the sequence is run through in Python, with one product and a few elementwise operations a step; it
-    can then be differentiated once, as with the fused kernels.
+    A sample of one row runs torch's fused kernels on effective weights. A row per example, and every linearised pass,
+    runs a loop over time in Python, with one matrix product and a few elementwise operations a step. The loop has first
+    derivatives only, like the fused kernels.
 
     Shape:
         input `[t, n, i]`, or `[n, t, i]` with `batch_first`, or a `PackedSequence`; bound sample `[n, h]`, or `[1, h]`
-        to share it, in unconstrained units; initial states and results as torch's. An input without a batch dimension
-        needs a sample of one row.
+        to share it, in unconstrained units; initial states and results as those of the torch layer. An input without a
+        batch dimension needs a sample of one row.
 
-    A family gives `plain`, `cell` and `state_sizes`.
+    Subclasses define `plain`, `cell` and `state_sizes`.
     """
 
     per_example = True
-    cell: ClassVar[Cell]
+    cell: ClassVar[type[Cell]]
+    """Cell of the loop over time."""
 
     @classmethod
     def refusal(cls, layer: nn.Module) -> str | None:
-        """Weights that are computed from other parameters, by a hook, cannot be found."""
+        """Weights that a hook computes from other parameters cannot respond."""
         if not layer._parameters.keys() >= set(layer._flat_weights_names):  # type: ignore[arg-type]
             return "its weights are computed from other parameters; use torch.nn.utils.parametrizations instead"
         return super().refusal(layer)
 
     def reset_parameters(self) -> None:
-        """Redraw the layer's own parameters, and leave the response as it is."""
-        # Torch's own would fill whatever the module holds, gates included.
+        """Redraw the base parameters; the response keeps its values."""
+        # The method of torch would fill all parameters of the module, gates included.
         self._fill(getattr(self, name) for name in self._flat_weights_names)
 
     def reset_response(self) -> None:
-        """Draw every `R` as torch draws the layer's own parameters."""
+        """Draw every `R` as torch draws the base parameters."""
         self._fill(self.response(name) for name in self.responding)
 
     def _fill(self, tensors: Iterable[Tensor]) -> None:
-        """Uniform in `+-1/sqrt(hidden_size)`."""
+        """Draw every entry from the uniform distribution on `+-1/sqrt(hidden_size)`."""
         bound = 1 / math.sqrt(self.hidden_size)
         with torch.no_grad():
             for tensor in tensors:
@@ -101,34 +67,36 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
 
     @contextmanager
     def shadowed(self, parameters: dict[str, Any]) -> Iterator[None]:
-        """Let torch's `forward` run on these tensors instead of the parameters."""
+        """Inside this context the torch layer's `forward` runs with the given tensors instead of the parameters."""
         flat = [parameters.get(name, getattr(self, name)) for name in self._flat_weights_names]
         if not torch.is_grad_enabled():
-            # Torch's CPU kernels add up in another order where no weight asks for a gradient. Inside the transforms of
-            # torch.func, which forbid to ask for one, the last bit may differ.
+            # Torch's CPU kernels sum in another order where no weight requires a gradient. Inside transforms of
+            # torch.func, which forbid requires_grad_, the last bit may differ.
             with suppress(RuntimeError):
                 for name, tensor in parameters.items():
                     tensor.requires_grad_(getattr(self, name).requires_grad)
-        # Private names of nn.RNNBase, the same in torch 2.4 to 2.14: what `forward` reads, and the weak references
-        # that it compares with the parameters; without them it would fill the list anew after a functional_call.
+        # Private names of nn.RNNBase, the same in torch 2.4 to 2.14: the list that `forward` reads, and the weak
+        # references that it compares with the parameters. None in their place keeps it from rebuilding the list after
+        # a functional_call.
         shadows: dict[str, Any] = {"_flat_weights": flat, "_flat_weight_refs": [None] * len(flat)}
         if torch.is_grad_enabled() and not self.training:
-            # cuDNN has a backward in training mode only; without dropout the two modes compute the same.
+            # cuDNN has a backward in training mode only; without dropout both modes compute the same.
             shadows.update(training=True, dropout=0.0)
-        own = {name: self.__dict__[name] for name in shadows}
+        originals = {name: self.__dict__[name] for name in shadows}
         self.__dict__.update(shadows)
         try:
             yield
         finally:
-            self.__dict__.update(own)
+            self.__dict__.update(originals)
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
-        """Width of each part of the state."""
+        """Number of features of each part of the state."""
         raise NotImplementedError
 
     def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> Any:
-        """Compute at the bound sample; torch's fused kernels have no forward-mode derivative."""
+        """Compute at the bound sample; see `ResponseLayer.forward`."""
+        # The fused kernels have no forward-mode derivative, so a linearised pass takes the loop over time.
         if self._hyperparameters is not None and self._linear:
             sample = self._hyperparameters.bound_sample()
             if len(sample) == 1:
@@ -136,10 +104,10 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
         return super().forward(input, hx)
 
     def forward_per_example(self, sample: Tensor, input: Tensor | PackedSequence, hx: Any = None) -> Any:
-        """Unroll over time, base and response products side by side, gated by example and unit.
+        """Run the loop over time, with products of base and response gated by example and unit.
 
         Raises:
-            ValueError: there is not one row for each sequence of the batch.
+            ValueError: the sample does not have one row for each sequence of the batch.
         """
         if self._batch(input) != len(sample):
             raise self.rows_error(sample, input)
@@ -153,34 +121,37 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
 
     @staticmethod
     def _as_torch(state: State) -> Any:
-        """The state as torch's layer takes and returns it: that of a GRU bare."""
+        """The state as the torch layer takes and returns it: a tuple for the LSTM, a tensor for the GRU."""
         return state if len(state) > 1 else state[0]
 
     def _batch(self, input: Tensor | PackedSequence) -> int | None:
-        """The number of sequences; None for an input without a batch dimension."""
+        """Number of sequences; None for an input without a batch dimension."""
         if isinstance(input, PackedSequence):
             return int(input.batch_sizes[0])
         return input.shape[0 if self.batch_first else 1] if input.dim() == 3 else None
 
     def _run(self, sample: Tensor, input: Tensor | PackedSequence, state: State) -> tuple[Any, State]:
-        """Bring any layout of the input to `[t, n, i]`, and the output back."""
+        """Convert the input to `[t, n, i]`, run all layers, and convert the output to the layout of the input."""
         if isinstance(input, PackedSequence):
             steps, lengths = pad_packed_sequence(input)
             active = torch.arange(len(steps))[:, None] < lengths
             output, state = self._layers(sample, steps, state, active.unsqueeze(-1).to(steps.device))
             return _pack_like(input, output, lengths), state
         output, state = self._layers(sample, input.transpose(0, 1) if self.batch_first else input, state, None)
-        # Contiguous, for the sake of products with it.
+        # Contiguous, for fast products in the layers that follow.
         return output.transpose(0, 1).contiguous() if self.batch_first else output, state
 
     def _layers(self, sample: Tensor, input: Tensor, initial: State, active: Tensor | None) -> tuple[Tensor, State]:
-        """All layers and directions.
+        """Run all layers and directions.
 
         Args:
             sample: `[n, h]`.
             input: `[t, n, i]`.
             initial: `[layers * directions, n, *]` each.
-            active: `[t, n, 1]`, False where a sequence has not begun, or has ended; None where all are equally long.
+            active: `[t, n, 1]`, False where a sequence has ended; None where all are equally long.
+
+        Returns:
+            Output of the last layer, `[t, n, directions * p]`, and last states, shaped as the initial ones.
         """
         finals: list[State] = []
         for layer in range(self.num_layers):
@@ -198,7 +169,7 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
     def _scan(
         self, place: str, sample: Tensor, input: Tensor, state: State, active: Tensor | None
     ) -> tuple[Tensor, State]:
-        """One layer in one direction, called `l0` or `l0_reverse`, and so on."""
+        """Run one layer in one direction; `place` is the suffix of its parameters, such as `l0` or `l0_reverse`."""
         if place.endswith("_reverse"):
             active = None if active is None else active.flip(0)
             output, state = self._scan_forward(place, sample, input.flip(0), state, active)
@@ -210,62 +181,77 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
     def _scan_forward(
         self, place: str, sample: Tensor, input: Tensor, state: State, active: Tensor | None
     ) -> tuple[Tensor, State]:
-        outer, inner = self._affine(f"ih_{place}", sample), self._affine(f"hh_{place}", sample)
-        out = self._affine(f"hr_{place}", sample) if self.proj_size else None
-        input = input.contiguous()  # Torch takes products of other layouts batch by batch.
+        """Run one layer from the first row of the input to the last."""
+        outer, recurrent = self._affine(f"ih_{place}", sample), self._affine(f"hh_{place}", sample)
+        projection = self._affine(f"hr_{place}", sample) if self.proj_size else None
+        input = input.contiguous()  # Torch multiplies other layouts in one product for each example.
         if self._linear:
-            return self._scan_tangents(outer, inner, out, input, state, active)
-        drive = self.cell.drive(outer.apply(input), lambda start: _sum(start, _sum(inner.bias, inner.shift)))
-        recurrence = Recurrence(self.cell, inner.product.cast(), None if out is None else out.product.cast(), active)
-        drive, state = _alike(drive, *state)
-        return recurrence.scan(drive, state)
+            return self._scan_linearised(outer, recurrent, projection, input, state, active)
+        pre_activations = self.cell.pre_activations(
+            outer.apply(input), lambda start: add_present(start, add_present(recurrent.bias, recurrent.shift))
+        )
+        pre_activations, state = _promote(pre_activations, *state)
+        projecting = None if projection is None else projection.product.cast()
+        return Recurrence(self.cell, recurrent.product.cast(), projecting, active).scan(pre_activations, state)
 
-    def _scan_tangents(
-        self, outer: _Affine, inner: _Affine, out: _Affine | None, input: Tensor, state: State, active: Tensor | None
+    def _scan_linearised(
+        self,
+        outer: Affine,
+        recurrent: Affine,
+        projection: Affine | None,
+        input: Tensor,
+        state: State,
+        active: Tensor | None,
     ) -> tuple[Tensor, State]:
-        """The run at the base weights, and its tangents."""
-        projection = None if out is None else out.base().cast()
-        recurrence = Recurrence(self.cell, inner.base().cast(), projection, active)
-        (input, moved), states = dual.parts(input), [dual.parts(part) for part in state]
-        projected = F.linear(input, outer.product.weight, outer.bias)
-        drive, state = _alike(
-            self.cell.drive(projected, lambda start: _sum(start, inner.bias)), *(primal for primal, _ in states)
-        )
-        with torch.no_grad():
-            trace = recurrence.run(drive, state)
-            slopes = recurrence.slopes(trace)
-            moved = None if moved is None else F.linear(moved, outer.product.weight)
-        # What the response adds to drive and projections, and the same with what comes from the layers before.
-        response = outer.respond(input.detach())
-        own = self.cell.drive(
-            (projected.new_zeros(()) if response is None else response).expand(projected.shape),
-            lambda start: inner.respond(trace.previous, start),
-        )
-        own_projected = None if out is None else out.respond(trace.hidden)
-        with torch.no_grad():
-            push = own if moved is None else self.cell.drive(moved, lambda start: start).add_(own)
-            push, directions = _alike(
-                push, *(torch.zeros_like(primal) if tangent is None else tangent for primal, tangent in states)
-            )
-            tangents, final_tangents = recurrence.push(slopes, push, own_projected, directions)
-        drive = dual.share_gradient(drive, own, may_modify=False)
-        outputs, final = recurrence.attach(trace, slopes, drive, own_projected, state)
-        final = tuple(dual.with_tangent(*pair) for pair in zip(final, final_tangents, strict=True))
-        return dual.with_tangent(outputs, tangents), final
+        """Run the base weights, with the first-order change by the response as the tangent of the results.
 
-    def _affine(self, place: str, sample: Tensor) -> _Affine:
-        """The product with `weight_<place>`, with its bias where there is one."""
+        The tangent is the jvp in the direction of the response of this layer and of the tangents of its inputs. The
+        response gets the gradient of the pre-activations and projected outputs that it adds to; see `dual.respond`.
+        """
+        projecting = None if projection is None else projection.base().cast()
+        recurrence = Recurrence(self.cell, recurrent.base().cast(), projecting, active)
+        (input, input_tangent), states = dual.parts(input), [dual.parts(part) for part in state]
+        projected = F.linear(input, outer.product.weight, outer.bias)
+        pre_activations, state = _promote(
+            self.cell.pre_activations(projected, lambda start: add_present(start, recurrent.bias)),
+            *(primal for primal, _ in states),
+        )
+        with torch.no_grad():
+            trace = recurrence.forward(pre_activations, state)
+            derivatives = recurrence.local_derivatives(trace)
+        input_response = outer.respond(input.detach())
+        response = self.cell.pre_activations(
+            (projected.new_zeros(()) if input_response is None else input_response).expand(projected.shape),
+            lambda start: recurrent.respond(trace.previous, start),
+        )
+        projection_response = None
+        if projection is not None and trace.hidden is not None:
+            projection_response = projection.respond(trace.hidden)
+        with torch.no_grad():
+            tangent = response
+            if input_tangent is not None:
+                moved = F.linear(input_tangent, outer.product.weight)
+                tangent = self.cell.pre_activations(moved, lambda start: start).add_(response)
+            tangent, state_tangents = _promote(tangent, *(_tangent_or_zeros(*parts) for parts in states))
+            output_tangents, final_tangents = recurrence.jvp(derivatives, tangent, projection_response, state_tangents)
+        pre_activations = dual.share_gradient(pre_activations, response, may_modify=False)
+        outputs, final = recurrence.with_gradients(trace, derivatives, pre_activations, projection_response, state)
+        final = tuple(dual.with_tangent(*pair) for pair in zip(final, final_tangents, strict=True))
+        return dual.with_tangent(outputs, output_tangents), final
+
+    def _affine(self, place: str, sample: Tensor) -> Affine:
+        """The product with `weight_<place>`, plus `bias_<place>` where there is one, with their responses."""
         weight, bias = f"weight_{place}", f"bias_{place}"
-        base, offset = self._fixed(getattr(self, weight)), self._fixed(getattr(self, bias, None))
+        base, offset = self._detach_frozen(getattr(self, weight)), self._detach_frozen(getattr(self, bias, None))
         response = gates = shift = None
         if weight in self.responding:
-            response, gates = self._fixed(self.response(weight)), self.gated(weight, sample)
+            response, gates = self._detach_frozen(self.response(weight)), self.gated(weight, sample)
         if bias in self.responding:
-            shift = self.gated(bias, sample) * self._fixed(self.response(bias))
-        return _Affine(Product(base, response, gates), offset, shift)
+            shift = self.gated(bias, sample) * self._detach_frozen(self.response(bias))
+        return Affine(Product(base, response, gates), offset, shift)
 
-    def _fixed(self, parameter: Any) -> Any:
-        """A parameter, without its gradient where the weights are held fixed."""
+    def _detach_frozen(self, parameter: Any) -> Any:
+        """The parameter, detached where the weights are held fixed."""
         return parameter.detach() if self._frozen and parameter is not None else parameter
 
     def rows_error(self, sample: Tensor, input: Tensor | PackedSequence) -> ValueError:
@@ -278,14 +264,24 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
         )
 
 
-def _alike(drive: Tensor, *state: Tensor) -> tuple[Tensor, State]:
-    """Drive and state in one precision, the higher of theirs."""
-    kind = functools.reduce(torch.promote_types, [part.dtype for part in state], drive.dtype)
-    return drive.to(kind), tuple(part.to(kind) for part in state)
+def _promote(pre_activations: Tensor, *state: Tensor) -> tuple[Tensor, State]:
+    """Pre-activations and state in one precision, the highest among them."""
+    dtype = functools.reduce(torch.promote_types, [part.dtype for part in state], pre_activations.dtype)
+    return pre_activations.to(dtype), tuple(part.to(dtype) for part in state)
+
+
+def _tangent_or_zeros(primal: Tensor, tangent: Tensor | None) -> Tensor:
+    return torch.zeros_like(primal) if tangent is None else tangent
 
 
 def _pack_like(packed: PackedSequence, output: Tensor, lengths: Tensor) -> PackedSequence:
-    """Pack `[t, n, o]`, with the examples in their original order, as the input was packed."""
+    """Pack the output in the layout of `packed`.
+
+    Args:
+        packed: gives batch sizes and order of the examples.
+        output: `[t, n, *]`, with the examples in their order before packing.
+        lengths: those of the sequences, `[n]`, in the same order.
+    """
     order = packed.sorted_indices
     if order is not None:
         output, lengths = output.index_select(1, order), lengths[order.to(lengths.device)]
@@ -302,7 +298,7 @@ class ResponseLSTM(_ResponseRNN, nn.LSTM):
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
-        """Width of the output and of the cell's state."""
+        """Number of features of the output `h` and of the cell state `c`."""
         return self.proj_size or self.hidden_size, self.hidden_size
 
 
@@ -315,5 +311,5 @@ class ResponseGRU(_ResponseRNN, nn.GRU):
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
-        """Width of the output."""
+        """Number of features of the output `h`."""
         return (self.hidden_size,)
