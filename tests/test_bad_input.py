@@ -1472,7 +1472,7 @@ CASES: dict[str, Case] = {name: case for table in TABLES for name, case in table
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_wrong_use_is_explained_and_changes_nothing(name: str, tmp_path: Path) -> None:
+def test_wrong_use_raises_its_message_and_changes_nothing(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     given = case.given(tmp_path)
     before = snapshot([world(), given])
@@ -1482,7 +1482,7 @@ def test_a_wrong_use_is_explained_and_changes_nothing(name: str, tmp_path: Path)
     assert snapshot([world(), given]) == before
 
 
-def test_every_case_has_a_name_of_its_own() -> None:
+def test_case_names_are_unique() -> None:
     assert len(CASES) == sum(map(len, TABLES))
 
 
@@ -1516,7 +1516,7 @@ def _nudge(module: Lit) -> None:
         lambda module: module.convert(module.beside.append(nn.Linear(2, 2))),
     ],
 )
-def test_a_snapshot_notices_what_changes_in_a_module(change: Callable[[Lit], Any]) -> None:
+def test_snapshot_detects_any_change_of_a_module(change: Callable[[Lit], Any]) -> None:
     module = Lit(beside=nn.Sequential())
     before = snapshot(module)
     assert snapshot(module) == before
@@ -1524,7 +1524,9 @@ def test_a_snapshot_notices_what_changes_in_a_module(change: Callable[[Lit], Any
     assert snapshot(module) != before
 
 
-def test_a_snapshot_notices_what_changes_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snapshot_detects_changes_of_files_schedules_loaders_callbacks_and_globals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, schedule, batches, callback = written("a")(tmp_path), recorded(), five(), quick()
     before = snapshot([world(), folder]), snapshot(schedule), snapshot(batches), snapshot(callback)
     written("b")(tmp_path)

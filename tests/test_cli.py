@@ -126,7 +126,7 @@ def callback_of(run: LightningCLI) -> STNCallback:
     return callback
 
 
-def test_every_kind_of_hyperparameter(tmp_path: Path) -> None:
+def test_cli_builds_every_kind_of_hyperparameter(tmp_path: Path) -> None:
     knobs = {
         **KNOBS,
         "decay": {
@@ -153,7 +153,7 @@ def test_every_kind_of_hyperparameter(tmp_path: Path) -> None:
         ({"class_path": "torch.nn.Linear"}, "torch.nn.Linear"),
     ],
 )
-def test_a_knob_that_is_not_one(
+def test_cli_refuses_an_invalid_hyperparameter(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], knob: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(SystemExit):
@@ -163,13 +163,13 @@ def test_a_knob_that_is_not_one(
     assert message in error
 
 
-def test_a_start_out_of_range_says_so(tmp_path: Path) -> None:
+def test_cli_refuses_a_start_out_of_range(tmp_path: Path) -> None:
     knob = {"class_path": "lightning_stn.Float", "init_args": {"low": 0.0, "high": 1.0, "init": 1.5}}
     with pytest.raises(ValueError, match="expected init strictly between low and high"):
         cli("--config", config(tmp_path, knobs={"dropout": knob}), run=False)
 
 
-def test_every_argument_of_the_callback(tmp_path: Path) -> None:
+def test_cli_sets_every_argument_of_the_callback(tmp_path: Path) -> None:
     arguments = {
         "train_steps": 3,
         "valid_steps": 2,
@@ -212,14 +212,16 @@ def test_every_argument_of_the_callback(tmp_path: Path) -> None:
         ({"class_path": "torch.optim.SGD", "init_args": {"lr": 7.0}}, {"lr": 0.05, "momentum": 0.0}),
     ],
 )
-def test_the_optimiser_of_the_hyperparameters(tmp_path: Path, optimizer: Any, expected: dict[str, Any]) -> None:
+def test_cli_builds_the_optimiser_of_the_hyperparameters(
+    tmp_path: Path, optimizer: Any, expected: dict[str, Any]
+) -> None:
     run = fit(config(tmp_path, callback={**CALLBACK, "optimizer": optimizer}))
     lambdas, scales = callback_of(run).state_dict()["optimizer"]["optimizer"]["param_groups"]
     for group in (lambdas, scales):
         assert {name: group[name] for name in expected} == expected
 
 
-def test_a_configured_run_is_the_run_written_in_python(tmp_path: Path) -> None:
+def test_configured_run_equals_the_run_written_in_python(tmp_path: Path) -> None:
     scheduler = {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 1, "gamma": 0.5}}
     run = fit(config(tmp_path, lr_scheduler=scheduler))
     L.seed_everything(3, workers=True)
@@ -231,7 +233,7 @@ def test_a_configured_run_is_the_run_written_in_python(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This run of .* training batches ends before its first hyperparameter step")
-def test_the_weight_optimiser_trains_responses_and_leaves_the_hyperparameters(tmp_path: Path) -> None:
+def test_weight_optimiser_trains_response_weights_but_not_hyperparameters(tmp_path: Path) -> None:
     """All in the warm-up, with a weight decay that would move whatever the optimiser steps."""
     run = fit(config(tmp_path, callback={**CALLBACK, "warmup_epochs": 3}))
     L.seed_everything(3, workers=True)
@@ -272,7 +274,7 @@ def test_the_saved_configuration_repeats_the_run(tmp_path: Path, seed: int | boo
     assert (folders[0] / "config.yaml").read_text() == (folders[1] / "config.yaml").read_text()
 
 
-def test_the_example(tmp_path: Path) -> None:
+def test_digits_example_runs(tmp_path: Path) -> None:
     """The README's command, for six epochs: one beyond the warm-up."""
     command = [sys.executable, str(EXAMPLES / "digits_cli.py"), "fit", "--config", str(EXAMPLES / "digits.yaml")]
     subprocess.run([*command, "--trainer.max_epochs=6"], cwd=tmp_path, check=True, capture_output=True)

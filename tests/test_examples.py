@@ -47,7 +47,7 @@ def text(lm: ModuleType, tokens: int, texts: int, seed: int) -> Any:
     return torch.utils.data.DataLoader(lm.Stretches(drawn, texts, 5), batch_size=None)
 
 
-def test_stretches_continue_each_other(lm: ModuleType) -> None:
+def test_stretches_are_consecutive_text(lm: ModuleType) -> None:
     stretches = lm.Stretches(torch.arange(101), 4, 5)
     assert len(stretches) == 5
     whole = torch.cat([batch.tokens for batch in stretches], dim=1)
@@ -57,7 +57,7 @@ def test_stretches_continue_each_other(lm: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("perturb", ["batch", "example"])
-def test_training_never_reaches_the_hidden_state_of_the_validation_stream(lm: ModuleType, perturb: Any) -> None:
+def test_training_does_not_change_the_hidden_state_of_the_validation_stream(lm: ModuleType, perturb: Any) -> None:
     """With weights that stand still, the validation stream's states are those of reading the validation text alone."""
     L.seed_everything(0, verbose=False)
     module = lm.SelfTunedLanguageModel(WORDS, 8, 12, lr=1e-30)
@@ -83,7 +83,7 @@ def test_training_never_reaches_the_hidden_state_of_the_validation_stream(lm: Mo
     assert {"train", "tune", "val"} == set(module.states)
 
 
-def test_every_knob_of_the_language_model_is_read_and_moves(lm: ModuleType) -> None:
+def test_every_hyperparameter_of_the_language_model_is_read_and_moves(lm: ModuleType) -> None:
     L.seed_everything(0, verbose=False)
     module = lm.SelfTunedLanguageModel(WORDS, 8, 12, lr=1.0)
     start = module.hyperparameters.unconstrained.clone()
@@ -93,7 +93,7 @@ def test_every_knob_of_the_language_model_is_read_and_moves(lm: ModuleType) -> N
     assert (module.hyperparameters.unconstrained != start).all()
 
 
-def test_the_language_model_is_taken_away(lm: ModuleType) -> None:
+def test_exported_language_model_is_plain_with_the_same_outputs(lm: ModuleType) -> None:
     module = lm.SelfTunedLanguageModel(WORDS, 8, 12, lr=1.0).eval()
     taken, tokens = module.export(), torch.randint(0, WORDS, (3, 5))
     assert not [name for name, part in taken.named_modules() if type(part).__module__.startswith("lightning_stn")]
@@ -107,14 +107,14 @@ class Recommended(STNModule):
         self.net = self.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)))
 
 
-def test_recommended_names_fit_together() -> None:
+def test_recommended_augmentation_reads_the_recommended_names() -> None:
     module = Recommended()
     attach(module, module.hyperparameters)
     read = {name for part in module.modules() if isinstance(part, Regularizer) for name in part.reads()}
     assert read | {"input_dropout"} == set(module.hyperparameters.names)
 
 
-def test_the_paper_s_ranges() -> None:
+def test_recommended_ranges_are_those_of_the_paper() -> None:
     image, language = recommended_hyperparameters("image"), recommended_hyperparameters("language")
     assert {name: (s.low, s.high, s.init) for name, s in image.items()} == {  # type: ignore[union-attr]
         "input_dropout": (0.0, 1.0, 0.05),
@@ -134,7 +134,7 @@ def test_the_paper_s_ranges() -> None:
         recommended_hyperparameters("audio")  # type: ignore[arg-type]
 
 
-def test_alexnet_of_the_example_has_the_fifteen_hyperparameters() -> None:
+def test_alexnet_example_reads_all_fifteen_hyperparameters() -> None:
     module = example("cifar10_alexnet").SelfTunedAlexNet(0.125, 0.01)
     assert len(module.hyperparameters.names) == 15
     assert sum(name.startswith("dropout_after") for name in module.hyperparameters.names) == 7

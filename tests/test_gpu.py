@@ -128,7 +128,7 @@ def steps(build: Any, accelerator: str, perturb: str) -> Tensor:
 @pytest.mark.parametrize("perturb", PERTURB)
 @pytest.mark.parametrize("build", DATA)
 @pytest.mark.parametrize("accelerator", DEVICES)
-def test_hyperparameter_steps_are_those_of_a_cpu(accelerator: str, build: Any, perturb: str) -> None:
+def test_hyperparameter_steps_equal_those_on_a_cpu(accelerator: str, build: Any, perturb: str) -> None:
     """Through convolutions, and through an LSTM, of which cuDNN has no backward in eval mode."""
     got = steps(build, accelerator, perturb)
     assert got.norm(dim=1)[-1] > 1e-3
@@ -168,7 +168,7 @@ def _process_group(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.filterwarnings("default")  # torch's and NCCL's own, about a group of one
 @pytest.mark.parametrize("perturb", PERTURB)
 @pytest.mark.parametrize("accelerator", DEVICES)
-def test_alexnet_of_the_example_under_ddp(accelerator: str, perturb: str) -> None:
+def test_alexnet_example_trains_under_ddp(accelerator: str, perturb: str) -> None:
     """All fifteen knobs are read and move, on made-up images."""
     L.seed_everything(3, verbose=False)
     module, place = example("cifar10_alexnet").SelfTunedAlexNet(0.125, 0.01), Place()
@@ -192,7 +192,7 @@ def test_alexnet_of_the_example_under_ddp(accelerator: str, perturb: str) -> Non
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("perturb", PERTURB)
-def test_a_compiled_network_trains_as_it_does_otherwise(perturb: str) -> None:
+def test_compiled_network_trains_as_the_eager_one(perturb: str) -> None:
     """In whole graphs, by the default compiler, with random numbers drawn as torch draws them."""
     torch.compiler.reset()
     settings = {"accelerator": "gpu", "devices": 1}

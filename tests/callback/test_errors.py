@@ -117,17 +117,17 @@ class Plain(L.LightningModule):
         (NoTensor, ValueError, "training_loss to return a scalar tensor, got NoneType"),
     ],
 )
-def test_a_module_that_cannot_be_tuned(build: Any, error: type[Exception], message: str) -> None:
+def test_fit_refuses_a_module_that_cannot_be_tuned(build: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         fit(build())
 
 
-def test_a_forgotten_callback() -> None:
+def test_fit_raises_without_the_callback() -> None:
     with pytest.raises(RuntimeError, match=r"trains without its callback; pass callbacks=\[STNCallback"):
         trainer().fit(LitSmall(), loader(24), loader(16))
 
 
-def test_two_callbacks() -> None:
+def test_fit_refuses_two_callbacks() -> None:
     with pytest.raises(ValueError, match="Expected one STNCallback, got 2"):
         trainer(STNCallback(), First()).fit(LitSmall(), loader(24), loader(16))
 
@@ -138,7 +138,7 @@ class First(STNCallback):
 
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 @pytest.mark.parametrize("options", [{"limit_val_batches": 0}, {"val": None}, {"val": "two"}])
-def test_no_validation_loader_or_too_many(options: dict[str, Any]) -> None:
+def test_fit_refuses_no_validation_loader_and_several(options: dict[str, Any]) -> None:
     val = {"two": [loader(16), loader(16)], None: None, "one": loader(16)}[options.pop("val", "one")]
     count = 2 if isinstance(val, list) else 0
     message = f"Expected one validation loader for the hyperparameter phase, got {count}; pass one.*dataloader="
@@ -148,12 +148,12 @@ def test_no_validation_loader_or_too_many(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("options", [{"gradient_clip_val": 1.0}, {"accumulate_grad_batches": 2}])
-def test_clipping_in_automatic_optimization_is_the_trainer_s(options: dict[str, Any]) -> None:
+def test_fit_refuses_weight_step_settings_in_automatic_optimization(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="pass gradient_clip_val and accumulate_grad_batches to Trainer"):
         fit(Automatic(), STNCallback(**options))
 
 
-def test_a_batch_of_unknown_size_names_the_hook() -> None:
+def test_fit_names_the_hook_for_a_batch_of_unknown_size() -> None:
     class Strange(LitSmall):
         def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
             return object()
@@ -178,11 +178,11 @@ def test_a_batch_of_unknown_size_names_the_hook() -> None:
         ({"accumulate_grad_batches": 0}, "accumulate_grad_batches"),
     ],
 )
-def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
+def test_callback_names_a_wrong_argument(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         STNCallback(**arguments)
 
 
-def test_the_schedule_before_training() -> None:
+def test_schedule_raises_before_fit() -> None:
     with pytest.raises(RuntimeError, match="no schedule yet"):
         _ = STNCallback().schedule

@@ -84,13 +84,13 @@ def test_global_step_counts_weight_steps(kind: type[LitSmall]) -> None:
 
 
 @pytest.mark.parametrize("kind", [LitSmall, Automatic])
-def test_max_steps_is_exact(kind: type[LitSmall]) -> None:
+def test_max_steps_limits_weight_steps(kind: type[LitSmall]) -> None:
     module = kind()
     run, _ = fit(module, callback(train_steps=1, valid_steps=2), max_epochs=-1, max_steps=5)
     assert run.global_step == module.events.count("weight") == 5
 
 
-def test_warmup_moves_no_hyperparameter() -> None:
+def test_warmup_changes_no_hyperparameter() -> None:
     module = LitSmall()
     before = module.hyperparameters.state_dict()
     before = {key: value.clone() for key, value in before.items()}
@@ -99,7 +99,7 @@ def test_warmup_moves_no_hyperparameter() -> None:
     assert all(torch.equal(before[key], value) for key, value in module.hyperparameters.state_dict().items())
 
 
-def test_a_run_moves_hyperparameters_scales_weights_and_responses() -> None:
+def test_run_changes_hyperparameters_scales_weights_and_response_weights() -> None:
     module = LitSmall()
     random_gates(module, 0.1)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
@@ -108,7 +108,7 @@ def test_a_run_moves_hyperparameters_scales_weights_and_responses() -> None:
     assert unmoved == []
 
 
-def test_fixed_scales_stay_and_one_row_is_enough() -> None:
+def test_fixed_scales_do_not_change_and_need_one_row() -> None:
     rows = []
 
     class Watch(LitSmall):
@@ -127,7 +127,7 @@ def test_fixed_scales_stay_and_one_row_is_enough() -> None:
 
 
 @pytest.mark.parametrize(("perturb", "rows"), [("example", 8), ("batch", 1)])
-def test_rows_of_the_sample_in_the_weight_phase(perturb: str, rows: int) -> None:
+def test_sample_in_the_weight_phase_has_one_row_or_one_per_example(perturb: str, rows: int) -> None:
     seen = set()
 
     class Watch(LitSmall):
@@ -140,7 +140,7 @@ def test_rows_of_the_sample_in_the_weight_phase(perturb: str, rows: int) -> None
 
 
 @pytest.mark.filterwarnings("ignore:Found 1 module.s. in eval mode at the start of training")
-def test_the_hyperparameter_phase_touches_nothing_but_the_hyperparameters() -> None:
+def test_hyperparameter_phase_changes_only_the_hyperparameters() -> None:
     """Weights, their gradients, batch statistics, modes and the Trainer's state before and after every such phase."""
     snapshots = []
 
@@ -167,7 +167,7 @@ def test_the_hyperparameter_phase_touches_nothing_but_the_hyperparameters() -> N
         assert all(torch.equal(value, tensors_after[key]) for key, value in tensors.items())
 
 
-def test_in_the_hyperparameter_phase_everything_looks_like_validation() -> None:
+def test_module_and_trainer_are_in_validation_mode_in_the_hyperparameter_phase() -> None:
     seen = []
 
     class Watch(LitSmall):
@@ -185,7 +185,7 @@ def test_in_the_hyperparameter_phase_everything_looks_like_validation() -> None:
     assert seen == [True, False] * 3 + [False]
 
 
-def test_an_exception_leaves_nothing_bound() -> None:
+def test_exception_in_the_weight_phase_unbinds_the_sample() -> None:
     class Fails(LitSmall):
         def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
             raise ZeroDivisionError
@@ -197,7 +197,7 @@ def test_an_exception_leaves_nothing_bound() -> None:
     assert module.hyperparameters.bound.values is None
 
 
-def test_an_exception_in_the_hyperparameter_phase_restores_modes_and_binding() -> None:
+def test_exception_in_the_hyperparameter_phase_restores_modes_and_unbinds_the_sample() -> None:
     class Fails(LitSmall):
         def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
             raise ZeroDivisionError
@@ -210,7 +210,7 @@ def test_an_exception_in_the_hyperparameter_phase_restores_modes_and_binding() -
     assert all(parameter.grad is None for parameter in module.hyperparameters.parameters())
 
 
-def test_in_front_of_an_existing_module() -> None:
+def test_existing_module_is_tuned_with_stn_module_as_first_base() -> None:
     module = Tuned()
     start = module.hyperparameters.values()["dropout"]
     run, _ = fit(module, max_epochs=4)
@@ -240,7 +240,7 @@ def test_automatic_and_manual_optimization_give_the_same_run() -> None:
     assert all(torch.equal(finals[0][key], finals[1][key]) for key in finals[0])
 
 
-def test_accumulation_and_clipping_equal_lightning_s_own() -> None:
+def test_accumulation_and_clipping_equal_those_of_lightning() -> None:
     finals = []
     for kind, ours, theirs in (
         (LitSmall, {"gradient_clip_val": 0.1, "accumulate_grad_batches": 2}, {}),
@@ -262,7 +262,7 @@ def test_accumulation_and_clipping_equal_lightning_s_own() -> None:
         lambda o: {"scheduler": torch.optim.lr_scheduler.StepLR(o, 1, 0.5), "interval": "step", "frequency": 2},
     ],
 )
-def test_schedulers_step_as_lightning_s_own(build: Any) -> None:
+def test_schedulers_step_as_in_automatic_optimization(build: Any) -> None:
     rates = []
     for kind in (LitSmall, Automatic):
 
@@ -330,7 +330,7 @@ def test_resume_continues_phases_stream_optimizer_and_schedule(tmp_path: Path, p
 
 
 @pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization")
-def test_the_best_checkpoint_holds_hyperparameters_of_its_own_step(tmp_path: Path) -> None:
+def test_checkpoint_holds_the_hyperparameters_of_its_step(tmp_path: Path) -> None:
     module = LitSmall()
     saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
     run = trainer(cb := callback(train_steps=1), saver, max_epochs=2, enable_checkpointing=True)
@@ -342,14 +342,14 @@ def test_the_best_checkpoint_holds_hyperparameters_of_its_own_step(tmp_path: Pat
         assert other.hyperparameters.values() == cb.schedule.rows[step].values
 
 
-def test_fast_dev_run_still_runs_a_hyperparameter_step() -> None:
+def test_fast_dev_run_includes_a_hyperparameter_step() -> None:
     module = LitSmall()
     fit(module, STNCallback(), fast_dev_run=True)
     assert module.events == ["weight", "hyperparameter", "evaluation"]
 
 
 @pytest.mark.parametrize("source", ["argument", "module", "datamodule", "loader"])
-def test_where_validation_batches_come_from(source: str) -> None:
+def test_tuning_batches_come_from_argument_hook_or_validation_loader(source: str) -> None:
     sizes = set()
 
     class Watch(LitSmall):
@@ -378,13 +378,13 @@ def test_where_validation_batches_come_from(source: str) -> None:
     assert sizes == {8 if source == "loader" else 4}
 
 
-def test_the_validation_loader_is_found_before_lightning_loads_it() -> None:
+def test_validation_loader_is_found_before_the_first_validation() -> None:
     module = LitSmall()
     fit(module, max_epochs=2, check_val_every_n_epoch=2)
     assert module.events.count("hyperparameter") == 3
 
 
-def test_the_learning_rate_follows_the_length_of_the_run() -> None:
+def test_default_learning_rate_depends_on_the_length_of_the_run() -> None:
     rates = {}
     for epochs in (40, 400):
         cb = callback(lr=None, train_steps=1)
@@ -401,7 +401,7 @@ def test_the_learning_rate_follows_the_length_of_the_run() -> None:
     assert rates[400] == [pytest.approx(30 / 1200)] * 2
 
 
-def test_a_run_of_unknown_length_has_a_rate_too() -> None:
+def test_run_of_unknown_length_has_a_default_learning_rate() -> None:
     class Stop(L.Callback):
         def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             trainer.should_stop = True
@@ -412,7 +412,7 @@ def test_a_run_of_unknown_length_has_a_rate_too() -> None:
     assert cb.state_dict()["optimizer"]["optimizer"]["param_groups"][0]["lr"] == 1e-2
 
 
-def test_the_same_seed_gives_the_same_schedule_whatever_the_workers() -> None:
+def test_same_seed_gives_the_same_schedule_for_any_number_of_workers() -> None:
     schedules = []
     for workers in (0, 2):
         L.seed_everything(3, verbose=False)
@@ -423,7 +423,7 @@ def test_the_same_seed_gives_the_same_schedule_whatever_the_workers() -> None:
     assert schedules[0] == schedules[1]
 
 
-def test_unread_hyperparameters_are_named_once() -> None:
+def test_fit_warns_once_of_unread_hyperparameters() -> None:
     read = dict(LitSmall().hyperparameters.specifications)
     module = LitSmall({**read, "idle": Float(0.0, 1.0, init=0.5)})
     with pytest.warns(UserWarning, match=r"Nothing read the hyperparameters \['idle'\]") as record:
@@ -431,12 +431,12 @@ def test_unread_hyperparameters_are_named_once() -> None:
     assert len([w for w in record if "Nothing read" in str(w.message)]) == 1
 
 
-def test_conversion_covers_the_small_network() -> None:
+def test_conversion_covers_every_layer_of_the_small_network() -> None:
     assert len(list(response_layers(LitSmall()))) == sum(isinstance(m, nn.Linear | nn.Conv2d) for m in small_net()) == 3
 
 
 @pytest.mark.parametrize("loop", ["validate", "test", "fit"])
-def test_evaluation_merges_the_weights_once_and_anew_for_each_loop(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_builds_effective_weights_once_per_loop(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = LitSmall()
     random_gates(module, 0.1)
     builds = []
@@ -458,7 +458,7 @@ def test_evaluation_merges_the_weights_once_and_anew_for_each_loop(loop: str, mo
     assert module.hyperparameters.bound.merged is None
 
 
-def test_weights_changed_between_loops_are_seen() -> None:
+def test_evaluation_uses_weights_changed_between_loops() -> None:
     module = LitSmall()
     random_gates(module, 0.1)
     (first,) = trainer().validate(module, loader(16), verbose=False)
@@ -468,7 +468,7 @@ def test_weights_changed_between_loops_are_seen() -> None:
     assert second["val_loss"] == pytest.approx(math.log(3)) != first["val_loss"]
 
 
-def test_a_validation_loss_with_a_gradient_of_the_network_in_it() -> None:
+def test_hypergradient_of_a_gradient_penalty_is_exact() -> None:
     """The first step equals that along the hypergradient of the loss differentiated without any short cut."""
 
     class Penalised(LitSmall):

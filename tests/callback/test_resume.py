@@ -292,7 +292,7 @@ def test_a_killed_process_continues_bit_for_bit(tmp_path: Path, save_at: int, me
     assert_same(resumed, resumed_stn, whole, whole_stn)
 
 
-def test_the_comparison_notices_a_difference(tmp_path: Path) -> None:
+def test_comparison_detects_a_run_with_another_seed(tmp_path: Path) -> None:
     """Another seed gives another run."""
     runs = [run(tmp_path / str(seed), 1000, options={}, seed=seed) for seed in (0, 1)]
     with pytest.raises(AssertionError):
@@ -307,7 +307,7 @@ class Saving(LitSmall):
         super().__init__(hyperparameters)
 
 
-def test_saved_specifications_come_back(tmp_path: Path) -> None:
+def test_load_from_checkpoint_restores_saved_specifications(tmp_path: Path) -> None:
     knobs: dict[str, Hyperparameter] = {
         "dropout": Float(0.0, 0.9, init=0.05),
         "noise": Float(0.0, None, init=0.1, log=False),

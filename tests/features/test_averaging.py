@@ -94,7 +94,7 @@ def test_weights_are_averaged_and_hyperparameters_are_not(
     assert module.hyperparameters.values() == stn.schedule.rows[-1].values
 
 
-def test_validation_is_that_of_the_average_at_the_current_hyperparameters() -> None:
+def test_validation_uses_averaged_weights_at_the_current_hyperparameters() -> None:
     module, stn, trail = Traced(), callback(), Trail()
     random_gates(module, 0.1)
     logged = []
@@ -127,7 +127,7 @@ def test_validation_is_that_of_the_average_at_the_current_hyperparameters() -> N
     ids=["middle of an epoch", "behind validation", "end of an epoch"],
 )
 @pytest.mark.parametrize("averaging", ["ema", "mean"])
-def test_a_resumed_run_averages_on(
+def test_resumed_run_continues_the_average(
     tmp_path: Path, averaging: str, save_at: int, keep: dict[str, Any], kind: type[Adam]
 ) -> None:
     """Bit for bit, up to the average that the module ends with."""
@@ -135,7 +135,7 @@ def test_a_resumed_run_averages_on(
     assert_resumes(tmp_path, save_at, save_at + 2, options)
 
 
-def test_swa_is_refused_with_the_reason() -> None:
+def test_fit_refuses_stochastic_weight_averaging_with_the_reason() -> None:
     message = "does not support StochasticWeightAveraging: it ends with an epoch.*EMAWeightAveraging, which average"
     with pytest.raises(NotImplementedError, match=message):
         train(Traced(), StochasticWeightAveraging(swa_lrs=0.01))

@@ -51,7 +51,7 @@ SAVERS: dict[str, tuple[dict[str, Any], dict[str, Any], list[int]]] = {
 @pytest.mark.parametrize("automatic", MODES)
 @pytest.mark.parametrize("case", SAVERS)
 @pytest.mark.filterwarnings("ignore:`ModelCheckpoint.monitor='val_loss'.` could not find")  # Lightning 2.5 says so
-def test_when_a_checkpoint_is_written_and_what_it_holds(tmp_path: Path, case: str, automatic: bool) -> None:
+def test_checkpoint_is_written_when_due_with_the_values_of_its_step(tmp_path: Path, case: str, automatic: bool) -> None:
     """Every one of them has the hyperparameters and the scales that the schedule has for its step."""
     settings, others, expected = SAVERS[case]
     L.seed_everything(3, verbose=False)
@@ -80,7 +80,7 @@ def test_when_a_checkpoint_is_written_and_what_it_holds(tmp_path: Path, case: st
 @pytest.mark.skipif(
     "save_on_exception" not in signature(ModelCheckpoint).parameters, reason="Lightning has it from 2.5.3 on"
 )
-def test_a_checkpoint_written_on_an_exception_resumes(tmp_path: Path, automatic: bool) -> None:
+def test_run_resumes_from_a_checkpoint_written_on_an_exception(tmp_path: Path, automatic: bool) -> None:
     class Fails(Traced):
         def training_loss(self, batch: Any, batch_idx: int) -> Any:
             if len(self.rates) == 8:
@@ -100,7 +100,7 @@ def test_a_checkpoint_written_on_an_exception_resumes(tmp_path: Path, automatic:
 
 
 @pytest.mark.parametrize("automatic", MODES)
-def test_the_best_checkpoint_is_of_one_step(tmp_path: Path, automatic: bool) -> None:
+def test_best_checkpoint_holds_the_state_of_one_step(tmp_path: Path, automatic: bool) -> None:
     """Weights, hyperparameters and scales, restored by hand, by the Trainer, and in an exported network."""
     states = []
 
@@ -165,7 +165,7 @@ CHANGES: dict[str, Any] = {
 }
 
 
-def test_a_resumed_run_keeps_its_settings_and_says_so(two: Two) -> None:
+def test_resumed_run_keeps_its_settings_and_warns(two: Two) -> None:
     with pytest.warns(UserWarning, match="A resumed run keeps the settings of its checkpoint") as caught:
         module, stn = resume(two.checkpoint.parent, two.checkpoint, **CHANGES)
     (message,) = [str(w.message) for w in caught if "keeps the settings" in str(w.message)]
@@ -178,7 +178,7 @@ def test_a_resumed_run_keeps_its_settings_and_says_so(two: Two) -> None:
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_setting_that_is_named_counts(two: Two, name: str) -> None:
+def test_resumed_run_uses_a_named_setting(two: Two, name: str) -> None:
     """And is not spoken of; the others stay, and the run is another one from there."""
     module, stn = resume(two.checkpoint.parent, two.checkpoint, **{name: CHANGES[name]}, override=[name])
     settings = stn.state_dict()["settings"]
@@ -188,20 +188,20 @@ def test_a_setting_that_is_named_counts(two: Two, name: str) -> None:
     assert stn.schedule.rows[: 2 * BATCHES + 1] == two.stn.schedule.rows[: 2 * BATCHES + 1]
 
 
-def test_a_rate_that_is_named_keeps_the_optimizer_s_state(two: Two) -> None:
+def test_named_learning_rate_keeps_the_optimizer_state(two: Two) -> None:
     _, stn = resume(two.checkpoint.parent, two.checkpoint, lr=0.2, scale_lr=0.3, override=["lr", "scale_lr"])
     state = stn.state_dict()["optimizer"]["optimizer"]
     assert [group["lr"] for group in state["param_groups"]] == [0.2, 0.3]
     assert state["state"][0]["step"] == 10  # five in each half of the run
 
 
-def test_a_phase_length_that_is_named_counts_from_there(two: Two) -> None:
+def test_named_phase_length_applies_from_the_resumed_step(two: Two) -> None:
     _, stn = resume(two.checkpoint.parent, two.checkpoint, train_steps=1, override="train_steps")
     assert stn.state_dict()["clock"] == {"batches": 20, "weight_steps": 20, "hyperparameter_steps": 5 + 10}
 
 
 @pytest.mark.parametrize("tuned", [True, False])
-def test_scales_are_held_or_tuned_from_there(tmp_path: Path, tuned: bool) -> None:
+def test_named_scale_setting_fixes_or_tunes_scales_from_the_resumed_step(tmp_path: Path, tuned: bool) -> None:
     resume(tmp_path, None, epochs=2, tune_scales=not tuned)
     checkpoint = tmp_path / "two.ckpt"
     saved = torch.load(checkpoint, weights_only=True)["state_dict"]["hyperparameters.raw_scale"]
@@ -210,12 +210,12 @@ def test_scales_are_held_or_tuned_from_there(tmp_path: Path, tuned: bool) -> Non
     assert len(stn.state_dict()["optimizer"]["optimizer"]["param_groups"]) == 1 + tuned
 
 
-def test_a_larger_weight_of_the_entropy_widens_the_scales_from_there(two: Two) -> None:
+def test_named_larger_entropy_weight_widens_the_scales_from_the_resumed_step(two: Two) -> None:
     module, _ = resume(two.checkpoint.parent, two.checkpoint, entropy_weight=50.0, override=["entropy_weight"])
     assert (module.hyperparameters.scale > two.expected.hyperparameters.scale).all()
 
 
-def test_another_optimizer_is_refused_unless_it_is_named(two: Two) -> None:
+def test_resume_refuses_another_optimizer_unless_it_is_named(two: Two) -> None:
     with pytest.raises(ValueError, match=r"of class Adam, but this STNCallback has SGD.*override=\['optimizer'\]"):
         resume(two.checkpoint.parent, two.checkpoint, optimizer=torch.optim.SGD)
     starts = []
@@ -231,12 +231,12 @@ def test_another_optimizer_is_refused_unless_it_is_named(two: Two) -> None:
     assert stn.state_dict()["optimizer"]["class"] == "SGD"
 
 
-def test_the_optimizer_s_state_begins_anew_where_it_is_named(two: Two) -> None:
+def test_named_optimizer_starts_with_an_empty_state(two: Two) -> None:
     _, stn = resume(two.checkpoint.parent, two.checkpoint, override=["optimizer"])
     assert stn.state_dict()["optimizer"]["optimizer"]["state"][0]["step"] == 5
 
 
-def test_hyperparameters_return_to_their_start_where_they_are_named(two: Two) -> None:
+def test_named_hyperparameters_return_to_their_start(two: Two) -> None:
     """The weights are those of the checkpoint."""
     starts = []
 
@@ -266,13 +266,13 @@ KNOBS = dict(LitSmall().hyperparameters.specifications)
     ],
     ids=["name", "order", "range", "range of whole numbers", "log"],
 )
-def test_other_hyperparameters_are_refused(two: Two, others: dict[str, Any]) -> None:
+def test_resume_refuses_other_hyperparameters(two: Two, others: dict[str, Any]) -> None:
     module = LitSmall(others, dropout="dropout" if "dropout" in others else "rate")
     with pytest.raises(ValueError, match=r"The checkpoint was saved with the hyperparameters.*but this module has"):
         resume(two.checkpoint.parent, two.checkpoint, module=module)
 
 
-def test_more_hyperparameters_are_refused(two: Two) -> None:
+def test_resume_refuses_additional_hyperparameters(two: Two) -> None:
     module = LitSmall({**KNOBS, "more": Float(0.0, 1.0, init=0.5)})
     with pytest.raises(
         ValueError, match=r"The checkpoint was saved with the hyperparameters.*but this module has.*'more'"
@@ -280,13 +280,13 @@ def test_more_hyperparameters_are_refused(two: Two) -> None:
         resume(two.checkpoint.parent, two.checkpoint, module=module)
 
 
-def test_other_starts_are_none_of_a_resumed_run_s_business(two: Two) -> None:
+def test_resume_ignores_other_start_values(two: Two) -> None:
     other = LitSmall({**KNOBS, "dropout": Float(0.0, 0.9, init=0.5, scale=0.1)})
     module, _ = resume(two.checkpoint.parent, two.checkpoint, module=other)
     assert all(torch.equal(value, module.state_dict()[key]) for key, value in two.expected.state_dict().items())
 
 
 @pytest.mark.parametrize("override", [["learning_rate"], "lt", ["lr", "dataloader"]])
-def test_what_cannot_be_overridden_is_refused_with_what_can(override: Any) -> None:
+def test_callback_refuses_to_override_an_unknown_setting_and_lists_the_known(override: Any) -> None:
     with pytest.raises(ValueError, match=r"expected override to name some of \['train_steps', .*'hyperparameters'\]"):
         STNCallback(override=override)

@@ -159,7 +159,7 @@ SLOW = pytest.mark.slow
 
 @pytest.mark.parametrize("perturb", PERTURB)
 @whole_graphs
-def test_a_compiled_network_trains_as_it_does_otherwise(perturb: str) -> None:
+def test_compiled_network_trains_as_the_eager_one(perturb: str) -> None:
     """In five graphs however long the run.
 
     The first weight step (which notes who reads what) and the further ones, the hyperparameter step, the first batch of
@@ -180,7 +180,7 @@ def test_a_compiled_network_trains_as_it_does_otherwise(perturb: str) -> None:
         pytest.param("torch.compile(module)", "example", marks=SLOW),
     ],
 )
-def test_so_does_a_wrapper_around_the_network_or_the_module(how: str, perturb: str) -> None:
+def test_compiled_wrapper_of_network_or_module_trains_as_the_eager_one(how: str, perturb: str) -> None:
     compiled = train(build(), perturb, how, epochs=1, backend="eager")  # the graphs themselves are tested above
     keys = {"torch.compile(net)": "net._orig_mod.0.weight", "torch.compile(module)": "net.0.weight"}
     assert keys[how] in compiled.state_dict()
@@ -194,7 +194,7 @@ def test_so_does_a_wrapper_around_the_network_or_the_module(how: str, perturb: s
 @pytest.mark.slow
 @pytest.mark.parametrize("perturb", PERTURB)
 @whole_graphs
-def test_a_compiled_network_in_automatic_optimisation(perturb: str) -> None:
+def test_compiled_network_trains_as_the_eager_one_in_automatic_optimisation(perturb: str) -> None:
     compiled = train(build(automatic=True), perturb, "net.compile", backend="aot_eager", fullgraph=True)
     assert_same(compiled, train(build(automatic=True), perturb), **CLOSE)
 
@@ -202,7 +202,7 @@ def test_a_compiled_network_in_automatic_optimisation(perturb: str) -> None:
 @pytest.mark.slow  # half a minute of C++ compiler
 @pytest.mark.parametrize("perturb", PERTURB)
 @whole_graphs
-def test_the_default_compiler_trains_as_torch_does(perturb: str) -> None:
+def test_network_of_the_default_compiler_trains_as_the_eager_one(perturb: str) -> None:
     with torch._inductor.config.patch(fallback_random=True):  # random numbers drawn as torch draws them
         compiled = train(build(), perturb, "net.compile", fullgraph=True)
     assert_same(compiled, train(build(), perturb), **CLOSE)
@@ -210,7 +210,7 @@ def test_the_default_compiler_trains_as_torch_does(perturb: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization")
 @whole_graphs
-def test_a_compiled_network_is_saved_and_taken_away_as_any_other(tmp_path: Path) -> None:
+def test_compiled_network_is_saved_and_exported_as_an_eager_one(tmp_path: Path) -> None:
     """With batches of several sizes, the last of an epoch being smaller."""
     module = build()
     compile_whole(module, backend="aot_eager", fullgraph=True)
@@ -228,7 +228,7 @@ def test_a_compiled_network_is_saved_and_taken_away_as_any_other(tmp_path: Path)
     [(False, True), (False, False), (True, False)],
     ids=["not reentrant", "not reentrant, in training", "reentrant, in training"],
 )
-def test_activation_checkpoints_change_no_bit(reentrant: bool, always: bool, perturb: str) -> None:
+def test_activation_checkpointing_gives_the_same_run_bit_for_bit(reentrant: bool, always: bool, perturb: str) -> None:
     """What is recomputed in backward meets the sample, and the random numbers, of the forward pass."""
     module = build()
     passes: list[None] = []
@@ -241,7 +241,7 @@ def test_activation_checkpoints_change_no_bit(reentrant: bool, always: bool, per
     assert len(passes) == weights + hyperparameters + evaluations + recomputed
 
 
-def test_reentrant_checkpoints_in_the_hyperparameter_phase_are_refused_with_the_reason() -> None:
+def test_fit_refuses_reentrant_checkpoints_in_the_hyperparameter_phase_with_the_reason() -> None:
     module = build()
     module.net = Recomputed(module.net, reentrant=True, always=True)  # type: ignore[arg-type]
     with pytest.raises(NotImplementedError, match=r"use_reentrant=False\), or checkpoint only where self.training"):
@@ -262,5 +262,5 @@ def assert_exports(module: LitSmall) -> None:
 
 
 @pytest.mark.parametrize("perturb", PERTURB)
-def test_the_network_of_a_run_is_exported_as_a_program(perturb: str) -> None:
+def test_trained_network_exports_as_a_program(perturb: str) -> None:
     assert_exports(train(build(), perturb))

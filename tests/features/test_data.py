@@ -64,7 +64,7 @@ class Counting(L.LightningDataModule):
 
 
 @pytest.mark.parametrize("automatic", MODES)
-def test_a_data_module_and_its_hooks(automatic: bool) -> None:
+def test_data_module_hooks_run_in_both_phases(automatic: bool) -> None:
     """Its hook meets the batches of the hyperparameter phase too; the run is that on loaders of scaled images."""
     module, data = build(automatic=automatic), Counting()
     run = trainer(callback(), max_epochs=2)
@@ -110,7 +110,7 @@ def expected_loss(module: Traced, source: DataLoader[Any]) -> float:
 @pytest.mark.parametrize("mapping", [False, True])
 @pytest.mark.parametrize("chosen", ["argument", "hook"])
 @pytest.mark.parametrize("kind", [Sources, ByLoader])
-def test_several_validation_loaders(kind: type[Sources], chosen: str, mapping: bool) -> None:
+def test_one_of_several_validation_loaders_is_tuned_on(kind: type[Sources], chosen: str, mapping: bool) -> None:
     """One of them, or a further one, is chosen to tune on; Lightning validates on all, and logs each by itself."""
     clean, shifted, tuning = loader(16, 8, seed=1), loader(12, 4, seed=2), loader(15, 5, seed=3)
     module = build(kind)
@@ -159,7 +159,7 @@ PAIRS: dict[str, tuple[Callable[..., Any], int]] = {
 @pytest.mark.parametrize("perturb", PERTURB)
 @pytest.mark.parametrize("resumable", [False, True])
 @pytest.mark.parametrize("mode", PAIRS)
-def test_several_training_loaders_at_once(mode: str, resumable: bool, perturb: str) -> None:
+def test_run_trains_on_several_loaders_at_once(mode: str, resumable: bool, perturb: str) -> None:
     combine, batches = PAIRS[mode]
     kind = ResumableLoader if resumable else DataLoader
     module = build(Pair)
@@ -243,14 +243,14 @@ def test_batches_of_any_structure_give_the_same_run(kind: str, perturb: str) -> 
     assert torch.equal(run.callback_metrics["val_loss"], plain_trainer.callback_metrics["val_loss"])
 
 
-def test_a_size_that_cannot_be_inferred_names_the_hook() -> None:
+def test_fit_names_the_hook_for_a_batch_of_unknown_size() -> None:
     message = r"examples in a batch of type Strange cannot be inferred; override infer_batch_size\(self, batch\) in Unp"
     with pytest.raises(ValueError, match=message):
         packed_run("strange")
 
 
 @pytest.mark.parametrize("perturb", PERTURB)
-def test_with_the_hook_such_a_batch_is_as_good_as_any(perturb: str) -> None:
+def test_batch_of_unknown_size_trains_with_the_hook(perturb: str) -> None:
     class Knows(Traced):
         def infer_batch_size(self, batch: Any) -> int:
             return len(batch.y)
@@ -265,7 +265,7 @@ def test_with_the_hook_such_a_batch_is_as_good_as_any(perturb: str) -> None:
 @pytest.mark.parametrize("automatic", MODES)
 @pytest.mark.parametrize("perturb", PERTURB)
 @pytest.mark.parametrize("rest", [3, 1])
-def test_the_last_batch_may_be_smaller(rest: int, perturb: str, automatic: bool) -> None:
+def test_smaller_last_batch_is_trained_and_validated_but_not_tuned_on(rest: int, perturb: str, automatic: bool) -> None:
     """In training every example of it has a row; the stream leaves it out; every example of validation counts once."""
     rows: list[int] = []
     tuned: set[int] = set()

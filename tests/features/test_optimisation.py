@@ -19,7 +19,7 @@ CLIPPING: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(("clipping", "accumulate"), list(itertools.product(CLIPPING, [1, 2, 3])))
-def test_clipping_and_accumulation_are_the_trainer_s(clipping: str, accumulate: int) -> None:
+def test_clipping_and_accumulation_equal_those_of_the_trainer(clipping: str, accumulate: int) -> None:
     """Five batches an epoch, so that two and three leave a rest, on which Lightning steps as well."""
     manual, automatic = in_both_modes(accumulate_grad_batches=accumulate, **CLIPPING[clipping])
     assert_equal_weights(manual, automatic, rtol=1e-5, atol=1e-6)
@@ -35,7 +35,7 @@ def test_clipping_and_accumulation_are_the_trainer_s(clipping: str, accumulate: 
     assert not torch.allclose(flat(manual), flat(unclipped), atol=1e-4)
 
 
-def test_a_run_shorter_than_its_loader_accumulates_to_its_own_end() -> None:
+def test_epoch_cut_short_steps_on_its_last_batch() -> None:
     manual, automatic = in_both_modes(n=64, limit_train_batches=5, accumulate_grad_batches=2)
     assert manual.trainer.global_step == automatic.trainer.global_step == 6
     assert_equal_weights(manual, automatic, rtol=1e-5, atol=1e-6)
@@ -119,7 +119,7 @@ class Following(lr_scheduler.LRScheduler):
 
 @pytest.mark.parametrize("case", SCHEDULERS)
 @pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")  # of torch 2.4 to its own SequentialLR
-def test_schedulers_step_when_and_on_what_the_trainer_s_do(case: str) -> None:
+def test_schedulers_step_at_the_times_and_on_the_metrics_of_the_trainer(case: str) -> None:
     configure, settings = SCHEDULERS[case]
     manual, automatic = in_both_modes(configure, LogsLate, max_epochs=5, **settings)
     assert manual.rates == automatic.rates
@@ -133,7 +133,7 @@ def test_schedulers_step_when_and_on_what_the_trainer_s_do(case: str) -> None:
 
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 @pytest.mark.parametrize("automatic", MODES)
-def test_a_metric_that_nobody_logs_ends_a_strict_scheduler_s_run(automatic: bool, interval: str) -> None:
+def test_strict_scheduler_raises_without_its_metric(automatic: bool, interval: str) -> None:
     module = Traced(automatic, lambda o: plateau(o, monitor="accuracy", interval=interval))
     with pytest.raises(Exception, match=r"(?s)ReduceLROnPlateau.*accuracy.*not"):
         train(module)
@@ -142,7 +142,7 @@ def test_a_metric_that_nobody_logs_ends_a_strict_scheduler_s_run(automatic: bool
 
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 @pytest.mark.parametrize("automatic", MODES)
-def test_a_scheduler_that_is_not_strict_waits_for_its_metric(automatic: bool, interval: str) -> None:
+def test_non_strict_scheduler_warns_and_waits_without_its_metric(automatic: bool, interval: str) -> None:
     module = Traced(automatic, lambda o: plateau(o, monitor="accuracy", interval=interval, strict=False))
     with pytest.warns(Warning, match=r"(?s)ReduceLROnPlateau.*accuracy.*not"):
         train(module)
@@ -163,7 +163,7 @@ class Several(Traced):
 
 
 @pytest.mark.parametrize("clip", [None, 0.02])
-def test_several_optimizers_are_as_good_as_one(clip: float | None) -> None:
+def test_several_optimizers_give_the_run_of_one(clip: float | None) -> None:
     """Entries are clipped, since a norm is that of an optimiser's own parameters."""
     settings = {"gradient_clip_val": clip, "gradient_clip_algorithm": "value", "accumulate_grad_batches": 2}
     finals = []

@@ -115,7 +115,7 @@ def test_hypergradients_agree_with_float32(precision: str, tune_scales: bool, me
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_small_steps_accumulate(precision: str) -> None:
+def test_small_hyperparameter_steps_accumulate(precision: str) -> None:
     """Steps of 3e-3 around 2.8, where bfloat16 has nothing between 2.8125 and 2.828125."""
 
     class Constant(Watched):
@@ -193,7 +193,7 @@ class TwoOptimizers(Watched):
 
 
 @pytest.mark.parametrize("growth_interval", [1, 2, 2000])
-def test_several_optimizers_step_at_one_scale(growth_interval: int) -> None:
+def test_several_optimizers_step_with_the_same_scale(growth_interval: int) -> None:
     """Whether the scale grows behind the first or not."""
     moved = []
     for settings in ({}, half_on_cpu(init_scale=64.0, growth_interval=growth_interval)):
@@ -209,7 +209,7 @@ def test_several_optimizers_step_at_one_scale(growth_interval: int) -> None:
     assert run.precision_plugin.state_dict()["scale"] == 64.0 * 2**growths
 
 
-def test_an_overflow_of_one_optimizer_lowers_the_scale_that_both_share() -> None:
+def test_overflow_of_one_optimizer_lowers_the_shared_scale() -> None:
     class Infinite(TwoOptimizers):
         def on_after_backward(self) -> None:
             self.net[0].weight.grad.fill_(float("inf"))  # type: ignore[index, union-attr]
@@ -224,7 +224,7 @@ def test_an_overflow_of_one_optimizer_lowers_the_scale_that_both_share() -> None
 
 
 @pytest.mark.parametrize("automatic", MODES)
-def test_gradients_are_clipped_unscaled(automatic: bool) -> None:
+def test_gradients_are_clipped_after_unscaling(automatic: bool) -> None:
     """A limit that a gradient times the scale would always exceed, and it itself never does, changes nothing."""
     finals = []
     for limit in (None, 100.0):
@@ -336,7 +336,7 @@ def texts(n: int, seed: int) -> DataLoader[Any]:
 @both_methods
 @pytest.mark.parametrize("kind", [LitEverything, LitWords])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_what_regularises_and_augments_works_in_every_precision(precision: str, kind: Any, method: str) -> None:
+def test_regularisers_and_augmentations_work_in_every_precision(precision: str, kind: Any, method: str) -> None:
     """Each of them was read, and each knob was stepped."""
     L.seed_everything(3, verbose=False)
     module, data = kind(), pictures if kind is LitEverything else texts

@@ -139,7 +139,7 @@ def test_fsdp2_equals_one_process_on_the_whole_batch(
 
 
 @pytest.mark.parametrize(("name", "rows"), [("example", 4), ("batch", 1)])
-def test_every_rank_draws_its_own_noise(two: Path, name: str, rows: int) -> None:
+def test_ranks_draw_different_noise(two: Path, name: str, rows: int) -> None:
     first, second = ends(two, name)
     for ours, theirs in zip(first["samples"], second["samples"], strict=True):
         assert len(ours) == rows
@@ -185,7 +185,7 @@ def test_a_checkpoint_of_two_ranks_loads_on_one(two: Path) -> None:
     assert torch.isfinite(loaded.export()(inputs)).all()
 
 
-def test_spawned_processes_end_where_started_ones_do(two: Path, tmp_path: Path, method: dict[str, Any]) -> None:
+def test_ddp_spawn_ends_in_the_state_of_ddp(two: Path, tmp_path: Path, method: dict[str, Any]) -> None:
     """What comes back to the first process is what the ranks ended with, hyperparameters included."""
     assert launch(tmp_path, {"strategy": "spawn", "name": "spawn", **method}, ranks=1) == [0]
     (end,) = ends(tmp_path, "spawn", ranks=1)
@@ -212,13 +212,13 @@ class Disguise(L.Callback):
         (DeepSpeedStrategy, r"does not support DeepSpeedStrategy.*strategy='ddp'"),
     ],
 )
-def test_strategies_that_cannot_work_are_refused(kind: type[Strategy], message: str) -> None:
+def test_fit_refuses_unsupported_strategies(kind: type[Strategy], message: str) -> None:
     run = trainer(Disguise(kind), STNCallback(warmup_epochs=0))
     with pytest.raises(NotImplementedError, match=message):
         run.fit(LitSmall(), loader(24), loader(16, seed=1))
 
 
-def test_a_static_graph_is_refused_before_lightning_2_6(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_refuses_a_static_graph_before_lightning_2_6(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning.__version__", "2.5.6")
     run = trainer(Disguise(DDPStrategy), STNCallback(warmup_epochs=0))
     run.strategy._ddp_kwargs = {"static_graph": True}  # type: ignore[attr-defined]
