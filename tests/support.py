@@ -1,4 +1,4 @@
-"""What several test files share: a small self-tuning module on made-up data, and a quiet Trainer."""
+"""Shared by several test files: a small self-tuning module on synthetic data, and a quiet Trainer."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -53,7 +53,7 @@ def small_net(rate: float = 0.1) -> nn.Sequential:
 
 
 class LitSmall(STNModule):
-    """Three knobs on a small convolutional network; records the order of its losses."""
+    """Three hyperparameters on a small convolutional network; records the order of its losses."""
 
     def __init__(self, hyperparameters: dict[str, Any] | None = None, dropout: str | None = "dropout") -> None:
         super().__init__(
@@ -103,7 +103,7 @@ def trainer(*callbacks: L.Callback, **kwargs: Any) -> L.Trainer:
 def fit(
     module: L.LightningModule, callback: STNCallback | None = None, *, n: int = 24, **kwargs: Any
 ) -> tuple[L.Trainer, STNCallback]:
-    """Train on three batches an epoch unless told otherwise."""
+    """Train on three batches an epoch by default."""
     callback = callback or STNCallback(train_steps=2, valid_steps=1, warmup_epochs=0, lr=0.05, seed=1)
     run = trainer(callback, **kwargs)
     run.fit(module, loader(n), loader(16, seed=1))
@@ -111,7 +111,7 @@ def fit(
 
 
 def random_gates(net: nn.Module, std: float = 1.0, seed: int = 0) -> nn.Module:
-    """Fill every response parameter, so that the response matters (keep `std` small where the network then trains)."""
+    """Fill all response parameters with noise, so that the response matters; keep `std` small for training."""
     generator = torch.Generator().manual_seed(seed)
     for layer in response_layers(net):
         for parameter in layer.response_parameters():

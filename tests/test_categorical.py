@@ -1,4 +1,4 @@
-"""One of several named choices: entries, start, what is read, and what is refused."""
+"""Categorical hyperparameters: entries, start, values read, and errors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -150,8 +150,8 @@ NUMBER = Float(0.0, 1.0, init=0.5)
 @pytest.mark.parametrize(
     ("others", "choices"),
     [
-        (["x_b"], ("b", "c")),  # the entry of `b` is called as the number
-        (["x_b"], ("b_c", "d")),  # and its scale as that of a choice of `x_b`
+        (["x_b"], ("b", "c")),  # the entry of choice `b` has the name of the number
+        (["x_b"], ("b_c", "d")),  # the scale of choice `b_c` reads as that of choice `c` of `x_b`
         (["x_b_scale"], ("b", "c")),
     ],
 )
@@ -182,7 +182,7 @@ def test_categorical_is_refused_as_a_strength(use: Any) -> None:
 
 
 class LitAugmented(LitSmall):
-    """Each example under the operation that is drawn for it."""
+    """Applies to each example the operation drawn for it."""
 
     def __init__(self, per: Any = "example") -> None:
         super().__init__({"operation": Categorical(CHOICES, "mirror", per=per)}, dropout=None)

@@ -80,9 +80,9 @@ def test_shared_drop_path_rate_is_scaled_by_the_initial_rate_of_each_branch() ->
     assert isinstance(last, DropPath)
     assert (first.p, first.mode, first.share) == ("rate", "row", 0.25)
     assert (last.p, last.mode, last.share) == ("rate", "batch", 1.0)
-    taken = export(net)
-    assert type(taken[0]) is StochasticDepth  # type: ignore[index]
-    assert taken[0].p == pytest.approx(taken[2].p / 4)  # type: ignore[index]
+    exported = export(net)
+    assert type(exported[0]) is StochasticDepth  # type: ignore[index]
+    assert exported[0].p == pytest.approx(exported[2].p / 4)  # type: ignore[index]
 
 
 def test_convert_without_a_drop_path_name_keeps_constant_rates() -> None:

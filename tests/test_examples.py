@@ -1,4 +1,4 @@
-"""The examples' own promises: streams of text that never meet, and recipes whose names fit together."""
+"""The examples: separate hidden states for training and validation text, and recipes with matching names."""
 
 import importlib.util
 import sys
@@ -20,14 +20,14 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def example(name: str) -> ModuleType:
-    """An example as a module, with its neighbours importable."""
+    """Import an example as a module, with the other examples importable."""
     sys.path.insert(0, str(EXAMPLES))
     try:
         spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look their module up
+        sys.modules[spec.name] = module  # dataclasses look up their module
         spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(EXAMPLES))
@@ -58,7 +58,7 @@ def test_stretches_are_consecutive_text(lm: ModuleType) -> None:
 
 @pytest.mark.parametrize("perturb", ["batch", "example"])
 def test_training_does_not_change_the_hidden_state_of_the_validation_stream(lm: ModuleType, perturb: Any) -> None:
-    """With weights that stand still, the validation stream's states are those of reading the validation text alone."""
+    """With fixed weights, the states of the validation stream equal those from reading the validation text alone."""
     L.seed_everything(0, verbose=False)
     module = lm.SelfTunedLanguageModel(WORDS, 8, 12, lr=1e-30)
     seen: list[Tensor] = []
@@ -95,9 +95,9 @@ def test_every_hyperparameter_of_the_language_model_is_read_and_moves(lm: Module
 
 def test_exported_language_model_is_plain_with_the_same_outputs(lm: ModuleType) -> None:
     module = lm.SelfTunedLanguageModel(WORDS, 8, 12, lr=1.0).eval()
-    taken, tokens = module.export(), torch.randint(0, WORDS, (3, 5))
-    assert not [name for name, part in taken.named_modules() if type(part).__module__.startswith("lightning_stn")]
-    torch.testing.assert_close(taken(tokens, None)[0], module.net(tokens, None)[0])
+    exported, tokens = module.export(), torch.randint(0, WORDS, (3, 5))
+    assert not [name for name, part in exported.named_modules() if type(part).__module__.startswith("lightning_stn")]
+    torch.testing.assert_close(exported(tokens, None)[0], module.net(tokens, None)[0])
 
 
 class Recommended(STNModule):

@@ -1,4 +1,4 @@
-"""The table of features names tests that exist."""
+"""FEATURES.md lists every feature once, with tests that exist."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""What is refused at the start of a run, and what the message says."""
+"""Errors at the start of a run, and their messages."""
 
 from typing import Any
 
@@ -59,7 +59,7 @@ class Detached(LitSmall):
         return super().validation_loss(batch, batch_idx).detach()
 
 
-class Elsewhere(LitSmall):
+class WithoutNetwork(LitSmall):
     def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
         return next(self.net.parameters()).sum()
 
@@ -111,7 +111,7 @@ class Plain(L.LightningModule):
         (FixedOptimizer, ValueError, r"No optimiser trains.*net\.0\.response_weight.*self\.parameters\(\)"),
         (Plateau, ValueError, "ReduceLROnPlateau follows a metric, but configure_optimizers names none"),
         (Detached, ValueError, "does not depend on the hyperparameters.*without torch.no_grad"),
-        (Elsewhere, ValueError, "does not depend on the hyperparameters"),
+        (WithoutNetwork, ValueError, "does not depend on the hyperparameters"),
         (PerExample, ValueError, r"validation_loss to return a scalar tensor, got shape \[8\]"),
         (NotScalar, ValueError, r"training_loss to return a scalar tensor, got shape \[8, 3\]"),
         (NoTensor, ValueError, "training_loss to return a scalar tensor, got NoneType"),
@@ -129,10 +129,10 @@ def test_fit_raises_without_the_callback() -> None:
 
 def test_fit_refuses_two_callbacks() -> None:
     with pytest.raises(ValueError, match="Expected one STNCallback, got 2"):
-        trainer(STNCallback(), First()).fit(LitSmall(), loader(24), loader(16))
+        trainer(STNCallback(), SecondCallback()).fit(LitSmall(), loader(24), loader(16))
 
 
-class First(STNCallback):
+class SecondCallback(STNCallback):
     pass
 
 

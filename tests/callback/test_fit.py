@@ -1,4 +1,4 @@
-"""Real runs of the Trainer: phases, counters, what may move and what may not, resume."""
+"""Real runs of the Trainer: phases, counters, which tensors change in which phase, resume."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ def callback(**kwargs: Any) -> STNCallback:
 
 
 class Existing(L.LightningModule):
-    """A module that knows nothing of self-tuning."""
+    """A LightningModule without self-tuning."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ def test_sample_in_the_weight_phase_has_one_row_or_one_per_example(perturb: str,
 
 @pytest.mark.filterwarnings("ignore:Found 1 module.s. in eval mode at the start of training")
 def test_hyperparameter_phase_changes_only_the_hyperparameters() -> None:
-    """Weights, their gradients, batch statistics, modes and the Trainer's state before and after every such phase."""
+    """Compares weights, gradients, batch statistics, modes and the Trainer's stage before and after every phase."""
     snapshots = []
 
     def snapshot(module: LitSmall, state: Any) -> tuple[Any, ...]:
@@ -296,7 +296,7 @@ def test_two_optimizers_both_step() -> None:
 
 @pytest.mark.parametrize(("perturb", "tune_scales"), list(itertools.product(["example", "batch"], [True, False])))
 def test_resume_continues_phases_stream_optimizer_and_schedule(tmp_path: Path, perturb: str, tune_scales: bool) -> None:
-    """The run has nothing random but what the callback draws, so that it must continue bit for bit."""
+    """Only the callback draws random numbers, so that the run must continue bit for bit."""
     options = {"perturb": perturb, "tune_scales": tune_scales, "train_steps": 2, "optimizer": torch.optim.Adam}
 
     class NoDraws(LitSmall):
@@ -469,7 +469,7 @@ def test_evaluation_uses_weights_changed_between_loops() -> None:
 
 
 def test_hypergradient_of_a_gradient_penalty_is_exact() -> None:
-    """The first step equals that along the hypergradient of the loss differentiated without any short cut."""
+    """The first step equals a step along the hypergradient that autograd computes directly."""
 
     class Penalised(LitSmall):
         def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
@@ -477,8 +477,8 @@ def test_hypergradient_of_a_gradient_penalty_is_exact() -> None:
                 return super().validation_loss(batch, batch_idx)
             x = batch[0].detach().requires_grad_()
             loss = F.cross_entropy(self.net(x), batch[1])
-            (slope,) = torch.autograd.grad(loss, x, create_graph=True)
-            return loss + slope.square().sum()
+            (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+            return loss + gradient.square().sum()
 
     module = Penalised()
     random_gates(module, 0.1)

@@ -1,4 +1,4 @@
-"""What arrives in each logger, read back from what it wrote, and where `schedule.csv` goes."""
+"""Metrics of each logger, read back from its files, and the folder of `schedule.csv`."""
 
 import csv
 import struct
@@ -23,7 +23,7 @@ Curve = list[tuple[int, float]]
 
 
 class Remembers(Logger):
-    """Keeps what it is given, in memory: it has neither a folder nor a version."""
+    """Keeps metrics in memory; has neither a folder nor a version."""
 
     name = version = None
 
@@ -38,8 +38,8 @@ class Remembers(Logger):
         self.points.append((step, dict(metrics)))
 
 
-class Elsewhere(Remembers):
-    """Has a folder for all of its runs, as the loggers of services do."""
+class SharedFolder(Remembers):
+    """Has one folder for all runs, as the loggers of online services do."""
 
     name, version = "project", "run7"
 
@@ -53,7 +53,7 @@ class Elsewhere(Remembers):
 
 
 def train(*loggers: Logger, module: LitSmall | None = None, **kwargs: Any) -> tuple[L.Trainer, STNCallback]:
-    """Six training batches in two epochs, recorded at every second."""
+    """Train on six batches in two epochs, with a record after every second batch."""
     torch.manual_seed(0)
     module = module or LitSmall()
     random_gates(module, 0.1)
@@ -105,7 +105,7 @@ def test_schedule_is_written_to_the_first_logger_with_a_folder(tmp_path: Path) -
 
 
 def test_schedule_is_written_beside_the_checkpoints_if_all_runs_share_a_log_folder(tmp_path: Path) -> None:
-    trainer, callback = train(Elsewhere(tmp_path), enable_checkpointing=True)
+    trainer, callback = train(SharedFolder(tmp_path), enable_checkpointing=True)
     (path,) = tmp_path.rglob("schedule.csv")
     assert path.relative_to(tmp_path) == Path("project/run7/schedule.csv")
     assert trainer.checkpoint_callback is not None
@@ -134,7 +134,7 @@ def test_fast_dev_run_writes_no_files(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 class Logs(LitSmall):
-    """Logs a loss of its own in both stages."""
+    """Logs its training loss itself."""
 
     def training_loss(self, batch: Any, batch_idx: int) -> torch.Tensor:
         loss = super().training_loss(batch, batch_idx)
@@ -152,7 +152,7 @@ def test_metrics_logged_by_the_module_reach_the_logger(tmp_path: Path) -> None:
 
 
 def summary(logger: TensorBoardLogger) -> tuple[dict[str, Any], list[str]]:
-    """What the tab HPARAMS shows of a run: its hyperparameters, and the curves whose last points are its metrics."""
+    """Contents of TensorBoard's HPARAMS tab for a run: its hyperparameters, and the tags of its metrics."""
     written = events(logger.log_dir).PluginTagToContent("hparams")
     start = metadata.parse_session_start_info_plugin_data(written[metadata.SESSION_START_INFO_TAG])
     experiment = metadata.parse_experiment_plugin_data(written[metadata.EXPERIMENT_TAG])
@@ -178,11 +178,11 @@ def test_tensorboard_hparams_hold_initial_values_and_final_metrics(tmp_path: Pat
     assert metrics == [*(f"stn/value/{n}" for n in [*NAMES, "op"]), "stn/train_loss", "stn/valid_loss", "val_loss"]
     scalars = events(logger.log_dir)
     assert set(metrics) <= set(scalars.Tags()["scalars"])
-    assert_same(from_tensorboard(logger, "dropout"), callback, "dropout")  # and no point beside its own
+    assert_same(from_tensorboard(logger, "dropout"), callback, "dropout")  # and no further points
 
 
 class Saves(LitSmall):
-    """Logs hyperparameters of its own, the way that Lightning's documentation shows."""
+    """Logs `hparams` and a metric itself, as Lightning's documentation shows."""
 
     def __init__(self, width: int = 3) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def wandb_records(data: bytes) -> Iterator[bytes]:
-    """The records of an offline run's file: blocks of 32 KiB, in them parts with a header of 7 bytes each."""
+    """Records of an offline run's file: blocks of 32 KiB, made of parts with a header of 7 bytes each."""
     place, record = 7, b""
     while place + 7 <= len(data):
         left = 2**15 - place % 2**15
@@ -221,7 +221,7 @@ def wandb_records(data: bytes) -> Iterator[bytes]:
         length, kind = struct.unpack_from("<HB", data, place + 4)
         record += data[place + 7 : place + 7 + length]
         place += 7 + length
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # a whole record, or its last part
             yield record
             record = b""
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind, read back from its files."""
+"""Files that a run writes, read back."""
 
 import csv
 import re
@@ -29,7 +29,7 @@ TAGS = {
 
 @pytest.fixture
 def run(tmp_path: Path) -> tuple[LitSmall, STNCallback, Path]:
-    """Nine training batches in three epochs, a hyperparameter step after every second, a record every third."""
+    """Nine training batches in three epochs; a hyperparameter step after every second, a record after every third."""
     torch.manual_seed(0)
     module = LitSmall()
     random_gates(module, 0.1)
@@ -173,7 +173,7 @@ CHOICES = ("as is", "mirror(1.0)", "a+b/c")
 
 
 class LitChoice(LitSmall):
-    """The three numbers, and a choice that decides what becomes of an image."""
+    """The three numeric hyperparameters, and a choice of an operation on the images."""
 
     def __init__(self) -> None:
         numbers = dict(LitSmall().hyperparameters.specifications)

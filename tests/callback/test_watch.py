@@ -1,4 +1,4 @@
-"""Safety nets in real runs: nothing non-finite reaches the hyperparameters, and what looks wrong is said once."""
+"""Safeguards in real runs: nothing non-finite reaches the hyperparameters, and each problem is reported once."""
 
 import re
 import warnings
@@ -21,7 +21,7 @@ def callback(**settings: Any) -> STNCallback:
 
 
 class Spoiled(LitSmall):
-    """Its validation loss is not finite in the given hyperparameter steps."""
+    """Has a non-finite validation loss in the given hyperparameter steps."""
 
     def __init__(self, spoiled: range, factor: float = float("nan")) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ def test_collapsed_or_exploded_scale_is_reported_once(scale: float, said: str) -
     [
         (Float(0.0, 0.9, init=0.05), -5.0),
         (Float(None, None, init=0.0), 30.0),
-        (Float(0.0, None, init=1e-5), -12.0),  # it began there
+        (Float(0.0, None, init=1e-5), -12.0),  # its start value
         (Float(0.0, None, init=1.0), 50.0),
         (Float(0.0, None, init=1e-3, log=True), -18.0),
         (Categorical(["a", "b"], init="a"), 20.0),
@@ -156,8 +156,8 @@ def test_ordinary_run_does_not_warn() -> None:
     fit(LitSmall(), callback(), max_epochs=2, log_every_n_steps=1)
 
 
-class Pulled(LitSmall):
-    """Whose validation loss pulls every hyperparameter, or every scale, one way; its weights stand still."""
+class Drifting(LitSmall):
+    """Has a validation loss that moves every hyperparameter or scale in one direction; its weights do not change."""
 
     def __init__(self, towards: float = 0.0, wider: float = 0.0) -> None:
         super().__init__({"noise": Float(0.0, 1.0, init=0.1), "length": Integer(0, 4, init=2)}, dropout=None)
@@ -174,7 +174,7 @@ class Pulled(LitSmall):
 
 
 @pytest.mark.parametrize(
-    ("pull", "messages"),
+    ("drift", "messages"),
     [
         ({"towards": 100.0}, ["'noise' has arrived at its bound 1 and", "'length' has arrived at its bound 4 and"]),
         ({"towards": -100.0}, ["'noise' has arrived at its bound 0 and", "'length' has arrived at its bound 0 and"]),
@@ -183,10 +183,10 @@ class Pulled(LitSmall):
     ],
     ids=["upper bound", "lower bound", "exploding scale", "collapsing scale"],
 )
-def test_run_reports_bounds_and_scales_once(pull: dict[str, float], messages: list[str]) -> None:
-    """It goes on with everything finite."""
-    module = Pulled(**pull)
-    rates = {"lr": 0.5, "scale_lr": 1e-6} if "towards" in pull else {"lr": 1e-6, "scale_lr": 0.5}
+def test_run_reports_bounds_and_scales_once(drift: dict[str, float], messages: list[str]) -> None:
+    """The run goes on, with finite hyperparameters and scales."""
+    module = Drifting(**drift)
+    rates = {"lr": 0.5, "scale_lr": 1e-6} if "towards" in drift else {"lr": 1e-6, "scale_lr": 0.5}
     with pytest.warns(UserWarning, match="^The hyperparameter") as caught:
         run, _ = fit(module, callback(entropy_weight=0.0, **rates), n=160, max_epochs=2)
     said = [text for warning in caught if (text := str(warning.message)).startswith("The hyperparameter")]

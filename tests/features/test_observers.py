@@ -1,4 +1,4 @@
-"""What shows a run while it goes on: rates, progress bars, device statistics, profilers."""
+"""Observers of a run: learning-rate monitor, progress bars, device statistics, profilers."""
 
 import csv
 import io
@@ -29,7 +29,7 @@ def logged(folder: Path, column: str) -> dict[int, float]:
 def test_learning_rates_of_weights_hyperparameters_and_scales_are_logged(
     tmp_path: Path, interval: str, first: bool, automatic: bool
 ) -> None:
-    """Those of the weights, wherever their callback stands, with those of hyperparameters and scales beside them."""
+    """For either order of the two callbacks."""
 
     def configure(optimizer: Any) -> Any:
         scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=0.9)

@@ -1,4 +1,4 @@
-"""Runs on two processes against one another and against one process; `worker.py` says what a run is."""
+"""Runs on two processes, compared with each other and with one process; `worker.py` defines a run."""
 
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, method: dict[str, Any]) -> Pat
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory, method: dict[str, Any]) -> Path:
-    """Runs on two processes whose weights are shared out among them."""
+    """Runs on two processes with sharded weights."""
     folder = tmp_path_factory.mktemp("fsdp")
     jobs: list[dict[str, Any]] = [
         {"name": "plain"},
@@ -186,14 +186,14 @@ def test_a_checkpoint_of_two_ranks_loads_on_one(two: Path) -> None:
 
 
 def test_ddp_spawn_ends_in_the_state_of_ddp(two: Path, tmp_path: Path, method: dict[str, Any]) -> None:
-    """What comes back to the first process is what the ranks ended with, hyperparameters included."""
+    """The main process gets the final state of the ranks, hyperparameters included."""
     assert launch(tmp_path, {"strategy": "spawn", "name": "spawn", **method}, ranks=1) == [0]
     (end,) = ends(tmp_path, "spawn", ranks=1)
     assert_equal_states(end["state"], ends(two, "ddp")[0]["state"])
 
 
 class Disguise(L.Callback):
-    """Gives the strategy another type while the run is set up: most need a GPU, or ranks, or a package of their own."""
+    """Replaces the strategy's class during setup: the real strategies need a GPU, several ranks or another package."""
 
     def __init__(self, kind: type[Strategy]) -> None:
         self.kind = kind
