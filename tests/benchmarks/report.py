@@ -82,7 +82,7 @@ def tables(results: Sequence[Result], device: torch.device) -> str:
     ]
     if any(name in r.ratios for r in results for name in BYTES):
         blocks += [
-            "\nBytes of the weight step, plain = 1 (all: parameters, gradients, momentum, what is kept for backward)\n",
+            "\nBytes of the weight step, plain = 1 (all: parameters, gradients, momentum, tensors kept for backward)\n",
             markdown(["network", *BYTES.values()], sizes),
         ]
     return "\n".join([*blocks, *(["\nNot measured:\n", *notes] if notes else [])])

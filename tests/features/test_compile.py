@@ -35,7 +35,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 @pytest.fixture(autouse=True)
 def _reset_compiler() -> Iterator[None]:
-    # The default from torch 2.5 on; without it, Dynamo takes what a module has recorded for constants.
+    # The default from torch 2.5 on; without it, Dynamo treats values that a module has recorded as constants.
     inlined = torch._dynamo.config.patch(inline_inbuilt_nn_modules=True) if torch.__version__ < "2.5" else nullcontext()
     torch.compiler.reset()
     with inlined:

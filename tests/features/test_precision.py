@@ -179,8 +179,8 @@ def test_a_scaler_recovers_from_an_overflow(precision: str, phase: str, automati
     skipped = [index in (1, 2) for index in range(9)]
     assert stood_still[phase] == skipped
     assert not any(stood_still["weight" if phase == "hyperparameter" else "hyperparameter"])
-    own = stn.state_dict()["optimizer"]["scaler"]["scale"]
-    assert own == 2.0**15 / (4 if phase == "hyperparameter" else 1)
+    scale = stn.state_dict()["optimizer"]["scaler"]["scale"]
+    assert scale == 2.0**15 / (4 if phase == "hyperparameter" else 1)
     if precision == "16-mixed":
         assert run.precision_plugin.state_dict()["scale"] == 2.0**13 / (4 if phase == "weight" else 1)
     assert stn.state_dict()["skipped"] == (2 if phase == "hyperparameter" else 0)

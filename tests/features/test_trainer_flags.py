@@ -1,4 +1,4 @@
-"""Arguments of the Trainer that decide what runs when, in manual and in automatic optimisation."""
+"""Arguments of the Trainer that set the order of a run, in manual and in automatic optimisation."""
 
 from collections.abc import Iterator
 from datetime import timedelta

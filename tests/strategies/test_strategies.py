@@ -199,10 +199,10 @@ class Disguise(L.Callback):
         self.kind = kind
 
     def setup(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        self.own, trainer.strategy.__class__ = type(trainer.strategy), self.kind
+        self.original, trainer.strategy.__class__ = type(trainer.strategy), self.kind
 
     def on_exception(self, trainer: L.Trainer, *args: Any) -> None:
-        trainer.strategy.__class__ = self.own
+        trainer.strategy.__class__ = self.original
 
 
 @pytest.mark.parametrize(

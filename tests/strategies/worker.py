@@ -1,6 +1,6 @@
 """One rank of a run on several: `launch` starts it in a separate process, `ends` reads the state that it saves.
 
-All noise is a function of the example, so that two ranks with half a batch each see what one process sees.
+All noise is a function of the example, so that two ranks with half a batch each see the noise that one process sees.
 """
 
 import os
