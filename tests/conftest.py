@@ -1,4 +1,4 @@
-"""Settings of every test: one thread, since the networks here are too small for more; no GPU tests without a GPU."""
+"""Settings for all tests: one thread, because the networks are too small for more; no GPU tests without a GPU."""
 
 import pytest
 import torch

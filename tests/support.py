@@ -1,4 +1,4 @@
-"""What several test files share: a small self-tuning module on made-up data, and a quiet Trainer."""
+"""Shared by several test files: a small self-tuning module on synthetic data, and a quiet Trainer."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -53,7 +53,7 @@ def small_net(rate: float = 0.1) -> nn.Sequential:
 
 
 class LitSmall(STNModule):
-    """Three knobs on a small convolutional network; records the order of its losses."""
+    """Three hyperparameters on a small convolutional network; records the order of its losses."""
 
     def __init__(self, hyperparameters: dict[str, Any] | None = None, dropout: str | None = "dropout") -> None:
         super().__init__(
@@ -111,7 +111,7 @@ def fit(
 
 
 def random_gates(net: nn.Module, std: float = 1.0, seed: int = 0) -> nn.Module:
-    """Fill every response parameter, so that the response matters (keep `std` small where the network then trains)."""
+    """Fill all response parameters with noise, so that the response matters; keep `std` small for training."""
     generator = torch.Generator().manual_seed(seed)
     for layer in response_layers(net):
         for parameter in layer.response_parameters():

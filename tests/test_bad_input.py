@@ -1,4 +1,4 @@
-"""Wrong uses of the public API: what each of them is told, and that none leaves anything half changed."""
+"""Wrong uses of the public API: each raises its own message and leaves nothing half changed."""
 
 import math
 from collections.abc import Callable
@@ -66,11 +66,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` 
 NAN, INF = math.nan, math.inf
 
 
-# What could be changed, and how it is compared.
+# State that a wrong use could change, and how it is compared.
 
 
 def snapshot(subject: Any) -> Any:
-    """All that a wrong use could have changed about a subject, as plain values."""
+    """State of a subject that a wrong use could change, as plain values."""
     if isinstance(subject, Tensor):
         return subject.dtype, list(subject.shape), subject.requires_grad, subject.detach().numpy().tobytes()
     if isinstance(subject, nn.Module):
@@ -122,14 +122,14 @@ def _of_set(one: HyperparameterSet) -> dict[str, Any]:
 
 
 def world() -> list[Any]:
-    """What belongs to nobody in particular."""
+    """Global state: registered responses, autograd mode, default dtype."""
     return [dict(registry._RESPONSES), torch.is_grad_enabled(), torch.get_default_dtype()]
 
 
-# What wrong things are done to.
+# Subjects of the wrong uses.
 
 
-def knobs() -> HyperparameterSet:
+def a_set() -> HyperparameterSet:
     return HyperparameterSet(
         {
             "rate": Float(0.0, 0.9, init=0.1),
@@ -146,8 +146,8 @@ def mlp() -> nn.Sequential:
 
 
 def responding(module: nn.Module, rows: int = 3) -> tuple[nn.Module, HyperparameterSet]:
-    """A converted module in the weight phase, at a sample of so many rows."""
-    hyperparameters = knobs()
+    """A converted module in the weight phase, bound to a sample of `rows` rows."""
+    hyperparameters = a_set()
     net = convert(module, hyperparameters)
     bind_weight_phase(hyperparameters, hyperparameters.sample(rows))
     return net, hyperparameters
@@ -174,7 +174,7 @@ def recorded() -> Schedule:
 
 
 def written(text: str) -> Callable[[Path], Path]:
-    """A folder with a file `schedule.csv` of this content."""
+    """Write the text to `schedule.csv` in a folder; return the folder."""
 
     def write(folder: Path) -> Path:
         (folder / "schedule.csv").write_text(text)
@@ -184,7 +184,7 @@ def written(text: str) -> Callable[[Path], Path]:
 
 
 class Lit(STNModule):
-    """A module that does nothing wrong by itself; its weights stand still, so that every change is somebody's fault."""
+    """A correct module by default. Its learning rate is zero, so that only a wrong use can change a weight."""
 
     def __init__(
         self,
@@ -294,11 +294,11 @@ class OtherPlain(AffineResponse, OwnLinear):  # type: ignore[misc]
     plain = nn.Linear
 
 
-class TurnedRound(OwnLinear, AffineResponse):  # type: ignore[misc]
+class ReversedBases(OwnLinear, AffineResponse):  # type: ignore[misc]
     plain = OwnLinear
 
 
-class Twice(STNCallback):
+class SecondCallback(STNCallback):
     pass
 
 
@@ -306,11 +306,11 @@ def quick(**arguments: Any) -> STNCallback:
     return STNCallback(**{"train_steps": 1, "warmup": 0, "lr": 0.05, "seed": 1, **arguments})
 
 
-# The table.
+# The cases.
 
 
 class Case(NamedTuple):
-    """`do` something wrong to what is `given`, which is made anew and may use a folder of its own."""
+    """A wrong use: `do` acts on the subject that `given` builds, which may use a temporary folder."""
 
     given: Callable[[Path], Any]
     do: Callable[[Any], Any]
@@ -319,12 +319,12 @@ class Case(NamedTuple):
 
 
 def building(error: type[Exception], message: str, build: Callable[[], Any]) -> Case:
-    """A wrong argument of something that does not exist yet."""
+    """A wrong argument to a constructor or function, so that there is no subject."""
     return Case(lambda folder: None, lambda given: build(), error, message)
 
 
 def using(error: type[Exception], message: str, given: Callable[[], Any], do: Callable[[Any], Any]) -> Case:
-    """A wrong use of what is given."""
+    """A wrong use of the subject that `given` builds."""
     return Case(lambda folder: given(), do, error, message)
 
 
@@ -347,14 +347,14 @@ def running(
     module: Callable[[], L.LightningModule],
     callback: Callable[[], STNCallback] = quick,
 ) -> Case:
-    """A run that breaks off: its counters have moved on, its module is as it was once its regularisers had joined."""
+    """A run that fails in a step; its module, with the regularisers attached beforehand, must not change."""
 
-    def joined() -> Any:
+    def attached() -> Any:
         lit: Any = module()
         attach_all(lit, lit.hyperparameters)
         return lit
 
-    return using(error, message, joined, lambda module: fit(module, callback(), max_epochs=1))
+    return using(error, message, attached, lambda module: fit(module, callback(), max_epochs=1))
 
 
 SPECIFICATIONS = {
@@ -403,7 +403,7 @@ SPECIFICATIONS = {
     "Float: a negative scale": building(
         ValueError, r"scale > 0, .*got -1\.0; to hold a value fixed", lambda: Float(0.0, 1.0, init=0.5, scale=-1.0)
     ),
-    "Float: no scale": building(
+    "Float: scale is None": building(
         ValueError, "scale to be a finite number, got None; 0.5 suits", lambda: Float(0.0, 1.0, init=0.5, scale=None)
     ),
     "Float: an unknown perturb": building(
@@ -418,10 +418,10 @@ SPECIFICATIONS = {
     "Integer: init outside": building(
         ValueError, "low <= init <= high, got init=5; move it into the range", lambda: Integer(0, 4, init=5)
     ),
-    "Integer: one number": building(
+    "Integer: a range of one number": building(
         ValueError, "expected low < high, got 3 and 3; the range is empty", lambda: Integer(3, 3, init=3)
     ),
-    "Integer: too many": building(
+    "Integer: too large a range": building(
         ValueError, r"high=10000000.*cannot be resolved; use Float\(..., log=True\)", lambda: Integer(0, 10**7, init=1)
     ),
     "Integer: a bool": building(ValueError, "init to be a whole number, got True", lambda: Integer(0, 4, init=True)),
@@ -431,7 +431,7 @@ SPECIFICATIONS = {
     "Categorical: one choice": building(
         ValueError, "at least two choices, got 1; with one nothing is tuned", lambda: Categorical(["a"], init="a")
     ),
-    "Categorical: twice the same": building(
+    "Categorical: the same choice twice": building(
         ValueError,
         r"distinct choices, got some of \['a', 'a'\] twice; rename",
         lambda: Categorical(["a", "a"], init="a"),
@@ -458,7 +458,7 @@ def without(state: dict[str, Tensor], key: str) -> dict[str, Tensor]:
 
 
 SETS = {
-    "set: nothing": building(
+    "set: no hyperparameters": building(
         ValueError, "at least one hyperparameter, got none; name what", lambda: HyperparameterSet({})
     ),
     "set: a list": building(
@@ -486,15 +486,15 @@ SETS = {
         ValueError, r"collides.*\['a_scale'\] would appear twice; rename", lambda: HyperparameterSet(COLLIDING)
     ),
     "set: an unknown name": using(
-        KeyError, r"'rates'.*not one of \['rate', .*Did you mean 'rate'", knobs, lambda given: given["rates"]
+        KeyError, r"'rates'.*not one of \['rate', .*Did you mean 'rate'", a_set, lambda given: given["rates"]
     ),
     "set: a position": using(
-        KeyError, r"hyperparameter 0, which is not one of \['rate'", knobs, lambda given: given[0]
+        KeyError, r"hyperparameter 0, which is not one of \['rate'", a_set, lambda given: given[0]
     ),
     "set: a name that is taken": using(
         ValueError,
         "'rate' exists already; choose another",
-        knobs,
+        a_set,
         lambda given: given.add({"b": ONE["a"], "rate": ONE["a"]}),
     ),
     "set: adding what is none": using(
@@ -504,40 +504,40 @@ SETS = {
         lambda given: given.add({"b": ONE["a"], "c": None}),
     ),
     "set: adding a list": using(
-        TypeError, r"as a dictionary.*got \['b'\]; write", knobs, lambda given: given.add(["b"])
+        TypeError, r"as a dictionary.*got \['b'\]; write", a_set, lambda given: given.add(["b"])
     ),
     "set: adding colliding columns": using(
-        ValueError, "collides.*rename", knobs, lambda given: given.add({"rate_scale": ONE["a"]})
+        ValueError, "collides.*rename", a_set, lambda given: given.add({"rate_scale": ONE["a"]})
     ),
-    "set: adding too late": using(
+    "set: adding after conversion": using(
         RuntimeError,
         "cannot be added once layers respond.*name them in the constructor",
         lambda: responding(nn.Linear(2, 2)),
         lambda given: given[1].add(ONE),
     ),
-    "set: negative rows": using(
-        ValueError, "number of rows .*got -1; if infer_batch_size", knobs, lambda given: given.sample(-1)
+    "set: a negative number of rows": using(
+        ValueError, "number of rows .*got -1; if infer_batch_size", a_set, lambda given: given.sample(-1)
     ),
-    "set: half a row": using(
-        ValueError, r"number of rows .*got 2\.5; if infer_batch_size", knobs, lambda given: given.sample(2.5)
+    "set: a fractional number of rows": using(
+        ValueError, r"number of rows .*got 2\.5; if infer_batch_size", a_set, lambda given: given.sample(2.5)
     ),
     "set: the state of a larger set": using(
         RuntimeError,
         "raw_scale has 7 entries, but the hyperparameters .* have 6; load it into a module with",
-        knobs,
-        # What comes first fits, and must not be taken over either.
+        a_set,
+        # The first tensor fits, but must not be loaded either.
         lambda given: given.load_state_dict({"unconstrained": torch.ones(6), "raw_scale": torch.ones(7)}),
     ),
     "set: a missing key": using(
         RuntimeError,
         r"Missing key\(s\) in state_dict: \"raw_scale\"",
-        knobs,
+        a_set,
         lambda given: given.load_state_dict(without(given.state_dict(), "raw_scale")),
     ),
     "set: an unexpected key": using(
         RuntimeError,
         r"Unexpected key\(s\) in state_dict: \"sigma\"",
-        knobs,
+        a_set,
         lambda given: given.load_state_dict({**without(given.state_dict(), ""), "sigma": torch.ones(1)}),
     ),
 }
@@ -546,91 +546,91 @@ NETWORKS = {
     "convert: a class": using(
         TypeError,
         "net to be a network, .*got <class.*Linear'>; build it",
-        knobs,
+        a_set,
         lambda given: convert(nn.Linear, given),
     ),
-    "convert: no network": using(
-        TypeError, "net to be a network, .*got None; build it", knobs, lambda given: convert(None, given)
+    "convert: None as the network": using(
+        TypeError, "net to be a network, .*got None; build it", a_set, lambda given: convert(None, given)
     ),
-    "convert: no set": using(
+    "convert: a dictionary as the set": using(
         TypeError, "to be a HyperparameterSet, got dict; build", mlp, lambda given: convert(given, ONE)
     ),
     "convert: an unknown dropout": using(
         KeyError,
         r"dropout=.*'rat', which is not one of \['rate', .*Did you mean 'rate'",
-        lambda: [mlp(), knobs()],
+        lambda: [mlp(), a_set()],
         lambda given: convert(*given, dropout="rat"),
     ),
     "convert: a misspelt per-layer": using(
         KeyError,
         "a name or 'per-layer', reads the hyperparameter 'per_layer', which is not one of",
-        lambda: [mlp(), knobs()],
+        lambda: [mlp(), a_set()],
         lambda given: convert(*given, dropout="per_layer"),
     ),
     "convert: a rate as dropout": using(
         KeyError,
         r"a name or 'per-layer', reads the hyperparameter 0\.5, which is not one of",
-        lambda: [mlp(), knobs()],
+        lambda: [mlp(), a_set()],
         lambda given: convert(*given, dropout=0.5),
     ),
     "convert: a choice as dropout": using(
         ValueError,
         "dropout=.*expects a number, but the hyperparameter 'choice' is a Categorical; name a Float",
-        lambda: [mlp(), knobs()],
+        lambda: [mlp(), a_set()],
         lambda given: convert(*given, dropout="choice"),
     ),
     "convert: dropout without bounds": using(
         ValueError,
         r"dropout=.*expected p in \[0, 1\], but the hyperparameter 'open' is Float.*narrow its range",
-        lambda: [mlp(), knobs()],
+        lambda: [mlp(), a_set()],
         lambda given: convert(*given, dropout="open"),
     ),
     "convert: an unknown drop_path": using(
         KeyError,
         "drop_path=.*'rat'.*Did you mean 'rate'",
-        lambda: [nn.Sequential(nn.Linear(2, 2), StochasticDepth(0.1, "row")), knobs()],
+        lambda: [nn.Sequential(nn.Linear(2, 2), StochasticDepth(0.1, "row")), a_set()],
         lambda given: convert(*given, drop_path="rat"),
     ),
     "convert: drop_path beyond 1": using(
         ValueError,
         r"drop_path=.*expected p in \[0, 1\], but the hyperparameter 'count' is Integer.*narrow its range",
-        lambda: [nn.Sequential(nn.Linear(2, 2), StochasticDepth(0.1, "row")), knobs()],
+        lambda: [nn.Sequential(nn.Linear(2, 2), StochasticDepth(0.1, "row")), a_set()],
         lambda given: convert(*given, drop_path="count"),
     ),
-    "convert: twice": using(
+    "convert: a converted network": using(
         ConversionError,
         r"1 \(ResponseLinear\): converted already.*\n.*\nLeave a module plain with exclude",
         lambda: responding(mlp()),
         lambda given: convert(*given),
     ),
-    "convert: what cannot respond": using(
+    "convert: layers that cannot respond": using(
         ConversionError,
         r"1 \(ParameterList\): its parameters are read from outside.*\n  2 \(RNN\): .*\n.*register_response",
-        lambda: [nn.Sequential(nn.Linear(2, 2), nn.ParameterList([torch.ones(1)]), nn.RNN(2, 2)), knobs()],
+        lambda: [nn.Sequential(nn.Linear(2, 2), nn.ParameterList([torch.ones(1)]), nn.RNN(2, 2)), a_set()],
         lambda given: convert(*given),
     ),
     "convert: a lazy layer": using(
         ConversionError,
         r"1 \(LazyLinear\): its parameters have no shape yet; run one batch",
-        lambda: [nn.ModuleList([nn.Linear(2, 2)]), knobs()],
+        lambda: [nn.ModuleList([nn.Linear(2, 2)]), a_set()],
         lambda given: convert(nn.Sequential(given[0][0], nn.LazyLinear(2)), given[1]),
     ),
-    "convert: vectors that are renormalised": using(
+    "convert: an embedding with max_norm": using(
         ConversionError,
         r"1 \(Embedding\): max_norm rewrites the weights.*\n.*exclude=\[name or type\]",
-        lambda: [nn.Sequential(nn.Linear(2, 2), nn.Embedding(3, 2, max_norm=1.0)), knobs()],
+        lambda: [nn.Sequential(nn.Linear(2, 2), nn.Embedding(3, 2, max_norm=1.0)), a_set()],
         lambda given: convert(*given),
     ),
     "convert: a dropout that cannot be tuned": using(
         ConversionError,
         r"1 \(FeatureAlphaDropout\): this kind of dropout cannot be tuned.*\n.*exclude=",
-        lambda: [nn.Sequential(nn.Linear(2, 2), nn.FeatureAlphaDropout()), knobs()],
+        lambda: [nn.Sequential(nn.Linear(2, 2), nn.FeatureAlphaDropout()), a_set()],
         lambda given: convert(*given, dropout="rate"),
     ),
-    "convert: per-layer from a rate too high": using(
+    "convert: per-layer with a rate above the range": using(
         ConversionError,
         r"1 \(Dropout\): starts at p=0\.95, but a tuned rate ends at 0\.9.*\n.*exclude=",
-        lambda: [nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.95)), knobs()],
+        lambda: [nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.95)), a_set()],
         lambda given: convert(*given, dropout="per-layer"),
     ),
     "convert: per-layer with a name that is taken": using(
@@ -648,53 +648,53 @@ NETWORKS = {
     "convert: exclude matches nothing": using(
         ConversionError,
         r"exclude: no module is called 'back\*'; there are \['0', '1', '2', '3', '4'\]",
-        lambda: [mlp(), knobs()],
+        lambda: [mlp(), a_set()],
         lambda given: convert(*given, exclude=["1", "back*"]),
     ),
     "convert: exclude is text": using(
         ConversionError,
         "exclude: expected a list of names, .*got '1'; put it in a list",
-        lambda: [mlp(), knobs()],
+        lambda: [mlp(), a_set()],
         lambda given: convert(*given, exclude="1"),
     ),
     "convert: exclude is a type": using(
         ConversionError,
         "exclude: expected a list of names, .*got <class.*Linear'>; put it in a list",
-        lambda: [mlp(), knobs()],
+        lambda: [mlp(), a_set()],
         lambda given: convert(*given, exclude=nn.Linear),
     ),
-    "convert: exclude a module itself": using(
+    "convert: exclude names a module instance": using(
         ConversionError,
         r"exclude: expected names, patterns or types, got Linear\(.*; give its name or its type",
-        lambda: [mlp(), knobs()],
+        lambda: [mlp(), a_set()],
         lambda given: convert(*given, exclude=[given[0][1]]),
     ),
-    "export: what was not converted": using(
+    "export: a plain network": using(
         ValueError, "converted network, got Sequential without a response layer; pass what", mlp, export
     ),
-    "export: a name": building(TypeError, "net to be a network, .*got 'net'; pass what", lambda: Lit().export("net")),
-    "export: none that is converted": using(
+    "export: a string": building(TypeError, "net to be a network, .*got 'net'; pass what", lambda: Lit().export("net")),
+    "export: a module without a converted network": using(
         ValueError, r"Expected one converted network, got \[\]; say which", Unwrapped, lambda module: module.export()
     ),
-    "export: one of two": using(
+    "export: a module with two converted networks": using(
         ValueError,
         r"Expected one converted network, got \['net', 'beside'\]; say which, as in export\(self\.net\)",
         lambda: two_networks(),
         lambda module: module.export(),
     ),
-    "export: a regulariser that found nothing": using(
+    "export: an unattached regulariser": using(
         RuntimeError,
         r"Dropout reads \['rate'\] but belongs to no HyperparameterSet yet.*call attach",
         lambda: nn.Sequential(Dropout("rate")),
         export,
     ),
-    "export: a penalty inside": using(
+    "export: a penalty inside the network": using(
         ValueError,
         "L2Penalty is a term of the training loss, .*hold it in the STNModule",
         lambda: responding(nn.Sequential(nn.Linear(2, 2), L2Penalty(0.1)))[0],
         export,
     ),
-    "export: a mixture inside": using(
+    "export: MixUp inside the network": using(
         ValueError,
         "MixUp takes images and labels, .*call it in training_loss",
         lambda: responding(nn.Sequential(nn.Linear(2, 2), MixUp(0.1, 3)))[0],
@@ -703,7 +703,7 @@ NETWORKS = {
     "parameter_groups: a negative rate": using(
         ValueError, r"lr to be positive, got -1\.0; give", Lit, lambda module: module.parameter_groups(-1.0)
     ),
-    "parameter_groups: no rate": using(
+    "parameter_groups: lr is None": using(
         ValueError, "lr to be positive, got None; give", Lit, lambda module: module.parameter_groups(None)
     ),
     "parameter_groups: text": using(
@@ -712,16 +712,16 @@ NETWORKS = {
     "parameter_groups: an infinite rate": using(
         ValueError, "lr to be positive, got inf; give", Lit, lambda module: module.parameter_groups(INF)
     ),
-    "parameter_groups: no rate of the gates": using(
+    "parameter_groups: gate_lr is zero": using(
         ValueError, "gate_lr to be positive, got 0; give", Lit, lambda module: module.parameter_groups(1.0, gate_lr=0)
     ),
-    "parameter_groups: no rate of the response": using(
+    "parameter_groups: response_lr is zero": using(
         ValueError,
         "response_lr to be positive, got 0; give",
         Lit,
         lambda module: module.parameter_groups(1.0, response_lr=0),
     ),
-    "infer_batch_size: nothing to tell from": using(
+    "infer_batch_size: an object without tensors": using(
         ValueError,
         r"batch of type object cannot be inferred; override infer_batch_size\(self, batch\) in Lit",
         Lit,
@@ -730,7 +730,7 @@ NETWORKS = {
     "STNModule: a list": building(
         TypeError, r"hyperparameters as a dictionary from .*got \[1\]; write", lambda: STNModule(hyperparameters=[1])
     ),
-    "training_step: by hand": using(
+    "training_step: called without a Trainer": using(
         RuntimeError,
         r"Lit trains without its callback; pass callbacks=\[STNCallback",
         Lit,
@@ -746,7 +746,7 @@ def two_networks() -> Lit:
 
 
 def call(*inputs: Any) -> Callable[[Any], Any]:
-    """Call what is given."""
+    """Call the module of the subject with these inputs."""
     return lambda given: given[0](*inputs)
 
 
@@ -805,7 +805,7 @@ LAYERS = {
         lambda: responding(nn.TransformerEncoderLayer(4, 2, 8)),
         call(torch.ones(5, 3, 4)),
     ),
-    "any module: a row for each example": using(
+    "generic response: a row for each example": using(
         ValueError,
         r"ResponseTokens: expected a sample of one row, .* got 3 rows; share one row",
         lambda: responding(Tokens()),
@@ -820,7 +820,7 @@ LAYERS = {
     "bind_weight_phase: one dimension": using(
         ValueError,
         r"sample of shape \[n, 6\].*got \[6\]; draw one with",
-        knobs,
+        a_set,
         lambda given: bind_weight_phase(given, torch.ones(6)),
     ),
     "ResponseLinear: a dictionary": building(
@@ -828,12 +828,12 @@ LAYERS = {
         "ResponseLinear: expected hyperparameters to be a HyperparameterSet, got dict; build",
         lambda: ResponseLinear(2, 2, hyperparameters=ONE),
     ),
-    "register_response: taken": building(
+    "register_response: a registered type": building(
         ValueError,
         "Linear already has ResponseLinear; pass overwrite=True",
         lambda: register_response(nn.Linear)(ResponseLinear),
     ),
-    "register_response: without brackets": building(
+    "register_response: without parentheses": building(
         TypeError,
         r"type of a plain module, got <class.*ResponseLinear'>; write @register_response\(nn\.Linear\)",
         lambda: register_response(ResponseLinear),
@@ -841,7 +841,7 @@ LAYERS = {
     "register_response: an instance": building(
         TypeError, r"type of a plain module, got OwnLinear\(.*; write", lambda: register_response(OwnLinear(2, 2))
     ),
-    "register_response: no response": building(
+    "register_response: a class without a response": building(
         TypeError,
         r"OwnLinear to subclass ResponseLayer and OwnLinear, .*got \['Linear', 'Module', 'object'\]; change its bases",
         lambda: register_response(OwnLinear)(OwnLinear),
@@ -851,10 +851,10 @@ LAYERS = {
         r"convert to subclass ResponseLayer .*got \[\]; change",
         lambda: register_response(OwnLinear)(convert),
     ),
-    "register_response: bases the wrong way round": building(
+    "register_response: bases in the wrong order": building(
         TypeError,
         r"in that order, got \['OwnLinear', .*'ResponseLayer', .*change its bases",
-        lambda: register_response(OwnLinear)(TurnedRound),
+        lambda: register_response(OwnLinear)(ReversedBases),
     ),
     "register_response: no plain type": building(
         TypeError,
@@ -878,7 +878,7 @@ REGULARIZERS = {
     "Dropout: beyond 1": constant("p", r"1\.5", lambda: Dropout(1.5)),
     "Dropout: nan": constant("p", "nan", lambda: Dropout(NAN)),
     "Dropout: a bool": constant("p", "True", lambda: Dropout(True)),
-    "Dropout: nothing": constant("p", "None", lambda: Dropout(None)),
+    "Dropout: None": constant("p", "None", lambda: Dropout(None)),
     "Dropout: whole numbers": using(
         ValueError,
         "Dropout: expected a floating point input, got torch.int64; convert",
@@ -947,7 +947,7 @@ REGULARIZERS = {
     "L2Penalty: text as names": building(
         ValueError, "names to be a list of patterns, got the string 'weight'; put", lambda: L2Penalty(0.1, "weight")
     ),
-    "L2Penalty: names that fit nothing": using(
+    "L2Penalty: names without a match": using(
         ValueError,
         r"no trainable parameter matches \['w\?'\]; there are \['1\.weight', .*\]; give names",
         lambda: [L2Penalty(0.1, ["w?"]), mlp()],
@@ -956,7 +956,7 @@ REGULARIZERS = {
     "L2Penalty: activations": using(
         ValueError, "L2Penalty: expected a network, got Tensor; call", lambda: [L2Penalty(0.1)], call(torch.ones(3, 2))
     ),
-    "ActivationPenalty: what an LSTM returns": using(
+    "ActivationPenalty: the output tuple of an LSTM": using(
         ValueError,
         "ActivationPenalty: expected activations as a tensor .*got tuple; .*pass the outputs of .*without its state",
         lambda: acting(ActivationPenalty("rate")),
@@ -987,7 +987,7 @@ REGULARIZERS = {
         lambda: GaussianNoise("rate"),
         lambda module: module.attach(ONE),
     ),
-    "attach: one of two": using(
+    "attach: an unknown name beside a known one": using(
         KeyError,
         r"GaussianNoise '1' reads the hyperparameter 'rat', which is not one of .*Did you mean 'rate'",
         lambda: [nn.Sequential(GaussianNoise("rate"), GaussianNoise("rat")), knobs()],
@@ -1011,7 +1011,7 @@ REGULARIZERS = {
         lambda: [GaussianNoise("open"), knobs()],
         lambda given: attach_all(*given),
     ),
-    "training: attached to nothing": using(
+    "training: an unattached regulariser": using(
         RuntimeError,
         r"Dropout reads \['rate'\] but belongs to no HyperparameterSet yet.*call attach\(hyperparameters\)",
         lambda: [Dropout("rate")],
@@ -1025,8 +1025,10 @@ AUGMENTATIONS = {
     "Cutout: max_holes is text": building(
         ValueError, "max_holes to be at least 0, got '4'; give", lambda: Cutout(2, "count", max_holes="4")
     ),
-    "Cutout: endless holes": building(ValueError, "holes to be a finite number, got inf; give", lambda: Cutout(2, INF)),
-    "Cutout: nothing bounds the holes": using(
+    "Cutout: infinitely many holes": building(
+        ValueError, "holes to be a finite number, got inf; give", lambda: Cutout(2, INF)
+    ),
+    "Cutout: no upper bound for the holes": using(
         ValueError,
         "upper bound for the number of holes, but the hyperparameter 'holes' is Float.*; declare an Integer, or pass",
         lambda: [Cutout(2, "holes"), HyperparameterSet({"holes": Float(0.0, None, init=1.0)})],
@@ -1044,13 +1046,13 @@ AUGMENTATIONS = {
         lambda: acting(Cutout("count")),
         call(pixels(3, 8, 8)),
     ),
-    "Cutout: a fill that is no byte": using(
+    "Cutout: a fractional fill of uint8 images": using(
         ValueError,
         r"0\.\.255 for uint8 images, got 0\.5; change it, or convert the images",
         lambda: [Cutout(2, fill=0.5)],
         call(torch.zeros(3, 1, 8, 8, dtype=torch.uint8)),
     ),
-    "ColorJitter: hue": constant("hue", r"0\.7", lambda: ColorJitter(hue=0.7)),
+    "ColorJitter: hue beyond 0.5": constant("hue", r"0\.7", lambda: ColorJitter(hue=0.7)),
     "ColorJitter: channels last": using(
         ValueError,
         r"ColorJitter: expected 1 or 3 channels .*got shape \[3, 8, 8, 4\]; permute",
@@ -1084,7 +1086,7 @@ AUGMENTATIONS = {
         lambda: RandomErasing(0.1, ratio=(0, 1)),
     ),
     "RandomHorizontalFlip: beyond 1": constant("p", "2", lambda: RandomHorizontalFlip(2)),
-    "MixUp: half a class": building(
+    "MixUp: a fractional number of classes": building(
         ValueError, r"num_classes to be at least 1, got 2\.5; give", lambda: MixUp(1.0, 2.5)
     ),
     "MixUp: fewer labels": using(
@@ -1129,12 +1131,12 @@ SCHEDULES_AND_LOADERS = {
     "Schedule: the same name twice": building(
         ValueError, r"\['a', 'a_scale'\] would appear twice; rename", lambda: Schedule(("a", "a"))
     ),
-    "Schedule: choices of nobody": building(
+    "Schedule: choices of an unknown name": building(
         ValueError,
         r"choices of \['a'\], got choices of \['b'\]; add them to names",
         lambda: Schedule(("a",), choices={"b": ("x", "y")}),
     ),
-    "Schedule: a step that is past": using(
+    "Schedule: a step that does not increase": using(
         ValueError, "a step after 20, got 20; rows are", recorded, lambda given: given.append(given.rows[-1])
     ),
     "Schedule: other names": using(
@@ -1164,10 +1166,10 @@ SCHEDULES_AND_LOADERS = {
     "Schedule.load: an empty file": Case(
         written(""), load, ValueError, r"schedule\.csv: expected the columns step, epoch, .*got \[\]; give the schedule"
     ),
-    "Schedule.load: another table": Case(
+    "Schedule.load: other columns": Case(
         written("a,b\n1,2\n"), load, ValueError, r"schedule\.csv: expected the columns .*got \['a', 'b'\]; give the"
     ),
-    "Schedule.load: a word for a number": Case(
+    "Schedule.load: text for a number": Case(
         written(HEADER + "1,0,0.1,0.5\n2,0,much,0.5\n"), load, ValueError, r"schedule\.csv, line 3: not a row .*'much'"
     ),
     "Schedule.load: a line cut off": Case(
@@ -1176,7 +1178,7 @@ SCHEDULES_AND_LOADERS = {
     "Schedule.load: steps that go back": Case(
         written(HEADER + "2,0,0.1,0.5\n1,0,0.1,0.5\n"), load, ValueError, r"line 3: .*a step after 2, got 1; rows are"
     ),
-    "ResumableLoader: no batch size": building(
+    "ResumableLoader: a batch size of 0": building(
         ValueError, "batch_size to be a whole number of at least 1, got 0", lambda: five(batch_size=0)
     ),
     "ResumableLoader: a bool": building(
@@ -1200,7 +1202,7 @@ SCHEDULES_AND_LOADERS = {
     "ResumableLoader: negative workers": building(
         ValueError, "num_workers to be a whole number of at least 0, got -1", lambda: five(num_workers=-1)
     ),
-    "ResumableLoader: half a seed": building(
+    "ResumableLoader: a fractional seed": building(
         ValueError, r"seed to be a whole number, got 1\.5", lambda: five(seed=1.5)
     ),
     "ResumableLoader: shuffle is text": building(
@@ -1224,7 +1226,7 @@ SCHEDULES_AND_LOADERS = {
         five,
         lambda given: given.load_state_dict({**STATE, "position": "1"}),
     ),
-    "ResumableLoader: no state": using(
+    "ResumableLoader: None as the state": using(
         ValueError,
         "state of a loader with 3 batches, got None; resume",
         five,
@@ -1252,7 +1254,7 @@ CALLBACK = {
     "STNCallback: optimizer": argument(
         "optimizer to build one from parameter groups, got 'adam'; pass", optimizer="adam"
     ),
-    "STNCallback: an optimiser that exists": building(
+    "STNCallback: an optimiser instance": building(
         ValueError,
         r"(?s)optimizer to build one from parameter groups, got Adam.*; pass a class such as torch\.optim\.Adam",
         lambda: STNCallback(optimizer=torch.optim.Adam([torch.zeros(1)])),
@@ -1306,14 +1308,14 @@ CALLBACK = {
         STNCallback,
         lambda given: given.schedule,
     ),
-    "PhaseSchedule: a word": building(
+    "PhaseSchedule: text": building(
         ValueError, "train_steps to be a whole number of at least 1, got '2'", lambda: PhaseSchedule(train_steps="2")
     ),
 }
 
 
 def saved(folder: Path) -> Path:
-    """A folder with the checkpoint of a run of one epoch."""
+    """Save the checkpoint of a one-epoch run in a folder; return the folder."""
     run, _ = fit(Lit(), quick(), max_epochs=1)
     run.save_checkpoint(folder / "last.ckpt")
     return folder
@@ -1363,18 +1365,18 @@ RUNS = {
         "GaussianNoise 'beside' already reads another HyperparameterSet; build a new module",
         lambda: Lit(beside=acting(GaussianNoise("rate"))[0]),
     ),
-    "fit: a module that needs one row": starting(
+    "fit: a layer that needs a shared row": starting(
         ValueError,
         r"do not support a perturbation for each example: net\.1 \(Tokens\)\. Share one .*perturb='batch'",
         lambda: Lit(net=lambda: nn.Sequential(nn.Flatten(), Tokens(), nn.Dropout(0.1), nn.Linear(36, 3))),
     ),
-    "fit: the Trainer's own clipping": starting(
+    "fit: clipping by the callback in automatic optimization": starting(
         ValueError,
         r"clipping and accumulation are the Trainer's.*gradient_clip_val=1\.0.*to Trainer\(...\) instead",
         lambda: Lit(automatic=True),
         lambda: quick(weight_step=WeightStep(gradient_clip_val=1.0)),
     ),
-    "fit: weights that nobody trains": starting(
+    "fit: response parameters without an optimiser": starting(
         ValueError,
         r"No optimiser trains these response parameters: \['net\.1\.response_weight', .*from self\.parameters\(\)",
         OtherParameters,
@@ -1394,12 +1396,12 @@ RUNS = {
         lambda: [Lit(), quick()],
         lambda given: trainer(given[1]).fit(given[0], loader(24), [loader(16), loader(16)]),
     ),
-    "fit: a hook that returns nothing": starting(
+    "fit: tuning_dataloader returns None": starting(
         ValueError,
         r"Lit\.tuning_dataloader\(\) to return validation batches, got NoneType; return a DataLoader",
         lambda: Lit(tuning=None),
     ),
-    "fit: an optimiser that takes no groups": starting(
+    "fit: an optimizer argument that returns None": starting(
         TypeError,
         r"Expected STNCallback\(optimizer=...\) to return a torch.optim.Optimizer, got NoneType; pass",
         Lit,
@@ -1408,7 +1410,7 @@ RUNS = {
     "fit: two callbacks": using(
         ValueError,
         "Expected one STNCallback, got 2; give the Trainer one",
-        lambda: [Lit(), quick(), Twice()],
+        lambda: [Lit(), quick(), SecondCallback()],
         lambda given: trainer(*given[1:]).fit(given[0], loader(24), loader(16)),
     ),
     "fit: stochastic weight averaging": using(
@@ -1423,7 +1425,7 @@ RUNS = {
         Lit,
         lambda module: trainer().fit(module, loader(24), loader(16)),
     ),
-    "fit: no callback the second time": using(
+    "fit: no callback in a second run": using(
         RuntimeError,
         r"Lit trains without its callback; pass callbacks=\[STNCallback",
         trained,
@@ -1434,12 +1436,12 @@ RUNS = {
         r"training_loss to return a scalar tensor, got shape \[8, 3\]; return the mean loss",
         lambda: Lit(training=lambda output: output),
     ),
-    "fit: no training loss is returned": running(
+    "fit: training_loss returns None": running(
         ValueError,
         "training_loss to return a scalar tensor, got NoneType; return the mean loss",
         lambda: Lit(training=lambda output: None),
     ),
-    "fit: a training loss as a number": running(
+    "fit: training_loss returns a number": running(
         ValueError, "training_loss to return a scalar tensor, got float", lambda: Lit(training=lambda output: 1.0)
     ),
     "fit: a training loss without a gradient": running(
@@ -1452,12 +1454,12 @@ RUNS = {
         r"validation_loss to return a scalar tensor, got shape \[8, 3\]; return the mean loss",
         lambda: Lit(validation=lambda output: output),
     ),
-    "fit: no validation loss is returned": running(
+    "fit: validation_loss returns None": running(
         ValueError,
         "validation_loss to return a scalar tensor, got NoneType; return the mean loss",
         lambda: Lit(validation=lambda output: None),
     ),
-    "fit: a validation loss as a number": running(
+    "fit: validation_loss returns a number": running(
         ValueError,
         "validation_loss to return a scalar tensor, got float; return the mean loss",
         lambda: Lit(validation=lambda output: output.sum().item()),
@@ -1467,12 +1469,12 @@ RUNS = {
         r"does not depend on the hyperparameters.*Compute it with the network .*without torch\.no_grad",
         lambda: Lit(validation=lambda output: output.detach().sum()),
     ),
-    "fit: a validation loss of something else": running(
+    "fit: a validation loss without the network": running(
         ValueError,
         "does not depend on the hyperparameters: no response layer led to it. Compute it with the network",
         lambda: Lit(validation=lambda output: ELSEWHERE.sum()),
     ),
-    "fit: too few rows": running(
+    "fit: fewer rows than examples": running(
         ValueError,
         r"one row per example, got 5 rows for an input of shape \[8, 1, 6, 6\]; keep the batch",
         lambda: Lit(beside=GaussianNoise("rate"), rows=5),
@@ -1480,7 +1482,7 @@ RUNS = {
     "fit: no number of rows": running(
         ValueError, "number of rows .*got '8'; if infer_batch_size is overridden, return", lambda: Lit(rows="8")
     ),
-    "fit: a rate for each example where the batch has one": running(
+    "fit: a rate for each example of a batch-wise DropPath": running(
         ValueError,
         "DropPath: acts on the batch as a whole, but 'rate' has a value for each .*perturb='batch'",
         lambda: Lit(beside=DropPath("rate", mode="batch")),
@@ -1500,7 +1502,7 @@ CASES: dict[str, Case] = {name: case for table in TABLES for name, case in table
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_wrong_use_is_explained_and_changes_nothing(name: str, tmp_path: Path) -> None:
+def test_wrong_use_raises_its_message_and_changes_nothing(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     given = case.given(tmp_path)
     before = snapshot([world(), given])
@@ -1510,7 +1512,7 @@ def test_a_wrong_use_is_explained_and_changes_nothing(name: str, tmp_path: Path)
     assert snapshot([world(), given]) == before
 
 
-def test_every_case_has_a_name_of_its_own() -> None:
+def test_case_names_are_unique() -> None:
     assert len(CASES) == sum(map(len, TABLES))
 
 
@@ -1544,7 +1546,7 @@ def _nudge(module: Lit) -> None:
         lambda module: module.convert(module.beside.append(nn.Linear(2, 2))),
     ],
 )
-def test_a_snapshot_notices_what_changes_in_a_module(change: Callable[[Lit], Any]) -> None:
+def test_snapshot_detects_any_change_of_a_module(change: Callable[[Lit], Any]) -> None:
     module = Lit(beside=nn.Sequential())
     before = snapshot(module)
     assert snapshot(module) == before
@@ -1552,7 +1554,9 @@ def test_a_snapshot_notices_what_changes_in_a_module(change: Callable[[Lit], Any
     assert snapshot(module) != before
 
 
-def test_a_snapshot_notices_what_changes_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snapshot_detects_changes_of_files_schedules_loaders_callbacks_and_globals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, schedule, batches, callback = written("a")(tmp_path), recorded(), five(), quick()
     before = snapshot([world(), folder]), snapshot(schedule), snapshot(batches), snapshot(callback)
     written("b")(tmp_path)

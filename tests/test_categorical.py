@@ -1,4 +1,4 @@
-"""One of several named choices: entries, start, what is read, and what is refused."""
+"""Categorical hyperparameters: entries, start, values read, and errors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +28,7 @@ def mixed(perturb: Any = "example") -> HyperparameterSet:
     )
 
 
-def test_an_entry_for_each_choice() -> None:
+def test_categorical_has_an_entry_per_choice() -> None:
     hyperparameters = mixed()
     assert len(hyperparameters) == len(hyperparameters.unconstrained) == len(hyperparameters.raw_scale) == 5
     assert hyperparameters.names == ("rate", "operation", "count")
@@ -40,7 +40,7 @@ def test_an_entry_for_each_choice() -> None:
 
 
 @given(st.lists(st.text("abc /,\"'é", min_size=1), min_size=2, unique=True), st.data())
-def test_the_start_reads_back(choices: Sequence[str], data: Any) -> None:
+def test_start_of_a_categorical_reads_back(choices: Sequence[str], data: Any) -> None:
     init = data.draw(st.sampled_from(choices))
     hyperparameters = HyperparameterSet({"x": Categorical(choices, init, scale=0.01)})
     assert hyperparameters.values() == {"x": init}
@@ -52,7 +52,7 @@ def test_a_list_of_choices_becomes_a_tuple() -> None:
     assert hash(Categorical(["a", "b"], "a")) == hash(Categorical(("a", "b"), "a"))
 
 
-def test_values_are_indices_of_the_largest_logit_and_the_first_of_equal_ones() -> None:
+def test_value_is_the_index_of_the_first_largest_logit() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0], [1.0, 0.0, 1.0], [-3.0, -2.0, -1.0]])
     unconstrained = torch.cat([torch.zeros(3, 1), logits, torch.zeros(3, 1)], dim=1)
     values = mixed().constrain(unconstrained.expand(2, 3, 5))["operation"]
@@ -60,7 +60,7 @@ def test_values_are_indices_of_the_largest_logit_and_the_first_of_equal_ones() -
     assert values.tolist() == [[1, 0, 2]] * 2
 
 
-def test_what_is_bound_is_read_as_an_index() -> None:
+def test_bound_sample_of_a_categorical_reads_as_an_index() -> None:
     hyperparameters = mixed()
     assert hyperparameters["operation"].shape == ()
     assert hyperparameters["operation"].item() == CHOICES.index("mirror")
@@ -84,7 +84,7 @@ def test_all_logits_of_a_batch_share_their_noise_among_its_rows() -> None:
 
 @pytest.mark.parametrize("scale", [0.1, 0.5, 2.0])
 @pytest.mark.parametrize(("count", "chance"), [(2, 0.76), (3, 0.63), (5, 0.49), (10, 0.34)])
-def test_the_start_is_drawn_as_often_as_documented(count: int, chance: float, scale: float) -> None:
+def test_start_is_drawn_with_the_documented_probability(count: int, chance: float, scale: float) -> None:
     choices = [str(index) for index in range(count)]
     hyperparameters = HyperparameterSet({"x": Categorical(choices, "1", scale=scale)})
     probabilities = choice_probabilities(hyperparameters.unconstrained, hyperparameters.scale)
@@ -110,7 +110,7 @@ def test_probabilities_are_the_frequencies_of_the_argmax() -> None:
     assert ((frequencies - probabilities).abs() < 5 * (probabilities * (1 - probabilities) / draws).sqrt()).all()
 
 
-def test_a_state_without_choices_has_the_keys_and_shapes_it_had() -> None:
+def test_state_without_categoricals_has_one_entry_per_hyperparameter() -> None:
     state = HyperparameterSet({"rate": Float(0.0, 1.0, init=0.25), "count": Integer(0, 4, init=3)}).state_dict()
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     assert shapes == {"unconstrained": (2,), "raw_scale": (2,), "centred": ()}
@@ -139,7 +139,7 @@ def test_layers_have_a_gate_for_each_entry() -> None:
         (lambda: Categorical(["a", "b"], "a", perturb="row"), "perturb='example' or perturb='batch'"),  # type: ignore[arg-type]
     ],
 )
-def test_wrong_choices_are_explained(build: Any, message: str) -> None:
+def test_categorical_refuses_wrong_arguments(build: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
 
@@ -150,8 +150,8 @@ NUMBER = Float(0.0, 1.0, init=0.5)
 @pytest.mark.parametrize(
     ("others", "choices"),
     [
-        (["x_b"], ("b", "c")),  # the entry of `b` is called as the number
-        (["x_b"], ("b_c", "d")),  # and its scale as that of a choice of `x_b`
+        (["x_b"], ("b", "c")),  # the entry of choice `b` has the name of the number
+        (["x_b"], ("b_c", "d")),  # the scale of choice `b_c` reads as that of choice `c` of `x_b`
         (["x_b_scale"], ("b", "c")),
     ],
 )
@@ -164,7 +164,7 @@ def test_names_that_collide_with_a_choice_are_refused(others: list[str], choices
         HyperparameterSet(first).add(second)
 
 
-def test_names_that_only_begin_alike_are_not_refused() -> None:
+def test_names_with_a_common_prefix_are_accepted() -> None:
     operation = Categorical(("a", "b"), "a")
     HyperparameterSet({"x": operation, "x_strength": NUMBER, "x_scale": NUMBER, "x_more": operation})
 
@@ -176,13 +176,13 @@ def test_names_that_only_begin_alike_are_not_refused() -> None:
         lambda h: attach_all(nn.Sequential(GaussianNoise("operation")), h),
     ],
 )
-def test_a_choice_is_no_strength(use: Any) -> None:
+def test_categorical_is_refused_as_a_strength(use: Any) -> None:
     with pytest.raises(ValueError, match="expects a number, but the hyperparameter 'operation' is a Categorical"):
         use(mixed())
 
 
 class LitAugmented(LitSmall):
-    """Each example under the operation that is drawn for it."""
+    """Applies to each example the operation drawn for it."""
 
     def __init__(self, perturb: Any = "example") -> None:
         super().__init__({"operation": Categorical(CHOICES, "mirror", perturb=perturb)}, dropout=None)

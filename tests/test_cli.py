@@ -1,4 +1,4 @@
-"""Runs that a YAML file describes, by LightningCLI."""
+"""Runs of LightningCLI, configured by a YAML file."""
 
 import inspect
 import os
@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader
 from lightning_stn import Categorical, Float, Hyperparameter, Integer, PhaseSchedule, Schedule, STNCallback, Warmup
 
 pytest.importorskip("jsonargparse")
-os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # about Lightning's own calls, some of them at its import
+os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # raised by Lightning's calls, some at its import
 
 from lightning.pytorch.cli import LightningCLI
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
-KNOBS = {
+SPECIFICATIONS = {
     "dropout": {"class_path": "lightning_stn.Float", "init_args": {"low": 0.0, "high": 0.9, "init": 0.05}},
     "noise": {"class_path": "lightning_stn.Float", "init_args": {"low": 0.0, "high": None, "init": 0.1}},
     "length": {"class_path": "lightning_stn.Integer", "init_args": {"low": 0, "high": 4, "init": 2}},
@@ -49,7 +49,7 @@ class Automatic(Configured):
 
 
 class ByHand(LitSmall):
-    """What the configuration below says, in Python."""
+    """The configuration below, written in Python."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Data(L.LightningDataModule):
 
 
 class Rates(L.Callback):
-    """The weights' learning rate in each epoch."""
+    """Records the learning rate of the weights in each epoch."""
 
     def __init__(self) -> None:
         self.rates: list[float] = []
@@ -80,21 +80,21 @@ class Rates(L.Callback):
 
 @pytest.fixture(autouse=True)
 def _no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["cli"])  # pytest's arguments are none of these runs'
+    monkeypatch.setattr(sys, "argv", ["cli"])  # hides pytest's arguments
 
 
 def config(
     folder: Path,
     *,
-    knobs: dict[str, Any] = KNOBS,
+    specifications: dict[str, Any] = SPECIFICATIONS,
     callback: dict[str, Any] = CALLBACK,
     seed: int | bool = 3,
     **others: Any,
 ) -> str:
-    """A configuration file: the path to it."""
+    """Write a configuration file; return its path."""
     settings = {
         "seed_everything": seed,
-        "model": {"hyperparameters": knobs},
+        "model": {"hyperparameters": specifications},
         "optimizer": SGD,
         "trainer": {
             "accelerator": "cpu",
@@ -126,16 +126,16 @@ def callback_of(run: LightningCLI) -> STNCallback:
     return callback
 
 
-def test_every_kind_of_hyperparameter(tmp_path: Path) -> None:
-    knobs = {
-        **KNOBS,
+def test_cli_builds_every_kind_of_hyperparameter(tmp_path: Path) -> None:
+    specifications = {
+        **SPECIFICATIONS,
         "decay": {
             "class_path": "lightning_stn.Float",
             "init_args": {"low": 1e-6, "high": 0.1, "init": 1e-4, "log": True, "perturb": "batch", "scale": 0.3},
         },
         "op": {"class_path": "lightning_stn.Categorical", "init_args": {"choices": ["none", "mirror"], "init": "none"}},
     }
-    run = cli("--config", config(tmp_path, knobs=knobs), run=False)
+    run = cli("--config", config(tmp_path, specifications=specifications), run=False)
     assert run.model.hyperparameters.specifications == {
         "dropout": Float(0.0, 0.9, init=0.05),
         "noise": Float(0.0, None, init=0.1),
@@ -146,30 +146,30 @@ def test_every_kind_of_hyperparameter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("knob", "message"),
+    ("specification", "message"),
     [
-        ({"low": 0, "high": 4, "init": 1}, "Hyperparameter"),  # an Integer or a Float? It must say which
+        ({"low": 0, "high": 4, "init": 1}, "Hyperparameter"),  # ambiguous: an Integer or a Float
         ({"class_path": "lightning_stn.Float", "init_args": {"low": 0.0, "hi": 1.0}}, "hi"),
         ({"class_path": "torch.nn.Linear"}, "torch.nn.Linear"),
     ],
 )
-def test_a_knob_that_is_not_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], knob: dict[str, Any], message: str
+def test_cli_refuses_an_invalid_hyperparameter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], specification: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(SystemExit):
-        cli("--config", config(tmp_path, knobs={"dropout": knob}), run=False)
+        cli("--config", config(tmp_path, specifications={"dropout": specification}), run=False)
     error = capsys.readouterr().err
     assert "model.hyperparameters" in error
     assert message in error
 
 
-def test_a_start_out_of_range_says_so(tmp_path: Path) -> None:
-    knob = {"class_path": "lightning_stn.Float", "init_args": {"low": 0.0, "high": 1.0, "init": 1.5}}
+def test_cli_refuses_a_start_out_of_range(tmp_path: Path) -> None:
+    specification = {"class_path": "lightning_stn.Float", "init_args": {"low": 0.0, "high": 1.0, "init": 1.5}}
     with pytest.raises(ValueError, match="expected init strictly between low and high"):
-        cli("--config", config(tmp_path, knobs={"dropout": knob}), run=False)
+        cli("--config", config(tmp_path, specifications={"dropout": specification}), run=False)
 
 
-def test_every_argument_of_the_callback(tmp_path: Path) -> None:
+def test_cli_sets_every_argument_of_the_callback(tmp_path: Path) -> None:
     arguments = {
         "train_steps": 3,
         "valid_steps": 2,
@@ -210,14 +210,16 @@ def test_every_argument_of_the_callback(tmp_path: Path) -> None:
         ({"class_path": "torch.optim.SGD", "init_args": {"lr": 7.0}}, {"lr": 0.05, "momentum": 0.0}),
     ],
 )
-def test_the_optimiser_of_the_hyperparameters(tmp_path: Path, optimizer: Any, expected: dict[str, Any]) -> None:
+def test_cli_builds_the_optimiser_of_the_hyperparameters(
+    tmp_path: Path, optimizer: Any, expected: dict[str, Any]
+) -> None:
     run = fit(config(tmp_path, callback={**CALLBACK, "optimizer": optimizer}))
     lambdas, scales = callback_of(run).state_dict()["optimizer"]["optimizer"]["param_groups"]
     for group in (lambdas, scales):
         assert {name: group[name] for name in expected} == expected
 
 
-def test_a_configured_run_is_the_run_written_in_python(tmp_path: Path) -> None:
+def test_configured_run_equals_the_run_written_in_python(tmp_path: Path) -> None:
     scheduler = {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 1, "gamma": 0.5}}
     run = fit(config(tmp_path, lr_scheduler=scheduler))
     L.seed_everything(3, workers=True)
@@ -270,7 +272,7 @@ def test_the_saved_configuration_repeats_the_run(tmp_path: Path, seed: int | boo
     assert (folders[0] / "config.yaml").read_text() == (folders[1] / "config.yaml").read_text()
 
 
-def test_the_example(tmp_path: Path) -> None:
+def test_digits_example_runs(tmp_path: Path) -> None:
     """The README's command, for six epochs: one beyond the warm-up."""
     command = [sys.executable, str(EXAMPLES / "digits_cli.py"), "fit", "--config", str(EXAMPLES / "digits.yaml")]
     subprocess.run([*command, "--trainer.max_epochs=6"], cwd=tmp_path, check=True, capture_output=True)

@@ -18,7 +18,7 @@ def one() -> HyperparameterSet:
     return HyperparameterSet({"rate": Float(0.0, 0.9, init=0.05)})
 
 
-def test_layers_and_dropouts_change_their_class_and_nothing_else() -> None:
+def test_convert_changes_only_the_class_of_layers_and_dropouts() -> None:
     net = small_net().double()
     before = {name: (id(module), module.training) for name, module in net.named_modules()}
     state = copy.deepcopy(net.state_dict())
@@ -35,7 +35,7 @@ def test_layers_and_dropouts_change_their_class_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("grad", [True, False])
-def test_converting_does_not_change_what_the_network_computes(training: bool, grad: bool) -> None:
+def test_convert_keeps_the_outputs(training: bool, grad: bool) -> None:
     net = small_net().train(training)
     x = torch.randn(5, 1, 6, 6)
     net[3].p = net[7].p = 0.0  # type: ignore[assignment]
@@ -44,7 +44,7 @@ def test_converting_does_not_change_what_the_network_computes(training: bool, gr
         assert torch.equal(convert(net, one(), dropout="rate")(x), expected)
 
 
-def test_without_a_name_dropouts_keep_their_constant_rate() -> None:
+def test_convert_without_a_dropout_name_keeps_constant_rates() -> None:
     net = convert(small_net(), one())
     assert type(net[3]) is nn.Dropout2d  # type: ignore[index]
     assert net[7].p == 0.1  # type: ignore[index]
@@ -62,7 +62,7 @@ def test_per_layer_adds_a_hyperparameter_for_each_dropout() -> None:
     assert net["head"].p == "dropout_head"
 
 
-def test_a_second_per_layer_conversion_is_refused() -> None:
+def test_convert_refuses_a_second_per_layer_conversion() -> None:
     hyperparameters = one()
     convert(nn.Sequential(nn.Linear(2, 2), nn.Dropout()), hyperparameters, dropout="per-layer")
     other = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
@@ -72,7 +72,7 @@ def test_a_second_per_layer_conversion_is_refused() -> None:
     assert type(other[1]) is nn.Dropout
 
 
-def test_branches_share_a_rate_each_in_proportion_to_its_own() -> None:
+def test_shared_drop_path_rate_is_scaled_by_the_initial_rate_of_each_branch() -> None:
     net = nn.Sequential(StochasticDepth(0.1, "row"), nn.Linear(2, 2), StochasticDepth(0.4, "batch"))
     convert(net, one(), drop_path="rate")
     first, last = net[0], net[2]
@@ -80,18 +80,18 @@ def test_branches_share_a_rate_each_in_proportion_to_its_own() -> None:
     assert isinstance(last, DropPath)
     assert (first.p, first.mode, first.share) == ("rate", "row", 0.25)
     assert (last.p, last.mode, last.share) == ("rate", "batch", 1.0)
-    taken = export(net)
-    assert type(taken[0]) is StochasticDepth  # type: ignore[index]
-    assert taken[0].p == pytest.approx(taken[2].p / 4)  # type: ignore[index]
+    exported = export(net)
+    assert type(exported[0]) is StochasticDepth  # type: ignore[index]
+    assert exported[0].p == pytest.approx(exported[2].p / 4)  # type: ignore[index]
 
 
-def test_branches_keep_their_constant_rate_without_a_name() -> None:
+def test_convert_without_a_drop_path_name_keeps_constant_rates() -> None:
     assert type(convert(nn.Sequential(StochasticDepth(0.1, "row")), one())[0]) is StochasticDepth  # type: ignore[index]
     with pytest.raises(KeyError, match=r"drop_path.*'rat'.*Did you mean 'rate'"):
         convert(nn.Sequential(StochasticDepth(0.1, "row")), one(), drop_path="rat")
 
 
-def test_dropouts_whose_hyperparameters_would_share_a_name_are_refused() -> None:
+def test_convert_refuses_dropouts_with_the_same_hyperparameter_name() -> None:
     net = nn.ModuleDict({"a": nn.ModuleDict({"b": nn.Dropout(0.1)}), "a_b": nn.Dropout(0.2), "c": nn.Linear(2, 2)})
     with pytest.raises(
         ConversionError, match=r"a_b: its hyperparameter would be called 'dropout_a_b', as that of a\.b"
@@ -100,18 +100,18 @@ def test_dropouts_whose_hyperparameters_would_share_a_name_are_refused() -> None
     assert type(net["c"]) is nn.Linear
 
 
-def test_a_network_that_is_one_layer() -> None:
+def test_convert_accepts_a_single_layer() -> None:
     layer = nn.Linear(2, 2)
     assert isinstance(convert(layer, one()), ResponseLinear)
 
 
-def test_a_shared_layer_is_converted_once_and_stays_shared() -> None:
+def test_convert_keeps_a_shared_layer_shared() -> None:
     layer = nn.Linear(3, 3)
     net = convert(nn.Sequential(layer, nn.ReLU(), layer), one())
     assert net[0] is net[2]  # type: ignore[index]
 
 
-def test_all_problems_are_listed_and_nothing_is_changed() -> None:
+def test_convert_lists_all_problems_and_changes_nothing() -> None:
     net = nn.Sequential(
         nn.Linear(2, 2),
         nn.ParameterList([torch.ones(1)]),
@@ -147,32 +147,32 @@ def test_excluded_modules_stay_plain(exclude: Any) -> None:
     assert [isinstance(module, ResponseLayer) for module in net] == [True, False, True]
 
 
-def test_an_excluded_module_excludes_what_it_contains() -> None:
+def test_exclude_covers_submodules() -> None:
     net = nn.ModuleDict({"backbone": nn.Sequential(nn.Linear(2, 2)), "head": nn.Linear(2, 2)})
     convert(net, one(), exclude=["backbone"])
     assert type(net["backbone"][0]) is nn.Linear  # type: ignore[index]
     assert type(net["head"]) is ResponseLinear
 
 
-def test_an_exclusion_that_matches_nothing_is_refused() -> None:
+def test_convert_refuses_an_exclusion_without_a_match() -> None:
     with pytest.raises(ConversionError, match=r"no module is called 'bakbone'; there are \['0'\]"):
         convert(nn.Sequential(nn.Linear(2, 2)), one(), exclude=["bakbone"])
 
 
-def test_a_second_conversion_is_refused() -> None:
+def test_convert_refuses_a_converted_network() -> None:
     net = convert(nn.Sequential(nn.Linear(2, 2)), one())
     with pytest.raises(ConversionError, match="0 \\(ResponseLinear\\): converted already"):
         convert(net, one())
 
 
-def test_an_unknown_name_is_refused_before_anything_changes() -> None:
+def test_convert_refuses_an_unknown_name_before_any_change() -> None:
     net = small_net()
     with pytest.raises(KeyError, match="'drop'"):
         convert(net, one(), dropout="drop")
     assert type(net[0]) is nn.Conv2d
 
 
-def test_hooks_stay() -> None:
+def test_convert_keeps_hooks() -> None:
     net = nn.Sequential(nn.Linear(2, 2))
     calls = []
     net[0].register_forward_hook(lambda *_: calls.append(1))
@@ -181,7 +181,7 @@ def test_hooks_stay() -> None:
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_copies_read_their_own_set(clone: Any) -> None:
+def test_copied_network_reads_the_copied_set(clone: Any) -> None:
     hyperparameters = one()
     both = nn.ModuleDict({"set": hyperparameters, "net": convert(nn.Sequential(nn.Linear(2, 2)), hyperparameters)})
     random_gates(both)
@@ -192,14 +192,14 @@ def test_copies_read_their_own_set(clone: Any) -> None:
     assert not torch.equal(both["net"](x), other["net"](x))
 
 
-def test_state_dict_has_no_trace_of_the_set() -> None:
+def test_state_dict_of_a_converted_network_has_no_hyperparameters() -> None:
     net = convert(nn.Sequential(nn.Linear(2, 2)), one())
     names = {"weight", "bias", "response_weight", "response_bias", "weight_gate", "bias_gate"}
     assert set(net.state_dict()) == {f"0.{name}" for name in names}
 
 
 @pytest.mark.parametrize("rows", [1, 5])
-def test_compiles_without_graph_breaks(rows: int) -> None:
+def test_converted_network_compiles_without_graph_breaks(rows: int) -> None:
     hyperparameters = one()
     net = random_gates(convert(small_net().train(), hyperparameters, dropout="rate"))
     compiled = torch.compile(net, fullgraph=True, backend="eager")

@@ -1,4 +1,4 @@
-"""The examples' own promises: streams of text that never meet, and recipes whose names fit together."""
+"""The examples: separate hidden states for training and validation text, and recipes with matching names."""
 
 import importlib.util
 import sys
@@ -27,14 +27,14 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def example(name: str) -> ModuleType:
-    """An example as a module, with its neighbours importable."""
+    """Import an example as a module, with the other examples importable."""
     sys.path.insert(0, str(EXAMPLES))
     try:
         spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look their module up
+        sys.modules[spec.name] = module  # dataclasses look up their module
         spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(EXAMPLES))
@@ -54,7 +54,7 @@ def text(lm: ModuleType, tokens: int, texts: int, seed: int) -> Any:
     return torch.utils.data.DataLoader(lm.Stretches(drawn, texts, 5), batch_size=None)
 
 
-def test_stretches_continue_each_other(lm: ModuleType) -> None:
+def test_stretches_are_consecutive_text(lm: ModuleType) -> None:
     stretches = lm.Stretches(torch.arange(101), 4, 5)
     assert len(stretches) == 5
     whole = torch.cat([batch.tokens for batch in stretches], dim=1)
@@ -64,8 +64,8 @@ def test_stretches_continue_each_other(lm: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("perturb", ["batch", "example"])
-def test_training_never_reaches_the_hidden_state_of_the_validation_stream(lm: ModuleType, perturb: Any) -> None:
-    """With weights that stand still, the validation stream's states are those of reading the validation text alone."""
+def test_training_does_not_change_the_hidden_state_of_the_validation_stream(lm: ModuleType, perturb: Any) -> None:
+    """With fixed weights, the states of the validation stream equal those from reading the validation text alone."""
     L.seed_everything(0, verbose=False)
     module = lm.SelfTunedLanguageModel(WORDS, 8, 12, lr=1e-30)
     seen: list[Tensor] = []
@@ -95,7 +95,7 @@ def test_training_never_reaches_the_hidden_state_of_the_validation_stream(lm: Mo
     assert {"train", "tune", "val"} == set(module.states)
 
 
-def test_every_knob_of_the_language_model_is_read_and_moves(lm: ModuleType) -> None:
+def test_every_hyperparameter_of_the_language_model_is_read_and_moves(lm: ModuleType) -> None:
     L.seed_everything(0, verbose=False)
     module = lm.SelfTunedLanguageModel(WORDS, 8, 12, lr=1.0)
     start = module.hyperparameters.unconstrained.clone()
@@ -105,11 +105,11 @@ def test_every_knob_of_the_language_model_is_read_and_moves(lm: ModuleType) -> N
     assert (module.hyperparameters.unconstrained != start).all()
 
 
-def test_the_language_model_is_taken_away(lm: ModuleType) -> None:
+def test_exported_language_model_is_plain_with_the_same_outputs(lm: ModuleType) -> None:
     module = lm.SelfTunedLanguageModel(WORDS, 8, 12, lr=1.0).eval()
-    taken, tokens = module.export(), torch.randint(0, WORDS, (3, 5))
-    assert not [name for name, part in taken.named_modules() if type(part).__module__.startswith("lightning_stn")]
-    torch.testing.assert_close(taken(tokens, None)[0], module.net(tokens, None)[0])
+    exported, tokens = module.export(), torch.randint(0, WORDS, (3, 5))
+    assert not [name for name, part in exported.named_modules() if type(part).__module__.startswith("lightning_stn")]
+    torch.testing.assert_close(exported(tokens, None)[0], module.net(tokens, None)[0])
 
 
 class Recommended(STNModule):
@@ -119,14 +119,14 @@ class Recommended(STNModule):
         self.net = self.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)))
 
 
-def test_recommended_names_fit_together() -> None:
+def test_recommended_augmentation_reads_the_recommended_names() -> None:
     module = Recommended()
     attach_all(module, module.hyperparameters)
     read = {name for part in module.modules() if isinstance(part, Regularizer) for name in part.reads()}
     assert read | {"input_dropout"} == set(module.hyperparameters.names)
 
 
-def test_the_paper_s_ranges() -> None:
+def test_recommended_ranges_are_those_of_the_paper() -> None:
     image, language = recommended_hyperparameters("image"), recommended_hyperparameters("language")
     assert {name: (s.low, s.high, s.init) for name, s in image.items()} == {  # type: ignore[union-attr]
         "input_dropout": (0.0, 1.0, 0.05),
@@ -146,7 +146,7 @@ def test_the_paper_s_ranges() -> None:
         recommended_hyperparameters("audio")  # type: ignore[arg-type]
 
 
-def test_alexnet_of_the_example_has_the_fifteen_hyperparameters() -> None:
+def test_alexnet_example_reads_all_fifteen_hyperparameters() -> None:
     module = example("cifar10_alexnet").SelfTunedAlexNet(0.125, 0.01)
     assert len(module.hyperparameters.names) == 15
     assert sum(name.startswith("dropout_after") for name in module.hyperparameters.names) == 7

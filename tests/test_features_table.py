@@ -1,4 +1,4 @@
-"""The table of features names tests that exist."""
+"""FEATURES.md lists every feature once, with tests that exist."""
 
 import ast
 import re
@@ -21,7 +21,7 @@ def functions(path: str) -> set[str]:
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
 
 
-def test_every_feature_has_one_row_and_a_test() -> None:
+def test_features_table_has_one_row_per_feature_and_a_test_in_each() -> None:
     features = [feature for feature, _ in ROWS]
     assert len(features) > 60
     assert len(set(features)) == len(features)
@@ -29,6 +29,6 @@ def test_every_feature_has_one_row_and_a_test() -> None:
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_a_test_of_the_table_exists(name: str) -> None:
+def test_features_table_names_an_existing_test(name: str) -> None:
     path, _, function = name.partition("::")
     assert function in functions(path)

@@ -1,4 +1,4 @@
-"""Runs on a GPU, each beside the same run on a CPU, so that all of a test but the device is run everywhere."""
+"""Runs on a GPU; each test also runs on a CPU, so that without a GPU only the device is untested."""
 
 import os
 from collections.abc import Iterator
@@ -31,14 +31,14 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def _same_numbers_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And as many digits as on a CPU."""
+def _deterministic_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make cuDNN deterministic, with the float32 precision of a CPU."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 class Place(L.Callback):
-    """Keeps where weights, hyperparameters, scales and samples are while the module trains."""
+    """Records the devices of weights, hyperparameters, scales and samples during training."""
 
     def __init__(self) -> None:
         self.devices: set[str] = set()
@@ -50,7 +50,7 @@ class Place(L.Callback):
 
 
 def assert_trained_on(accelerator: str, module: STNModule, place: Place, start: Tensor) -> None:
-    """There, and every hyperparameter has moved, in float32."""
+    """All tensors were on that device, and every hyperparameter has moved, in float32."""
     assert place.devices == {"cuda" if accelerator == "gpu" else "cpu"}
     now = module.hyperparameters.unconstrained
     assert now.dtype == module.hyperparameters.raw_scale.dtype == torch.float32
@@ -88,7 +88,7 @@ def test_hyperparameters_are_float32_and_move(accelerator: str, precision: str, 
 
 
 def standing_still(module: Any) -> Any:
-    """Weights that do not move, so that a run is its hyperparameter steps, whose noise is the same on every device."""
+    """Fix the weights, so that a run is its hyperparameter steps, whose noise is the same on every device."""
     module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=1e-30)
     random_gates(module.net, 0.1)
     return module
@@ -99,7 +99,7 @@ def words() -> LitWords:
 
 
 def pictures() -> LitSmall:
-    """Nor do running statistics move, which what is drawn on a device reaches."""
+    """Running statistics are fixed too, because they depend on noise drawn on the device."""
     module: LitSmall = standing_still(LitSmall())
     module.net[2].momentum = 0.0  # type: ignore[index, union-attr]
     return module
@@ -109,7 +109,7 @@ DATA: dict[Any, Any] = {words: texts, pictures: lambda n, seed: loader(n, seed=s
 
 
 def steps(build: Any, accelerator: str, perturb: str) -> Tensor:
-    """Where hyperparameter steps along the plain gradient lead, behind each of them."""
+    """Change of the hyperparameters after each of several steps of plain SGD."""
     L.seed_everything(3, verbose=False)
     module, place, places = build(), Place(), []
 
@@ -128,8 +128,8 @@ def steps(build: Any, accelerator: str, perturb: str) -> Tensor:
 @pytest.mark.parametrize("perturb", PERTURB)
 @pytest.mark.parametrize("build", DATA)
 @pytest.mark.parametrize("accelerator", DEVICES)
-def test_hyperparameter_steps_are_those_of_a_cpu(accelerator: str, build: Any, perturb: str) -> None:
-    """Through convolutions, and through an LSTM, of which cuDNN has no backward in eval mode."""
+def test_hyperparameter_steps_equal_those_on_a_cpu(accelerator: str, build: Any, perturb: str) -> None:
+    """Through convolutions, and through an LSTM, for which cuDNN has no backward in eval mode."""
     got = steps(build, accelerator, perturb)
     assert got.norm(dim=1)[-1] > 1e-3
     if accelerator == "gpu":
@@ -154,7 +154,7 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path: Path, accelerator: s
 
 @pytest.fixture
 def _process_group(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Ends with the test, and so do the variables that describe it; Lightning keeps to the threads there are."""
+    """End the process group and unset its variables after the test; keep Lightning from changing the threads."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     before = set(os.environ)
     yield
@@ -165,11 +165,11 @@ def _process_group(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_process_group")
-@pytest.mark.filterwarnings("default")  # torch's and NCCL's own, about a group of one
+@pytest.mark.filterwarnings("default")  # torch and NCCL warn about a group of one
 @pytest.mark.parametrize("perturb", PERTURB)
 @pytest.mark.parametrize("accelerator", DEVICES)
-def test_alexnet_of_the_example_under_ddp(accelerator: str, perturb: str) -> None:
-    """All fifteen knobs are read and move, on made-up images."""
+def test_alexnet_example_trains_under_ddp(accelerator: str, perturb: str) -> None:
+    """All fifteen hyperparameters are read and move, on random images."""
     L.seed_everything(3, verbose=False)
     module, place = example("cifar10_alexnet").SelfTunedAlexNet(0.125, 0.01), Place()
     start = module.hyperparameters.unconstrained.clone()
@@ -192,14 +192,14 @@ def test_alexnet_of_the_example_under_ddp(accelerator: str, perturb: str) -> Non
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("perturb", PERTURB)
-def test_a_compiled_network_trains_as_it_does_otherwise(perturb: str) -> None:
-    """In whole graphs, by the default compiler, with random numbers drawn as torch draws them."""
+def test_compiled_network_trains_as_the_eager_one(perturb: str) -> None:
+    """In whole graphs, by the default compiler, with torch's random numbers."""
     torch.compiler.reset()
     settings = {"accelerator": "gpu", "devices": 1}
     plain = train(build(), perturb, trainer_settings=settings)
     with torch._inductor.config.patch(fallback_random=True):
         compiled = train(build(), perturb, "net.compile", trainer_settings=settings, fullgraph=True)
     torch.compiler.reset()
-    # Adam divides a hypergradient by its size: of small ones the last digits count.
+    # Adam normalises hypergradients, which amplifies the rounding errors of small ones.
     assert_equal_weights(compiled, plain, rtol=1e-2, atol=1e-3)
     assert (plain.hyperparameters.unconstrained != build().hyperparameters.unconstrained).all()

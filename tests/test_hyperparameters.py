@@ -77,7 +77,7 @@ def test_the_largest_integer_range_is_resolved() -> None:
         (lambda: HyperparameterSet({"a": Float(0.0, 1.0, 0.5), "a_scale": Float(0.0, 1.0, 0.5)}), "collides"),
     ],
 )
-def test_wrong_specifications_are_explained(build: Any, message: str) -> None:
+def test_specifications_refuse_wrong_arguments(build: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
 
@@ -100,7 +100,7 @@ def test_add_appends_until_layers_respond() -> None:
 
 
 @pytest.mark.parametrize("move", [lambda s: s.half(), lambda s: s.to(torch.bfloat16), lambda s: s.double()])
-def test_precision_stays_float32(move: Any) -> None:
+def test_set_stays_float32_when_its_module_changes_dtype(move: Any) -> None:
     hyperparameters = both()
     before = hyperparameters.unconstrained.clone()
     moved = move(torch.nn.ModuleDict({"set": hyperparameters, "net": torch.nn.Linear(1, 1)}))
@@ -109,7 +109,7 @@ def test_precision_stays_float32(move: Any) -> None:
     assert torch.equal(hyperparameters.unconstrained, before)
 
 
-def test_created_in_half_precision_it_is_float32() -> None:
+def test_set_created_under_a_half_precision_default_is_float32() -> None:
     torch.set_default_dtype(torch.bfloat16)
     try:
         hyperparameters = both()
@@ -119,14 +119,14 @@ def test_created_in_half_precision_it_is_float32() -> None:
     assert torch.equal(hyperparameters.unconstrained, both().unconstrained)
 
 
-def test_materialised_from_meta_it_has_its_start_values() -> None:
+def test_set_materialised_from_meta_has_its_start_values() -> None:
     with torch.device("meta"):
         hyperparameters = both()
     assert hyperparameters.to_empty(device="cpu").values() == both().values()
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
-def test_copies_are_equal_and_separate(clone: Any) -> None:
+def test_copied_set_is_equal_and_independent(clone: Any) -> None:
     hyperparameters = both()
     other = clone(hyperparameters)
     hyperparameters.unconstrained.data.add_(1.0)
@@ -134,7 +134,7 @@ def test_copies_are_equal_and_separate(clone: Any) -> None:
     assert other.specifications == hyperparameters.specifications
 
 
-def test_nothing_requires_a_gradient() -> None:
+def test_no_parameter_of_a_set_requires_a_gradient() -> None:
     assert not any(parameter.requires_grad for parameter in both().parameters())
 
 
@@ -145,7 +145,7 @@ def test_noise_depends_on_the_generator_alone() -> None:
     assert not torch.equal(first, hyperparameters.noise(5, torch.Generator().manual_seed(4)))
 
 
-def test_what_is_bound_is_read() -> None:
+def test_set_reads_the_bound_sample() -> None:
     hyperparameters = both()
     assert hyperparameters["rate"].item() == pytest.approx(0.25)
     assert hyperparameters["count"].item() == 4
@@ -162,13 +162,13 @@ def test_what_is_bound_is_read() -> None:
     assert torch.equal(hyperparameters.bound_sample(), hyperparameters.unconstrained[None])
 
 
-def test_one_row_reads_as_scalars() -> None:
+def test_sample_of_one_row_reads_as_scalars() -> None:
     hyperparameters = both()
     bind_weight_phase(hyperparameters, hyperparameters.sample(1))
     assert hyperparameters["rate"].shape == hyperparameters["count"].shape == ()
 
 
-def test_a_binding_is_undone_when_the_step_fails() -> None:
+def test_exception_unbinds_the_sample() -> None:
     hyperparameters = both()
     with pytest.raises(ZeroDivisionError), bind(hyperparameters, hyperparameters.sample(3)):
         raise ZeroDivisionError
@@ -180,7 +180,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         both()["rates"]
 
 
-def test_reads_are_remembered_in_the_weight_phase() -> None:
+def test_unread_counts_only_reads_in_the_weight_phase() -> None:
     hyperparameters = both()
     hyperparameters["rate"]
     assert hyperparameters.unread() == ["rate", "count"]
@@ -193,7 +193,7 @@ def test_repr_shows_the_ranges() -> None:
     assert "rate=Float(low=0.0, high=1.0, init=0.25" in repr(both())
 
 
-def test_state_lives_in_the_state_dict_and_not_among_the_parameters() -> None:
+def test_state_is_in_the_state_dict_but_not_in_parameters_or_buffers() -> None:
     """So that weight optimisers, weight averaging and sharding leave it alone."""
     ours, other = (HyperparameterSet({"a": Float(0.0, 1.0, init=init)}) for init in (0.2, 0.7))
     assert not list(ours.parameters())
@@ -208,7 +208,7 @@ def test_state_lives_in_the_state_dict_and_not_among_the_parameters() -> None:
     assert moved.unconstrained.is_meta
 
 
-def test_loading_refuses_what_does_not_fit() -> None:
+def test_load_state_dict_refuses_wrong_keys_and_sizes() -> None:
     ours = HyperparameterSet({"a": Float(0.0, 1.0, init=0.2)})
     before = copy.deepcopy(ours.state_dict())
     with pytest.raises(RuntimeError, match="unconstrained has 2 entries, but the hyperparameters"):

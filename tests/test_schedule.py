@@ -25,21 +25,21 @@ def test_csv_round_trip_is_exact(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("step", "count"), [(-5, 0), (0, 0), (9, 0), (10, 10), (15, 10), (20, 20), (999, 20)])
-def test_at_holds_the_last_row(step: int, count: int) -> None:
+def test_at_returns_the_last_row_up_to_a_step(step: int, count: int) -> None:
     assert recorded().at(step)["count"] == count
 
 
-def test_rows_come_in_order() -> None:
+def test_append_refuses_a_step_that_does_not_increase() -> None:
     with pytest.raises(ValueError, match="a step after 20, got 20"):
         recorded().append(recorded().rows[-1])
 
 
-def test_rows_have_the_schedule_s_names() -> None:
+def test_append_refuses_a_row_with_other_names() -> None:
     with pytest.raises(ValueError, match=r"values of \['rate', 'count'\] and scales of"):
         recorded().append(Row(30, 3, {"rate": 1.0}, {"rate": 1.0}))
 
 
-def test_an_empty_schedule_has_no_values() -> None:
+def test_at_refuses_an_empty_schedule() -> None:
     with pytest.raises(ValueError, match="empty"):
         Schedule(("rate",)).at(0)
 
@@ -59,7 +59,7 @@ def test_an_empty_schedule_has_no_values() -> None:
         ("step,epoch,op,op_a_scale,op_b_scale\n0,0,a,a,0.5\n", "line 2"),
     ],
 )
-def test_a_broken_file_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+def test_load_names_the_line_of_a_broken_file(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "schedule.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         Schedule.load(tmp_path / "schedule.csv")
@@ -95,7 +95,7 @@ def test_cells_round_trip() -> None:
     assert [schedule.row(schedule.cells(row)) for row in schedule.rows] == schedule.rows
 
 
-def test_an_unknown_choice_is_refused() -> None:
+def test_append_refuses_an_unknown_choice() -> None:
     schedule = chosen()
     row = schedule.rows[-1]
     with pytest.raises(ValueError, match=r"Expected op to be one of .*, got 'other'"):
@@ -113,7 +113,7 @@ def test_an_unknown_choice_is_refused() -> None:
         (("a",), {"a": ("b", "c", "d", "b_scale")}),
     ],
 )
-def test_columns_that_collide_are_refused(names: tuple[str, ...], choices: dict[str, tuple[str, ...]]) -> None:
+def test_schedule_refuses_colliding_columns(names: tuple[str, ...], choices: dict[str, tuple[str, ...]]) -> None:
     with pytest.raises(ValueError, match="collides"):
         Schedule(names, choices=choices)
 
@@ -122,7 +122,7 @@ WORDS = st.sampled_from(["a", "b", "scale", "a_b", "a_scale", "a_b_scale", "b_sc
 
 
 @given(st.lists(WORDS, min_size=1, max_size=5, unique=True), st.data())
-def test_a_schedule_that_is_accepted_can_be_read_back(tmp_path_factory: Any, names: list[str], data: Any) -> None:
+def test_accepted_schedule_reads_back(tmp_path_factory: Any, names: list[str], data: Any) -> None:
     several = st.lists(WORDS, min_size=2, max_size=4, unique=True).map(tuple)
     choices = {name: data.draw(several) for name in names if data.draw(st.booleans())}
     try:

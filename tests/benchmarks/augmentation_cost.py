@@ -1,10 +1,10 @@
-"""What augmentation costs in the AlexNet example: all fifteen hyperparameters active, against other ways to do it.
+"""Cost of augmentation in the AlexNet example: all fifteen hyperparameters active, compared with alternatives.
 
     python tests/benchmarks/augmentation_cost.py [--rounds N] [--batches K] [--threads T] [--quick]
 
 AlexNet at full width, batches of 128, a perturbation for each example. Every row is a ratio to the plain step of the
 same network without augmentation; each round interleaves all rows. Times are wall-clock seconds from batch to batch,
-loading included, since workers count.
+including loading, because some rows augment in the loader.
 """
 
 import argparse
@@ -35,7 +35,7 @@ BATCH = 128
 
 
 class Images(Dataset):  # type: ignore[type-arg]
-    """Images that look like nothing, as uint8."""
+    """Random uint8 images."""
 
     def __init__(self, batches: int, transform: Callable[[Tensor], Tensor] | None = None) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -72,7 +72,7 @@ def plain() -> L.LightningModule:
 def tuned(augmented: bool) -> L.LightningModule:
     """The example's module."""
     module = SelfTunedAlexNet(1.0, 0.01)
-    module.hyperparameters.unconstrained.data.fill_(0.0)  # in mid-range, so that every operation has something to do
+    module.hyperparameters.unconstrained.data.fill_(0.0)  # in mid-range, so that every operation acts
     if not augmented:
         module.augment = nn.Identity()
     return module
@@ -103,7 +103,7 @@ def seconds(module: L.LightningModule, data: DataLoader[Any], batches: int) -> f
 
 
 def rows(batches: int) -> Iterator[tuple[str, L.LightningModule, DataLoader[Any]]]:
-    """What is compared: name, module, loader."""
+    """Rows to compare: name, module, loader."""
     raw = DataLoader(Images(batches + 2), BATCH)
     yield "plain, no augmentation", plain(), raw
     yield "plain, torchvision by image, 0 workers", plain(), DataLoader(Images(batches + 2, per_image()), BATCH)

@@ -1,4 +1,4 @@
-"""The networks whose steps are timed, each with the batches that it eats."""
+"""Networks whose steps are timed, each with its batches."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -67,7 +67,7 @@ def transformer() -> nn.Module:
 
 
 def mlp() -> nn.Module:
-    """784-1200-1200-1200-10, with a dropout behind each hidden layer."""
+    """784-1200-1200-1200-10, with a dropout after each hidden layer."""
     widths = [784, 1200, 1200, 1200]
     hidden = [
         module
@@ -88,7 +88,7 @@ class Case:
         dropout: rate of the network's dropout layers; None where it has none.
         words: size of the vocabulary where the inputs are words; None for real numbers.
         labels: dimensions of the input that carry a label each (2: every position of a sequence).
-        repeats: how many times as many batches to time as on other networks, where a step is short.
+        repeats: factor on the number of timed batches, for networks with short steps.
     """
 
     build: Callable[[], nn.Module]
@@ -116,13 +116,13 @@ CASES = {
 
 
 class Batches:
-    """Batches that lie in memory, handed out in turn, so that loading costs nothing.
+    """Batches in memory, returned in turn, so that loading costs nothing.
 
     Args:
-        case: what they are for.
-        device: where they lie.
-        distinct: how many different ones there are.
-        length: how many are handed out in an epoch.
+        case: network that they fit.
+        device: where they are stored.
+        distinct: number of different batches.
+        length: number of batches in an epoch.
     """
 
     def __init__(self, case: Case, device: torch.device, distinct: int = 4, length: int = 1000) -> None:

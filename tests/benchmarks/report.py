@@ -1,4 +1,4 @@
-"""Results as Markdown, with the machine that they come from."""
+"""Results as Markdown, with a description of the machine."""
 
 import os
 import platform
@@ -40,13 +40,13 @@ BYTES = {
 
 @dataclass
 class Result:
-    """What was measured on one network.
+    """Measurements of one network.
 
     Args:
         network: its name.
         plain: seconds of the plain step, one for each round.
-        ratios: what is compared with plain training, one entry for each round, by name.
-        notes: what could not be measured, and why.
+        ratios: ratios to plain training by name of the quantity, one entry for each round.
+        notes: failed measurements, with the reason.
     """
 
     network: str
@@ -82,7 +82,7 @@ def tables(results: Sequence[Result], device: torch.device) -> str:
     ]
     if any(name in r.ratios for r in results for name in BYTES):
         blocks += [
-            "\nBytes of the weight step, plain = 1 (all: parameters, gradients, momentum, what is kept for backward)\n",
+            "\nBytes of the weight step, plain = 1 (all: parameters, gradients, momentum, tensors kept for backward)\n",
             markdown(["network", *BYTES.values()], sizes),
         ]
     return "\n".join([*blocks, *(["\nNot measured:\n", *notes] if notes else [])])
@@ -99,6 +99,6 @@ def cell(ratios: Sequence[float]) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

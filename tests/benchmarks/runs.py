@@ -1,4 +1,4 @@
-"""Real Lightning runs, plain and self-tuning, and what is read off them: seconds and bytes."""
+"""Real Lightning runs, plain and self-tuning, and their measurements: seconds and bytes."""
 
 import statistics
 import time
@@ -19,7 +19,7 @@ WARM = 1
 
 
 def sgd(module: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of all runs; its rate is small, so that no weight runs away on noise."""
+    """The optimiser of all runs; its rate is small, so that no weight diverges on noise."""
     return torch.optim.SGD(module.parameters(), lr=1e-4, momentum=0.9)
 
 
@@ -44,12 +44,12 @@ class Plain(L.LightningModule):
 
 
 class Tuned(STNModule):
-    """The same with tuned dropout, where there is dropout, and otherwise idle hyperparameters up to seven."""
+    """`Plain` with seven hyperparameters: tuned dropout if the network has dropout; the others are idle."""
 
     def __init__(self, net: nn.Module, dropout: float | None) -> None:
-        knobs = {} if dropout is None else {"dropout": Float(0.0, 0.9, init=dropout)}
-        idle = {f"idle_{index}": Float(0.0, 1.0, init=0.3) for index in range(HYPERPARAMETERS - len(knobs))}
-        super().__init__(hyperparameters={**knobs, **idle})
+        active = {} if dropout is None else {"dropout": Float(0.0, 0.9, init=dropout)}
+        idle = {f"idle_{index}": Float(0.0, 1.0, init=0.3) for index in range(HYPERPARAMETERS - len(active))}
+        super().__init__(hyperparameters={**active, **idle})
         self.net = self.convert(net, dropout=None if dropout is None else "dropout")
 
     def training_loss(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -67,7 +67,7 @@ class Tuned(STNModule):
 
 @dataclass
 class Marks:
-    """Readings of two clocks at the borders of every step: (CPU or device seconds, wall seconds).
+    """Readings of two clocks at the boundaries of every step: (CPU or device seconds, wall seconds).
 
     Args:
         device: where the steps run; CPU time of the process is read on a CPU, synchronised wall time elsewhere.
@@ -86,11 +86,11 @@ class Marks:
         return (time.perf_counter(),) * 2
 
     def weight_step(self) -> float:
-        """Median seconds from before the sample is drawn to behind the optimiser's step."""
+        """Median seconds of a weight step, including the draw of the sample."""
         return _median(self.starts, self.weights)
 
     def hyperparameter_step(self) -> float:
-        """Median seconds of what the callback does behind a weight step."""
+        """Median seconds that the callback takes after a weight step."""
         return _median(self.weights, self.ends)
 
     def evaluation(self) -> float:
@@ -141,7 +141,7 @@ class After(L.Callback):
 
 
 class SavedBytes(L.Callback):
-    """Counts what a training batch keeps for backward, every storage once, without parameters, buffers and inputs.
+    """Counts the bytes kept for backward in a training batch; each storage once, no parameters, buffers or inputs.
 
     Attributes:
         activations: bytes that grow with the batch.
@@ -198,7 +198,7 @@ class Runner:
         self.validation = Batches(self.case, self.device)
 
     def trainer(self, batches: int, *callbacks: L.Callback) -> L.Trainer:
-        """A quiet Trainer for so many batches."""
+        """A quiet Trainer for `batches` batches."""
         return L.Trainer(
             accelerator="cpu" if self.device.type == "cpu" else "gpu",
             devices=1,
@@ -213,7 +213,7 @@ class Runner:
         )
 
     def fit(self, module: L.LightningModule, batches: int, **settings: Any) -> Marks:
-        """Time a training run; `settings` are those of the STNCallback, for a module that wants one."""
+        """Time a training run; `settings` go to the STNCallback of a self-tuning module."""
         marks = Marks(self.device)
         callbacks = [Before(marks), *self._tuning(module, settings), After(marks)]
         self.trainer(WARM + batches, *callbacks).fit(module, self.training)
@@ -227,7 +227,7 @@ class Runner:
         return marks
 
     def saved_bytes(self, module: L.LightningModule, **settings: Any) -> SavedBytes:
-        """What one weight step keeps for backward."""
+        """Bytes kept for backward in one weight step."""
         saved = SavedBytes()
         self.trainer(1, saved, *self._tuning(module, settings)).fit(module, self.training)
         return saved

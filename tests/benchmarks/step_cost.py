@@ -1,11 +1,11 @@
-"""What a self-tuning step costs, in units of the plain step of the same network in plain Lightning.
+"""Cost of a self-tuning step, in units of a plain Lightning step of the same network.
 
     python tests/benchmarks/step_cost.py [--networks alexnet mlp] [--methods stn delta-stn] [--rounds N] [--batches K]
         [--threads T] [--quick]
 
-Plain and self-tuning runs alternate, a few batches each, in rounds. A cell is the median over the rounds of the ratio
-of the medians of a round, and in brackets the quartiles over the rounds. On a CPU the unit is CPU time of the process,
-which other load on the machine disturbs little as long as there is one thread; on a GPU it is synchronised wall time.
+Plain and self-tuning runs alternate, a few batches each, in rounds. Each round gives a ratio of median times. A cell is
+the median of the ratios, with their quartiles in brackets. On a CPU the unit is CPU time of the process, which other
+load on the machine disturbs little as long as there is one thread; on a GPU it is synchronised wall time.
 """
 
 import argparse
@@ -46,7 +46,7 @@ class Bench:
     cycles: int
     plain: Plain = field(init=False)
     tuned: Tuned = field(init=False)
-    taken_away: Plain = field(init=False)
+    plain_export: Plain = field(init=False)
 
     def __post_init__(self) -> None:
         """Build them."""
@@ -54,7 +54,7 @@ class Bench:
         case = self.runner.case
         self.plain = Plain(case.build())
         self.tuned = Tuned(case.build(), case.dropout)
-        self.taken_away = Plain(self.tuned.export())
+        self.plain_export = Plain(self.tuned.export())
 
     def base(self) -> Seconds:
         """The plain run that everything else is compared with."""
@@ -63,7 +63,7 @@ class Bench:
         return {"step": run.weight_step(), "evaluation": evaluation, "cpu": run.whole(0), "wall": run.whole(1)}
 
     def whole(self) -> Seconds:
-        """As many weight steps, with a hyperparameter step after every fifth."""
+        """A run of the same number of weight steps, with a hyperparameter step after every fifth."""
         settings = {"train_steps": TRAIN_STEPS, "perturb": "batch"}
         run = self.runner.fit(self.tuned, self.cycles * TRAIN_STEPS, **settings)
         return {"weight_batch": run.weight_step(), "whole_cpu": run.whole(0), "whole_wall": run.whole(1)}
@@ -100,12 +100,12 @@ class Bench:
         return {"evaluation": self.runner.validate(self.tuned, self.batches).evaluation()}
 
     def exported(self) -> Seconds:
-        """Plain training of what is taken away in the end."""
-        return {"exported": self.runner.fit(self.taken_away, self.batches).weight_step()}
+        """Plain training of the exported network."""
+        return {"exported": self.runner.fit(self.plain_export, self.batches).weight_step()}
 
 
 UNIT = {"whole_cpu": "cpu", "whole_wall": "wall", "evaluation": "evaluation"}
-"""The plain quantity that is one; for all others the plain step."""
+"""Plain quantity that a ratio is relative to; the plain step for names not listed."""
 
 
 def measure(bench: Bench, methods: Collection[str], rounds: int, result: Result) -> None:
@@ -152,7 +152,7 @@ def reason(error: Exception) -> str:
 
 
 def results(options: argparse.Namespace) -> Iterator[Result]:
-    """Measure network after network; one that fails says why, and the next has its turn."""
+    """Measure one network after another; a failure is noted in its result."""
     for network in options.networks:
         result = Result(network)
         try:
@@ -175,7 +175,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=4, help="repetitions of everything")
     parser.add_argument("--batches", type=int, default=2, help="batches counted in each run")
     parser.add_argument("--cycles", type=int, default=1, help="hyperparameter phases in the whole run")
-    parser.add_argument("--threads", type=int, default=1, help="several of them wait for each other in busy loops")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="more than one busy-wait for each other, which counts as CPU time"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:0")
     parser.add_argument("--quick", action="store_true", help="a single round")
     options = parser.parse_args()
@@ -188,7 +190,7 @@ def main() -> None:
     """Measure and print."""
     options = parse()
     torch.set_num_threads(options.threads)
-    # Idle hyperparameters and runs without a validation loader are meant here.
+    # Idle hyperparameters and runs without a validation loader are intended here.
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     print(f"{machine(torch.device(options.device))}; {options.rounds} rounds of {options.batches} batches\n")

@@ -1,4 +1,4 @@
-"""What is refused at the start of a run, and what the message says."""
+"""Errors at the start of a run, and their messages."""
 
 from typing import Any
 
@@ -59,7 +59,7 @@ class Detached(LitSmall):
         return super().validation_loss(batch, batch_idx).detach()
 
 
-class Elsewhere(LitSmall):
+class WithoutNetwork(LitSmall):
     def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
         return next(self.net.parameters()).sum()
 
@@ -111,34 +111,34 @@ class Plain(L.LightningModule):
         (FixedOptimizer, ValueError, r"No optimiser trains.*net\.0\.response_weight.*self\.parameters\(\)"),
         (Plateau, ValueError, "ReduceLROnPlateau follows a metric, but configure_optimizers names none"),
         (Detached, ValueError, "does not depend on the hyperparameters.*without torch.no_grad"),
-        (Elsewhere, ValueError, "does not depend on the hyperparameters"),
+        (WithoutNetwork, ValueError, "does not depend on the hyperparameters"),
         (PerExample, ValueError, r"validation_loss to return a scalar tensor, got shape \[8\]"),
         (NotScalar, ValueError, r"training_loss to return a scalar tensor, got shape \[8, 3\]"),
         (NoTensor, ValueError, "training_loss to return a scalar tensor, got NoneType"),
     ],
 )
-def test_a_module_that_cannot_be_tuned(build: Any, error: type[Exception], message: str) -> None:
+def test_fit_refuses_a_module_that_cannot_be_tuned(build: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         fit(build())
 
 
-def test_a_forgotten_callback() -> None:
+def test_fit_raises_without_the_callback() -> None:
     with pytest.raises(RuntimeError, match=r"trains without its callback; pass callbacks=\[STNCallback"):
         trainer().fit(LitSmall(), loader(24), loader(16))
 
 
-def test_two_callbacks() -> None:
+def test_fit_refuses_two_callbacks() -> None:
     with pytest.raises(ValueError, match="Expected one STNCallback, got 2"):
-        trainer(STNCallback(), First()).fit(LitSmall(), loader(24), loader(16))
+        trainer(STNCallback(), SecondCallback()).fit(LitSmall(), loader(24), loader(16))
 
 
-class First(STNCallback):
+class SecondCallback(STNCallback):
     pass
 
 
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 @pytest.mark.parametrize("options", [{"limit_val_batches": 0}, {"val": None}, {"val": "two"}])
-def test_no_validation_loader_or_too_many(options: dict[str, Any]) -> None:
+def test_fit_refuses_no_validation_loader_and_several(options: dict[str, Any]) -> None:
     val = {"two": [loader(16), loader(16)], None: None, "one": loader(16)}[options.pop("val", "one")]
     count = 2 if isinstance(val, list) else 0
     message = f"Expected one validation loader for the hyperparameter phase, got {count}; pass one.*dataloader="
@@ -157,7 +157,7 @@ def test_clipping_in_automatic_optimization_is_the_trainer_s(options: dict[str, 
         fit(Automatic(), STNCallback(weight_step=WeightStep(**options)))
 
 
-def test_a_batch_of_unknown_size_names_the_hook() -> None:
+def test_fit_names_the_hook_for_a_batch_of_unknown_size() -> None:
     class Strange(LitSmall):
         def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
             return object()
@@ -180,11 +180,11 @@ def test_a_batch_of_unknown_size_names_the_hook() -> None:
         ({"weight_step": 2}, "weight_step to be WeightStep"),
     ],
 )
-def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
+def test_callback_names_a_wrong_argument(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         STNCallback(**arguments)
 
 
-def test_the_schedule_before_training() -> None:
+def test_schedule_raises_before_fit() -> None:
     with pytest.raises(RuntimeError, match="no schedule yet"):
         _ = STNCallback().schedule

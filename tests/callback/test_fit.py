@@ -1,4 +1,4 @@
-"""Real runs of the Trainer: phases, counters, what may move and what may not, resume."""
+"""Real runs of the Trainer: phases, counters, which tensors change in which phase, resume."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ def callback(**kwargs: Any) -> STNCallback:
 
 
 class Existing(L.LightningModule):
-    """A module that knows nothing of self-tuning."""
+    """A LightningModule without self-tuning."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -83,13 +83,13 @@ def test_global_step_counts_weight_steps(kind: type[LitSmall]) -> None:
 
 
 @pytest.mark.parametrize("kind", [LitSmall, Automatic])
-def test_max_steps_is_exact(kind: type[LitSmall]) -> None:
+def test_max_steps_limits_weight_steps(kind: type[LitSmall]) -> None:
     module = kind()
     run, _ = fit(module, callback(train_steps=1, valid_steps=2), max_epochs=-1, max_steps=5)
     assert run.global_step == module.events.count("weight") == 5
 
 
-def test_warmup_moves_no_hyperparameter() -> None:
+def test_warmup_changes_no_hyperparameter() -> None:
     module = LitSmall()
     before = module.hyperparameters.state_dict()
     before = {key: value.clone() for key, value in before.items()}
@@ -98,7 +98,7 @@ def test_warmup_moves_no_hyperparameter() -> None:
     assert all(torch.equal(before[key], value) for key, value in module.hyperparameters.state_dict().items())
 
 
-def test_a_run_moves_hyperparameters_scales_weights_and_responses() -> None:
+def test_run_changes_hyperparameters_scales_weights_and_response_weights() -> None:
     module = LitSmall()
     random_gates(module, 0.1)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
@@ -107,7 +107,7 @@ def test_a_run_moves_hyperparameters_scales_weights_and_responses() -> None:
     assert unmoved == []
 
 
-def test_fixed_scales_stay_and_one_row_is_enough() -> None:
+def test_fixed_scales_do_not_change_and_need_one_row() -> None:
     rows = []
 
     class Watch(LitSmall):
@@ -126,7 +126,7 @@ def test_fixed_scales_stay_and_one_row_is_enough() -> None:
 
 
 @pytest.mark.parametrize(("perturb", "rows"), [("example", 8), ("batch", 1)])
-def test_rows_of_the_sample_in_the_weight_phase(perturb: str, rows: int) -> None:
+def test_sample_in_the_weight_phase_has_one_row_or_one_per_example(perturb: str, rows: int) -> None:
     seen = set()
 
     class Watch(LitSmall):
@@ -139,8 +139,8 @@ def test_rows_of_the_sample_in_the_weight_phase(perturb: str, rows: int) -> None
 
 
 @pytest.mark.filterwarnings("ignore:Found 1 module.s. in eval mode at the start of training")
-def test_the_hyperparameter_phase_touches_nothing_but_the_hyperparameters() -> None:
-    """Weights, their gradients, batch statistics, modes and the Trainer's state before and after every such phase."""
+def test_hyperparameter_phase_changes_only_the_hyperparameters() -> None:
+    """Compares weights, gradients, batch statistics, modes and the Trainer's stage before and after every phase."""
     snapshots = []
 
     def snapshot(module: LitSmall, state: Any) -> tuple[Any, ...]:
@@ -166,7 +166,7 @@ def test_the_hyperparameter_phase_touches_nothing_but_the_hyperparameters() -> N
         assert all(torch.equal(value, tensors_after[key]) for key, value in tensors.items())
 
 
-def test_in_the_hyperparameter_phase_everything_looks_like_validation() -> None:
+def test_module_and_trainer_are_in_validation_mode_in_the_hyperparameter_phase() -> None:
     seen = []
 
     class Watch(LitSmall):
@@ -184,7 +184,7 @@ def test_in_the_hyperparameter_phase_everything_looks_like_validation() -> None:
     assert seen == [True, False] * 3 + [False]
 
 
-def test_an_exception_leaves_nothing_bound() -> None:
+def test_exception_in_the_weight_phase_unbinds_the_sample() -> None:
     class Fails(LitSmall):
         def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
             raise ZeroDivisionError
@@ -196,7 +196,7 @@ def test_an_exception_leaves_nothing_bound() -> None:
     assert module.hyperparameters.current_pass.values is None
 
 
-def test_an_exception_in_the_hyperparameter_phase_restores_modes_and_binding() -> None:
+def test_exception_in_the_hyperparameter_phase_restores_modes_and_unbinds_the_sample() -> None:
     class Fails(LitSmall):
         def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
             raise ZeroDivisionError
@@ -209,7 +209,7 @@ def test_an_exception_in_the_hyperparameter_phase_restores_modes_and_binding() -
     assert all(parameter.grad is None for parameter in module.hyperparameters.parameters())
 
 
-def test_in_front_of_an_existing_module() -> None:
+def test_existing_module_is_tuned_with_stn_module_as_first_base() -> None:
     module = Tuned()
     start = module.hyperparameters.values()["dropout"]
     run, _ = fit(module, max_epochs=4)
@@ -239,7 +239,7 @@ def test_automatic_and_manual_optimization_give_the_same_run() -> None:
     assert all(torch.equal(finals[0][key], finals[1][key]) for key in finals[0])
 
 
-def test_accumulation_and_clipping_equal_lightning_s_own() -> None:
+def test_accumulation_and_clipping_equal_those_of_lightning() -> None:
     finals = []
     for kind, ours, theirs in (
         (LitSmall, {"weight_step": WeightStep(0.1, accumulate_grad_batches=2)}, {}),
@@ -261,7 +261,7 @@ def test_accumulation_and_clipping_equal_lightning_s_own() -> None:
         lambda o: {"scheduler": torch.optim.lr_scheduler.StepLR(o, 1, 0.5), "interval": "step", "frequency": 2},
     ],
 )
-def test_schedulers_step_as_lightning_s_own(build: Any) -> None:
+def test_schedulers_step_as_in_automatic_optimization(build: Any) -> None:
     rates = []
     for kind in (LitSmall, Automatic):
 
@@ -329,7 +329,7 @@ def test_resume_continues_phases_stream_optimizer_and_schedule(tmp_path: Path, p
 
 
 @pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization")
-def test_the_best_checkpoint_holds_hyperparameters_of_its_own_step(tmp_path: Path) -> None:
+def test_checkpoint_holds_the_hyperparameters_of_its_step(tmp_path: Path) -> None:
     module = LitSmall()
     saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
     run = trainer(cb := callback(train_steps=1), saver, max_epochs=2, enable_checkpointing=True)
@@ -341,14 +341,14 @@ def test_the_best_checkpoint_holds_hyperparameters_of_its_own_step(tmp_path: Pat
         assert other.hyperparameters.values() == cb.schedule.rows[step].values
 
 
-def test_fast_dev_run_still_runs_a_hyperparameter_step() -> None:
+def test_fast_dev_run_includes_a_hyperparameter_step() -> None:
     module = LitSmall()
     fit(module, STNCallback(), fast_dev_run=True)
     assert module.events == ["weight", "hyperparameter", "evaluation"]
 
 
 @pytest.mark.parametrize("source", ["argument", "module", "datamodule", "loader"])
-def test_where_validation_batches_come_from(source: str) -> None:
+def test_tuning_batches_come_from_argument_hook_or_validation_loader(source: str) -> None:
     sizes = set()
 
     class Watch(LitSmall):
@@ -377,13 +377,13 @@ def test_where_validation_batches_come_from(source: str) -> None:
     assert sizes == {8 if source == "loader" else 4}
 
 
-def test_the_validation_loader_is_found_before_lightning_loads_it() -> None:
+def test_validation_loader_is_found_before_the_first_validation() -> None:
     module = LitSmall()
     fit(module, max_epochs=2, check_val_every_n_epoch=2)
     assert module.events.count("hyperparameter") == 3
 
 
-def test_the_learning_rate_follows_the_length_of_the_run() -> None:
+def test_default_learning_rate_depends_on_the_length_of_the_run() -> None:
     rates = {}
     for epochs in (40, 400):
         cb = callback(lr=None, train_steps=1)
@@ -400,7 +400,7 @@ def test_the_learning_rate_follows_the_length_of_the_run() -> None:
     assert rates[400] == [pytest.approx(30 / 1200)] * 2
 
 
-def test_a_run_of_unknown_length_has_a_rate_too() -> None:
+def test_run_of_unknown_length_has_a_default_learning_rate() -> None:
     class Stop(L.Callback):
         def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             trainer.should_stop = True
@@ -411,7 +411,7 @@ def test_a_run_of_unknown_length_has_a_rate_too() -> None:
     assert cb.state_dict()["optimizer"]["optimizer"]["param_groups"][0]["lr"] == 1e-2
 
 
-def test_the_same_seed_gives_the_same_schedule_whatever_the_workers() -> None:
+def test_same_seed_gives_the_same_schedule_for_any_number_of_workers() -> None:
     schedules = []
     for workers in (0, 2):
         L.seed_everything(3, verbose=False)
@@ -422,7 +422,7 @@ def test_the_same_seed_gives_the_same_schedule_whatever_the_workers() -> None:
     assert schedules[0] == schedules[1]
 
 
-def test_unread_hyperparameters_are_named_once() -> None:
+def test_fit_warns_once_of_unread_hyperparameters() -> None:
     read = dict(LitSmall().hyperparameters.specifications)
     module = LitSmall({**read, "idle": Float(0.0, 1.0, init=0.5)})
     with pytest.warns(UserWarning, match=r"Nothing read the hyperparameters \['idle'\]") as record:
@@ -430,12 +430,12 @@ def test_unread_hyperparameters_are_named_once() -> None:
     assert len([w for w in record if "Nothing read" in str(w.message)]) == 1
 
 
-def test_conversion_covers_the_small_network() -> None:
+def test_conversion_covers_every_layer_of_the_small_network() -> None:
     assert len(list(response_layers(LitSmall()))) == sum(isinstance(m, nn.Linear | nn.Conv2d) for m in small_net()) == 3
 
 
 @pytest.mark.parametrize("loop", ["validate", "test", "fit"])
-def test_evaluation_merges_the_weights_once_and_anew_for_each_loop(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_builds_effective_weights_once_per_loop(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = LitSmall()
     random_gates(module, 0.1)
     builds = []
@@ -457,7 +457,7 @@ def test_evaluation_merges_the_weights_once_and_anew_for_each_loop(loop: str, mo
     assert module.hyperparameters.current_pass.cache is None
 
 
-def test_weights_changed_between_loops_are_seen() -> None:
+def test_evaluation_uses_weights_changed_between_loops() -> None:
     module = LitSmall()
     random_gates(module, 0.1)
     (first,) = trainer().validate(module, loader(16), verbose=False)
@@ -467,8 +467,8 @@ def test_weights_changed_between_loops_are_seen() -> None:
     assert second["val_loss"] == pytest.approx(math.log(3)) != first["val_loss"]
 
 
-def test_a_validation_loss_with_a_gradient_of_the_network_in_it() -> None:
-    """The first step equals that along the hypergradient of the loss differentiated without any short cut."""
+def test_hypergradient_of_a_gradient_penalty_is_exact() -> None:
+    """The first step equals a step along the hypergradient that autograd computes directly."""
 
     class Penalised(LitSmall):
         def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
@@ -476,8 +476,8 @@ def test_a_validation_loss_with_a_gradient_of_the_network_in_it() -> None:
                 return super().validation_loss(batch, batch_idx)
             x = batch[0].detach().requires_grad_()
             loss = F.cross_entropy(self.net(x), batch[1])
-            (slope,) = torch.autograd.grad(loss, x, create_graph=True)
-            return loss + slope.square().sum()
+            (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+            return loss + gradient.square().sum()
 
     module = Penalised()
     random_gates(module, 0.1)

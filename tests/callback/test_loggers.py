@@ -1,4 +1,4 @@
-"""What arrives in each logger, read back from what it wrote, and where `schedule.csv` goes."""
+"""Metrics of each logger, read back from its files, and the folder of `schedule.csv`."""
 
 import csv
 import struct
@@ -23,7 +23,7 @@ Curve = list[tuple[int, float]]
 
 
 class Remembers(Logger):
-    """Keeps what it is given, in memory: it has neither a folder nor a version."""
+    """Keeps metrics in memory; has neither a folder nor a version."""
 
     name = version = None
 
@@ -38,8 +38,8 @@ class Remembers(Logger):
         self.points.append((step, dict(metrics)))
 
 
-class Elsewhere(Remembers):
-    """Has a folder for all of its runs, as the loggers of services do."""
+class SharedFolder(Remembers):
+    """Has one folder for all runs, as the loggers of online services do."""
 
     name, version = "project", "run7"
 
@@ -53,7 +53,7 @@ class Elsewhere(Remembers):
 
 
 def train(*loggers: Logger, module: LitSmall | None = None, **kwargs: Any) -> tuple[L.Trainer, STNCallback]:
-    """Six training batches in two epochs, recorded at every second."""
+    """Train on six batches in two epochs, with a record after every second batch."""
     torch.manual_seed(0)
     module = module or LitSmall()
     random_gates(module, 0.1)
@@ -87,7 +87,7 @@ def assert_same(curve: Curve, callback: STNCallback, name: str) -> None:
     assert [value for _, value in curve] == pytest.approx([row.values[name] for row in rows], rel=1e-6)
 
 
-def test_one_after_another(tmp_path: Path) -> None:
+def test_several_loggers_record_the_same_curve(tmp_path: Path) -> None:
     tensorboard, table = TensorBoardLogger(tmp_path, name="a"), CSVLogger(tmp_path, name="b")
     memory = Remembers()
     _, callback = train(memory, table, tensorboard)
@@ -97,15 +97,15 @@ def test_one_after_another(tmp_path: Path) -> None:
             assert_same(curve, callback, name)
 
 
-def test_the_schedule_lies_with_the_first_logger_that_has_a_folder(tmp_path: Path) -> None:
+def test_schedule_is_written_to_the_first_logger_with_a_folder(tmp_path: Path) -> None:
     _, callback = train(Remembers(), CSVLogger(tmp_path, name="a"), TensorBoardLogger(tmp_path, name="b"))
     (path,) = tmp_path.rglob("schedule.csv")
     assert path.relative_to(tmp_path) == Path("a/version_0/schedule.csv")
     assert Schedule.load(path) == callback.schedule
 
 
-def test_beside_the_checkpoints_where_a_logger_has_one_folder_for_all_runs(tmp_path: Path) -> None:
-    trainer, callback = train(Elsewhere(tmp_path), enable_checkpointing=True)
+def test_schedule_is_written_beside_the_checkpoints_if_all_runs_share_a_log_folder(tmp_path: Path) -> None:
+    trainer, callback = train(SharedFolder(tmp_path), enable_checkpointing=True)
     (path,) = tmp_path.rglob("schedule.csv")
     assert path.relative_to(tmp_path) == Path("project/run7/schedule.csv")
     assert trainer.checkpoint_callback is not None
@@ -114,27 +114,27 @@ def test_beside_the_checkpoints_where_a_logger_has_one_folder_for_all_runs(tmp_p
 
 
 @pytest.mark.parametrize("logger", [False, [], Remembers()])
-def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logger: Any) -> None:
+def test_run_without_a_log_folder_writes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logger: Any) -> None:
     monkeypatch.chdir(tmp_path)
     _, callback = train(logger=logger)
     assert [row.step for row in callback.schedule.rows] == STEPS
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_trainer_s_own_logger(tmp_path: Path) -> None:
+def test_schedule_is_written_to_the_default_logger(tmp_path: Path) -> None:
     trainer, callback = train(logger=True, default_root_dir=tmp_path)
     assert isinstance(trainer.logger, TensorBoardLogger)
     assert Schedule.load(tmp_path / "lightning_logs" / "version_0" / "schedule.csv") == callback.schedule
 
 
-def test_fast_dev_run_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_dev_run_writes_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     train(TensorBoardLogger(tmp_path), CSVLogger(tmp_path), fast_dev_run=True)
     assert list(tmp_path.iterdir()) == []
 
 
 class Logs(LitSmall):
-    """Logs a loss of its own in both stages."""
+    """Logs its training loss itself."""
 
     def training_loss(self, batch: Any, batch_idx: int) -> torch.Tensor:
         loss = super().training_loss(batch, batch_idx)
@@ -142,7 +142,7 @@ class Logs(LitSmall):
         return loss
 
 
-def test_the_module_s_own_metrics_arrive_as_before(tmp_path: Path) -> None:
+def test_metrics_logged_by_the_module_reach_the_logger(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path, name="run")
     trainer, _ = train(logger, module=Logs())
     scalars = events(logger.log_dir)
@@ -152,7 +152,7 @@ def test_the_module_s_own_metrics_arrive_as_before(tmp_path: Path) -> None:
 
 
 def summary(logger: TensorBoardLogger) -> tuple[dict[str, Any], list[str]]:
-    """What the tab HPARAMS shows of a run: its hyperparameters, and the curves whose last points are its metrics."""
+    """Contents of TensorBoard's HPARAMS tab for a run: its hyperparameters, and the tags of its metrics."""
     written = events(logger.log_dir).PluginTagToContent("hparams")
     start = metadata.parse_session_start_info_plugin_data(written[metadata.SESSION_START_INFO_TAG])
     experiment = metadata.parse_experiment_plugin_data(written[metadata.EXPERIMENT_TAG])
@@ -170,7 +170,7 @@ class LitChoice(LitSmall):
         return super().training_loss(batch, batch_idx)
 
 
-def test_hparams_of_tensorboard_have_the_start_and_the_end(tmp_path: Path) -> None:
+def test_tensorboard_hparams_hold_initial_values_and_final_metrics(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path, name="run")
     _, callback = train(logger, module=LitChoice())
     starts, metrics = summary(logger)
@@ -178,11 +178,11 @@ def test_hparams_of_tensorboard_have_the_start_and_the_end(tmp_path: Path) -> No
     assert metrics == [*(f"stn/value/{n}" for n in [*NAMES, "op"]), "stn/train_loss", "stn/valid_loss", "val_loss"]
     scalars = events(logger.log_dir)
     assert set(metrics) <= set(scalars.Tags()["scalars"])
-    assert_same(from_tensorboard(logger, "dropout"), callback, "dropout")  # and no point beside its own
+    assert_same(from_tensorboard(logger, "dropout"), callback, "dropout")  # and no further points
 
 
 class Saves(LitSmall):
-    """Logs hyperparameters of its own, the way that Lightning's documentation shows."""
+    """Logs `hparams` and a metric itself, as Lightning's documentation shows."""
 
     def __init__(self, width: int = 3) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ class Saves(LitSmall):
                 logger.log_hyperparams(dict(self.hparams), {"own_metric": 0.0})
 
 
-def test_hparams_that_a_module_logs_itself_go_before(tmp_path: Path) -> None:
+def test_hparams_logged_by_the_module_take_precedence(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path, name="run", default_hp_metric=False)
     train(logger, CSVLogger(tmp_path, name="table"), module=Saves())
     assert summary(logger) == ({"width": 3.0}, ["own_metric"])
@@ -211,7 +211,7 @@ def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def wandb_records(data: bytes) -> Iterator[bytes]:
-    """The records of an offline run's file: blocks of 32 KiB, in them parts with a header of 7 bytes each."""
+    """Records of an offline run's file: blocks of 32 KiB, made of parts with a header of 7 bytes each."""
     place, record = 7, b""
     while place + 7 <= len(data):
         left = 2**15 - place % 2**15
@@ -221,7 +221,7 @@ def wandb_records(data: bytes) -> Iterator[bytes]:
         length, kind = struct.unpack_from("<HB", data, place + 4)
         record += data[place + 7 : place + 7 + length]
         place += 7 + length
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # a whole record, or its last part
             yield record
             record = b""
 
@@ -239,7 +239,7 @@ def from_wandb(folder: Path, name: str) -> Curve:
     return curve
 
 
-def test_weights_and_biases_offline(tmp_path: Path, wandb: Any) -> None:
+def test_wandb_records_the_curve_offline(tmp_path: Path, wandb: Any) -> None:
     logger = WandbLogger(project="digits", offline=True)
     table = CSVLogger(tmp_path, name="table")
     _, callback = train(logger, table)

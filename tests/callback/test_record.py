@@ -1,4 +1,4 @@
-"""What a run leaves behind, read back from its files."""
+"""Files that a run writes, read back."""
 
 import csv
 import re
@@ -29,7 +29,7 @@ TAGS = {
 
 @pytest.fixture
 def run(tmp_path: Path) -> tuple[LitSmall, STNCallback, Path]:
-    """Nine training batches in three epochs, a hyperparameter step after every second, a record every third."""
+    """Nine training batches in three epochs; a hyperparameter step after every second, a record after every third."""
     torch.manual_seed(0)
     module = LitSmall()
     random_gates(module, 0.1)
@@ -44,7 +44,7 @@ def events(folder: Path) -> EventAccumulator:
     return accumulator
 
 
-def test_tags_and_steps(run: tuple[LitSmall, STNCallback, Path]) -> None:
+def test_event_file_has_every_tag_at_every_record(run: tuple[LitSmall, STNCallback, Path]) -> None:
     accumulator = events(run[2])
     tags = {tag for tag in accumulator.Tags()["scalars"] if tag.startswith("stn/")}
     assert tags == TAGS
@@ -54,7 +54,7 @@ def test_tags_and_steps(run: tuple[LitSmall, STNCallback, Path]) -> None:
         assert steps[tag] == ([3, 6, 9] if starts_later else [0, 3, 6, 9]), tag
 
 
-def test_the_layout_names_tags_that_exist(run: tuple[LitSmall, STNCallback, Path]) -> None:
+def test_custom_scalars_layout_names_existing_tags(run: tuple[LitSmall, STNCallback, Path]) -> None:
     accumulator = events(run[2])
     layout = layout_pb2.Layout()
     layout.ParseFromString(accumulator.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
@@ -83,7 +83,7 @@ def test_schedule_csv_agrees_with_the_event_file(run: tuple[LitSmall, STNCallbac
     assert callback.schedule.rows[-1].values == module.hyperparameters.values()
 
 
-def test_the_band_is_one_scale_wide_in_natural_units(run: tuple[LitSmall, STNCallback, Path]) -> None:
+def test_band_reaches_one_scale_to_each_side_in_natural_units(run: tuple[LitSmall, STNCallback, Path]) -> None:
     module, _, folder = run
     accumulator = events(folder)
     centre, scale = module.hyperparameters.unconstrained, module.hyperparameters.scale
@@ -93,7 +93,7 @@ def test_the_band_is_one_scale_wide_in_natural_units(run: tuple[LitSmall, STNCal
     assert accumulator.Scalars("stn/entropy")[-1].value == pytest.approx(module.hyperparameters.entropy().item())
 
 
-def test_losses_and_hypergradients_are_means_since_the_last_record(tmp_path: Path) -> None:
+def test_logged_losses_are_means_since_the_last_record(tmp_path: Path) -> None:
     losses: list[float] = []
 
     class Watch(LitSmall):
@@ -116,14 +116,14 @@ def test_the_progress_bar_shows_the_current_values() -> None:
     assert {name: metrics[name] for name in NAMES} == pytest.approx(module.hyperparameters.values())
 
 
-def test_the_last_values_are_recorded_whatever_the_interval(tmp_path: Path) -> None:
+def test_last_values_are_recorded_at_any_log_interval(tmp_path: Path) -> None:
     module = LitSmall()
     _, callback = fit(module, log_every_n_steps=50)
     assert [row.step for row in callback.schedule.rows] == [0, 6]
     assert callback.schedule.rows[-1].values == module.hyperparameters.values()
 
 
-def test_a_csv_logger_works_too(tmp_path: Path) -> None:
+def test_csv_logger_records_values_and_schedule(tmp_path: Path) -> None:
     module = LitSmall()
     logger = CSVLogger(tmp_path, name="run", version=0)
     fit(module, logger=logger)
@@ -140,14 +140,14 @@ def test_several_loggers_share_one_schedule_file(tmp_path: Path) -> None:
     assert events(Path(loggers[0].log_dir)).Scalars("stn/value/dropout")
 
 
-def test_without_a_logger_no_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_without_a_logger_writes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     _, callback = fit(LitSmall(), default_root_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert len(callback.schedule.rows) == 7
 
 
-def test_a_failed_run_keeps_its_rows(tmp_path: Path) -> None:
+def test_failed_run_keeps_its_schedule_rows(tmp_path: Path) -> None:
     class Fails(LitSmall):
         def training_loss(self, batch: Any, batch_idx: int) -> torch.Tensor:
             if len(self.events) > 4:
@@ -160,7 +160,7 @@ def test_a_failed_run_keeps_its_rows(tmp_path: Path) -> None:
     assert [row.step for row in Schedule.load(Path(logger.log_dir) / "schedule.csv").rows] == [0, 1, 2, 3]
 
 
-def test_mean() -> None:
+def test_mean_averages_since_the_last_pop() -> None:
     mean = Mean()
     assert mean.pop() is None
     for value in (1.0, 2.0, 6.0):
@@ -173,7 +173,7 @@ CHOICES = ("as is", "mirror(1.0)", "a+b/c")
 
 
 class LitChoice(LitSmall):
-    """The three numbers, and a choice that decides what becomes of an image."""
+    """The three numeric hyperparameters, and a choice of an operation on the images."""
 
     def __init__(self) -> None:
         numbers = dict(LitSmall().hyperparameters.specifications)
@@ -196,7 +196,7 @@ def choice_run(tmp_path: Path) -> tuple[LitChoice, STNCallback, Path]:
     return module, callback, Path(logger.log_dir)
 
 
-def test_a_choice_has_its_tags(choice_run: tuple[LitChoice, STNCallback, Path]) -> None:
+def test_event_file_has_tags_for_every_choice(choice_run: tuple[LitChoice, STNCallback, Path]) -> None:
     module, _, folder = choice_run
     accumulator = events(folder)
     tags = {tag for tag in accumulator.Tags()["scalars"] if tag.startswith("stn/")}
@@ -211,7 +211,9 @@ def test_a_choice_has_its_tags(choice_run: tuple[LitChoice, STNCallback, Path]) 
     assert logged == pytest.approx(entries[1].tolist(), rel=1e-6)
 
 
-def test_the_layout_shows_the_probabilities_of_a_choice(choice_run: tuple[LitChoice, STNCallback, Path]) -> None:
+def test_custom_scalars_layout_shows_the_probabilities_of_choices(
+    choice_run: tuple[LitChoice, STNCallback, Path],
+) -> None:
     accumulator = events(choice_run[2])
     layout = layout_pb2.Layout()
     layout.ParseFromString(accumulator.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
@@ -224,7 +226,7 @@ def test_the_layout_shows_the_probabilities_of_a_choice(choice_run: tuple[LitCho
     assert all(chart.HasField("margin") for chart in bands)
 
 
-def test_the_schedule_of_a_choice_is_text(choice_run: tuple[LitChoice, STNCallback, Path]) -> None:
+def test_schedule_stores_a_choice_as_text(choice_run: tuple[LitChoice, STNCallback, Path]) -> None:
     module, callback, folder = choice_run
     loaded = Schedule.load(folder / "schedule.csv")
     assert loaded == callback.schedule
@@ -233,7 +235,7 @@ def test_the_schedule_of_a_choice_is_text(choice_run: tuple[LitChoice, STNCallba
     assert list(loaded.rows[0].scales) == [*(f"op_{choice}" for choice in CHOICES), *NAMES]
 
 
-def test_a_choice_survives_a_checkpoint(choice_run: tuple[LitChoice, STNCallback, Path], tmp_path: Path) -> None:
+def test_choice_is_restored_from_a_checkpoint(choice_run: tuple[LitChoice, STNCallback, Path], tmp_path: Path) -> None:
     module, callback, _ = choice_run
     torch.save([module.state_dict(), callback.state_dict()], tmp_path / "state.pt")
     weights, state = torch.load(tmp_path / "state.pt", weights_only=True)

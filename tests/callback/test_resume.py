@@ -1,4 +1,4 @@
-"""Runs that were interrupted and resumed from a checkpoint, bit for bit against a run that was not."""
+"""Interrupted runs, resumed from a checkpoint, compared bit for bit with uninterrupted runs."""
 
 import os
 import signal
@@ -42,7 +42,7 @@ class Automatic(Adam):
 
 
 def following(interval: str, base: type[Adam] = Adam, **settings: Any) -> type[Adam]:
-    """A module with a scheduler that follows a metric, and steps most of the times."""
+    """A module whose scheduler follows a metric and lowers the rate at nearly every step."""
 
     class Plateau(base):  # type: ignore[misc, valid-type]
         def configure_optimizers(self) -> Any:
@@ -62,7 +62,7 @@ class ByStep(Adam):
 
 
 class OneCycle(Adam):
-    """Asks for the length of the run, for which Lightning builds the loaders before it restores them."""
+    """Reads the length of the run, for which Lightning builds the loaders before it restores their state."""
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
@@ -72,7 +72,7 @@ class OneCycle(Adam):
 
 
 class Double(Adam):
-    """In float64 before Lightning makes it so: a checkpoint is loaded before that, and would be rounded."""
+    """Converted to float64 before Lightning does it: checkpoints are loaded earlier, and would be rounded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Double(Adam):
 
 
 class Stop(L.Callback):
-    """Raises behind a training batch, or kills the process as nobody can prevent."""
+    """Raises before a training batch, or kills the process with SIGKILL."""
 
     def __init__(self, batch: int, kill: bool) -> None:
         self.batch = batch
@@ -101,7 +101,7 @@ def run(
     checkpoint: Path | None = None,
     seed: int = 0,
 ) -> tuple[LitSmall, STNCallback]:
-    """Train with a checkpoint after every so many weight steps, or when the options say."""
+    """Train with a checkpoint every `every` weight steps, or at the times that `options["keep"]` gives."""
     L.seed_everything(seed, verbose=False)
     settings = {
         "kind": Adam,
@@ -136,7 +136,7 @@ def run(
 
 
 def assert_equal_states(ours: Any, theirs: Any, place: str = "") -> None:
-    """Tensors bit by bit, everything else by `==`, through dictionaries and lists."""
+    """Compare nested dictionaries and lists: tensors bit for bit, everything else by `==`."""
     if isinstance(theirs, torch.Tensor):
         assert torch.equal(ours, theirs), place
     elif isinstance(theirs, dict):
@@ -191,7 +191,7 @@ CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
     "middle of an epoch": (8, 10, {}),
     "first batch": (1, 3, {}),
     "last batch of an epoch": (6, 8, {}),
-    "last batch of an epoch, long before": (6, 15, {}),
+    "last batch of an epoch, stopped much later": (6, 15, {}),
     "first batch of an epoch": (7, 9, {}),
     "last batch but one": (17, 17, {}),
     "between the two weight steps of a phase": (9, 11, {}),
@@ -203,7 +203,7 @@ CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
     "bf16-mixed": (8, 10, {"precision": "bf16-mixed"}),
     "float64": (8, 10, {"precision": "64-true", "kind": Double}),
     "bf16-true": (8, 10, {"precision": "bf16-true"}),
-    "16-true": (8, 10, {"precision": "16-true", "kind": LitSmall}),  # Adam's eps is zero there
+    "16-true": (8, 10, {"precision": "16-true", "kind": LitSmall}),  # float16 rounds Adam's eps to zero
     "one row for the batch": (8, 10, {"stn": {"perturb": "batch"}}),
     "fixed scales": (8, 10, {"stn": {"scales": Scales(tune=False)}}),
     "SGD of the hyperparameters": (8, 10, {"stn": {"optimizer": torch.optim.SGD}}),
@@ -223,19 +223,19 @@ CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
     "scheduler by step": (8, 10, {"kind": ByStep}),
     "scheduler by step, accumulation": (4, 10, {"kind": ByStep, "accumulate": 2}),
     "plateau": (8, 14, {"kind": following("epoch")}),
-    "plateau, written behind validation": (6, 8, {"kind": following("epoch"), "keep": AT_VALIDATION}),
+    "plateau, written after validation": (6, 8, {"kind": following("epoch"), "keep": AT_VALIDATION}),
     "plateau, written at the end of an epoch": (6, 8, {"kind": following("epoch"), "keep": AT_EPOCH_END}),
     "plateau by step": (8, 10, {"kind": following("step", strict=False), "trainer": OFTEN}),
-    "plateau by step, behind validation": (
+    "plateau by step, written after validation": (
         *(9, 11),
         {"kind": following("step", frequency=3), "trainer": OFTEN, "keep": AT_VALIDATION},
     ),
-    "plateau by step, last batch of an epoch, behind validation": (
+    "plateau by step, last batch of an epoch, written after validation": (
         *(12, 14),
         {"kind": following("step", frequency=3), "trainer": OFTEN, "keep": AT_VALIDATION},
     ),
     "automatic plateau": (8, 14, {"kind": following("epoch", Automatic)}),
-    "automatic plateau, written behind validation": (
+    "automatic plateau, written after validation": (
         *(6, 8),
         {"kind": following("epoch", Automatic), "keep": AT_VALIDATION},
     ),
@@ -246,8 +246,8 @@ CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
     "fp16": (8, 10, {"plugins": half(), "precision": None}),
     "fp16, scale growing": (8, 10, {"plugins": half(growth_interval=3), "precision": None}),
     "fp16, scale too large": (2, 4, {"plugins": half(init_scale=2.0**20), "precision": None}),
-    "length of the run": (8, 10, {"kind": OneCycle}),
-    "length of the run, written at the end of an epoch": (6, 8, {"kind": OneCycle, "keep": AT_EPOCH_END}),
+    "one-cycle scheduler": (8, 10, {"kind": OneCycle}),
+    "one-cycle scheduler, written at the end of an epoch": (6, 8, {"kind": OneCycle, "keep": AT_EPOCH_END}),
     "automatic optimisation, written at the end of an epoch": (12, 14, {"kind": Automatic, "keep": AT_EPOCH_END}),
     "workers, written at the end of an epoch": (6, 8, {"workers": 2, "keep": AT_EPOCH_END}),
     "max_steps, written at the end of an epoch": (
@@ -271,7 +271,7 @@ def with_method(method: str, options: dict[str, Any]) -> dict[str, Any]:
 @both_methods
 @pytest.mark.parametrize("save_at", [6, 8])
 def test_a_killed_process_continues_bit_for_bit(tmp_path: Path, save_at: int, method: str) -> None:
-    """SIGKILL behind the next batch but one: the checkpoint and what is written of the schedule are whole."""
+    """SIGKILL two batches after the checkpoint: the checkpoint and the schedule file are complete."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "import torch; torch.set_num_threads(1)\n"
@@ -291,8 +291,7 @@ def test_a_killed_process_continues_bit_for_bit(tmp_path: Path, save_at: int, me
     assert_same(resumed, resumed_stn, whole, whole_stn)
 
 
-def test_the_comparison_notices_a_difference(tmp_path: Path) -> None:
-    """Another seed gives another run."""
+def test_comparison_detects_a_run_with_another_seed(tmp_path: Path) -> None:
     runs = [run(tmp_path / str(seed), 1000, options={}, seed=seed) for seed in (0, 1)]
     with pytest.raises(AssertionError):
         assert_same(*runs[0], *runs[1])
@@ -306,14 +305,14 @@ class Saving(LitSmall):
         super().__init__(hyperparameters)
 
 
-def test_saved_specifications_come_back(tmp_path: Path) -> None:
-    knobs: dict[str, Hyperparameter] = {
+def test_load_from_checkpoint_restores_saved_specifications(tmp_path: Path) -> None:
+    specifications: dict[str, Hyperparameter] = {
         "dropout": Float(0.0, 0.9, init=0.05),
         "noise": Float(0.0, None, init=0.1, log=False),
         "length": Integer(0, 4, init=2),
         "kind": Categorical(["a", "b"], init="b"),
     }
-    module = Saving(knobs)
+    module = Saving(specifications)
     assert module.hyperparameters.values()["length"] == 2  # fills the caches
     stn = STNCallback(warmup=0, seed=1)
     fit = trainer(stn, max_epochs=1)
@@ -321,5 +320,5 @@ def test_saved_specifications_come_back(tmp_path: Path) -> None:
         fit.fit(module, loader(16), loader(16, seed=1))
     fit.save_checkpoint(tmp_path / "saved.ckpt")
     loaded = Saving.load_from_checkpoint(tmp_path / "saved.ckpt")
-    assert loaded.hyperparameters.specifications == knobs
+    assert loaded.hyperparameters.specifications == specifications
     assert loaded.hyperparameters.values() == module.hyperparameters.values()

@@ -1,4 +1,4 @@
-"""Safety nets in real runs: nothing non-finite reaches the hyperparameters, and what looks wrong is said once."""
+"""Safeguards in real runs: nothing non-finite reaches the hyperparameters, and each problem is reported once."""
 
 import re
 import warnings
@@ -21,7 +21,7 @@ def callback(**settings: Any) -> STNCallback:
 
 
 class Spoiled(LitSmall):
-    """Its validation loss is not finite in the given hyperparameter steps."""
+    """Has a non-finite validation loss in the given hyperparameter steps."""
 
     def __init__(self, spoiled: range, factor: float = float("nan")) -> None:
         super().__init__()
@@ -42,9 +42,7 @@ class Values(L.Callback):
 
 
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
-def test_a_step_without_a_finite_hypergradient_is_skipped_counted_and_reported_once(
-    tmp_path: Any, factor: float
-) -> None:
+def test_non_finite_hypergradient_is_skipped_counted_and_reported_once(tmp_path: Any, factor: float) -> None:
     module, values, stn = Spoiled(range(2, 5), factor), Values(), callback()
     run = trainer(stn, values, max_epochs=1, log_every_n_steps=1, logger=CSVLogger(tmp_path))
     with pytest.warns(UserWarning, match="hypergradient is not finite") as caught:
@@ -60,7 +58,7 @@ def test_a_step_without_a_finite_hypergradient_is_skipped_counted_and_reported_o
     assert all(tensor.isfinite().all() for entry in state.values() for tensor in entry.values())
 
 
-def test_too_many_of_them_in_a_row_end_the_run_with_its_checkpoint_kept(tmp_path: Any) -> None:
+def test_too_many_non_finite_hypergradients_in_a_row_end_the_run_and_keep_its_checkpoint(tmp_path: Any) -> None:
     module = Spoiled(range(3, 10_000))
     keep = ModelCheckpoint(tmp_path, every_n_epochs=1, save_last=True)
     run = trainer(callback(), keep, max_epochs=100, enable_checkpointing=True)
@@ -72,7 +70,7 @@ def test_too_many_of_them_in_a_row_end_the_run_with_its_checkpoint_kept(tmp_path
     assert module.hyperparameters.unconstrained.isfinite().all()
 
 
-def test_weights_that_diverge_do_not_take_the_hyperparameters_with_them() -> None:
+def test_diverged_weights_leave_the_hyperparameters_finite() -> None:
     module, stn = LitSmall(), callback()
 
     class Diverge(L.Callback):
@@ -86,7 +84,7 @@ def test_weights_that_diverge_do_not_take_the_hyperparameters_with_them() -> Non
     assert module.hyperparameters.raw_scale.isfinite().all()
 
 
-def test_the_count_survives_a_checkpoint(tmp_path: Any) -> None:
+def test_count_of_skipped_steps_is_restored_from_a_checkpoint(tmp_path: Any) -> None:
     module, stn = Spoiled(range(2, 4)), callback()
     run = trainer(stn, max_epochs=1)
     with pytest.warns(UserWarning, match="not finite"):
@@ -118,7 +116,7 @@ def watched(**specifications: Any) -> tuple[HyperparameterSet, Watch]:
         (Float(1e-6, 1e-1, init=1e-4, log=True), -7.5, "1e-06"),
     ],
 )
-def test_a_bound_that_was_reached_is_reported_once(specification: Any, place: float, bound: str) -> None:
+def test_reached_bound_is_reported_once(specification: Any, place: float, bound: str) -> None:
     hyperparameters, watch = watched(knob=specification)
     hyperparameters.unconstrained.data.fill_(place)
     with pytest.warns(UserWarning, match=rf"'knob' has arrived at its bound {bound} and") as caught:
@@ -127,7 +125,7 @@ def test_a_bound_that_was_reached_is_reported_once(specification: Any, place: fl
 
 
 @pytest.mark.parametrize(("scale", "said"), [(0.005, "hardly perturbed any more"), (6.0, "over its whole range")])
-def test_a_scale_that_collapsed_or_exploded_is_reported_once(scale: float, said: str) -> None:
+def test_collapsed_or_exploded_scale_is_reported_once(scale: float, said: str) -> None:
     hyperparameters, watch = watched(knob=Float(0.0, 0.9, init=0.05))
     hyperparameters.raw_scale.data.fill_(torch.tensor(scale).expm1().log())
     with pytest.warns(UserWarning, match=f"'knob' is .*{said}.*entropy_weight") as caught:
@@ -140,13 +138,13 @@ def test_a_scale_that_collapsed_or_exploded_is_reported_once(scale: float, said:
     [
         (Float(0.0, 0.9, init=0.05), -5.0),
         (Float(None, None, init=0.0), 30.0),
-        (Float(0.0, None, init=1e-5), -12.0),  # it began there
+        (Float(0.0, None, init=1e-5), -12.0),  # its start value
         (Float(0.0, None, init=1.0), 50.0),
         (Float(0.0, None, init=1e-3, log=True), -18.0),
         (Categorical(["a", "b"], init="a"), 20.0),
     ],
 )
-def test_nothing_is_said_where_nothing_is_wrong(specification: Any, place: float) -> None:
+def test_watch_does_not_warn_of_healthy_hyperparameters(specification: Any, place: float) -> None:
     hyperparameters, watch = watched(knob=specification)
     hyperparameters.unconstrained.data.fill_(place)
     with warnings.catch_warnings():
@@ -154,12 +152,12 @@ def test_nothing_is_said_where_nothing_is_wrong(specification: Any, place: float
         watch.look()
 
 
-def test_an_ordinary_run_says_nothing() -> None:
+def test_ordinary_run_does_not_warn() -> None:
     fit(LitSmall(), callback(), max_epochs=2, log_every_n_steps=1)
 
 
-class Pulled(LitSmall):
-    """Whose validation loss pulls every hyperparameter, or every scale, one way; its weights stand still."""
+class Drifting(LitSmall):
+    """Has a validation loss that moves every hyperparameter or scale in one direction; its weights do not change."""
 
     def __init__(self, towards: float = 0.0, wider: float = 0.0) -> None:
         super().__init__({"noise": Float(0.0, 1.0, init=0.1), "length": Integer(0, 4, init=2)}, dropout=None)
@@ -176,7 +174,7 @@ class Pulled(LitSmall):
 
 
 @pytest.mark.parametrize(
-    ("pull", "messages"),
+    ("drift", "messages"),
     [
         ({"towards": 100.0}, ["'noise' has arrived at its bound 1 and", "'length' has arrived at its bound 4 and"]),
         ({"towards": -100.0}, ["'noise' has arrived at its bound 0 and", "'length' has arrived at its bound 0 and"]),
@@ -201,7 +199,7 @@ def test_a_run_reports_bounds_and_scales_once(pull: dict[str, float], messages: 
     assert module.hyperparameters.scale.isfinite().all()
 
 
-def test_a_run_reports_a_validation_stream_shorter_than_a_batch() -> None:
+def test_run_warns_of_a_validation_stream_shorter_than_a_batch() -> None:
     module, run = LitSmall(), trainer(callback(), max_epochs=1)
     start = module.hyperparameters.unconstrained.clone()
     with pytest.warns(

@@ -1,4 +1,4 @@
-"""What these tests share: the small module in manual and in automatic optimisation, and what a run of it did."""
+"""Shared by these tests: the small module in manual and automatic optimisation, with a trace of its run."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,17 +11,17 @@ from torch import Tensor
 from lightning_stn import STNCallback, WeightStep
 
 Configure = Callable[[torch.optim.Optimizer], Any]
-"""What `configure_optimizers` returns, from its optimiser."""
+"""Builds the return value of `configure_optimizers` from an optimiser."""
 
 MODES = (False, True)
 """Whether optimisation is automatic."""
 
 OURS = ("gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches")
-"""What the callback offers in manual optimisation in place of the Trainer."""
+"""Settings of the Trainer that the callback takes in manual optimisation."""
 
 
 class Steps(torch.optim.SGD):
-    """SGD that keeps the largest entry and the norm of the gradients of every step."""
+    """SGD that records the largest gradient entry and the gradient norm of every step."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -38,7 +38,7 @@ class Steps(torch.optim.SGD):
 
 
 class Traced(LitSmall):
-    """Keeps the learning rate of every batch and every metric that a scheduler was stepped on."""
+    """Records the learning rate of every batch and every metric passed to a scheduler."""
 
     def __init__(self, automatic: bool = False, configure: Configure | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -74,7 +74,7 @@ def callback(**settings: Any) -> STNCallback:
 def train(
     module: LitSmall, *callbacks: L.Callback, n: int = 40, stn: STNCallback | None = None, **settings: Any
 ) -> Any:
-    """Five batches an epoch; clipping and accumulation go to whom they belong to. Returns the Trainer."""
+    """Train on five batches an epoch; return the Trainer. Manual optimisation gives `OURS` to the callback."""
     if not module.automatic_optimization and stn is None:
         stn = callback(weight_step=WeightStep(**{name: settings.pop(name) for name in OURS if name in settings}))
     run = trainer(stn or callback(), *callbacks, **settings)
@@ -94,7 +94,7 @@ def in_both_modes(configure: Configure | None = None, kind: type[Traced] = Trace
 
 
 def assert_equal_weights(ours: torch.nn.Module, theirs: torch.nn.Module, **tolerance: Any) -> None:
-    """Bit by bit unless there is a tolerance; hyperparameters and scales included."""
+    """Compare weights, hyperparameters and scales; bit for bit unless a tolerance is given."""
     state = theirs.state_dict()
     for key, value in ours.state_dict().items():
         torch.testing.assert_close(value, state[key], **{"rtol": 0.0, "atol": 0.0, **tolerance}, msg=key)

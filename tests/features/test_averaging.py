@@ -1,4 +1,4 @@
-"""Averages of the weights leave the hyperparameters alone: those of the moment in every checkpoint, and at the end."""
+"""Weight averaging leaves the hyperparameters out: checkpoints and the final module hold the current ones."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def average(kind: str, **settings: Any) -> L.Callback:
 
 
 class Trail(L.Callback):
-    """The state behind every batch."""
+    """Records the state after every batch."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, Tensor]] = []
@@ -42,7 +42,7 @@ class Trail(L.Callback):
 
 
 def expected_average(kind: str, states: list[dict[str, Tensor]], name: str) -> Tensor:
-    """What is averaged begins with the first step."""
+    """Average of a tensor over the states, which begin after the first step."""
     result = states[0][name].double()
     for count, state in enumerate(states[1:], start=2):
         share = 1 - DECAY if kind == "ema" else 1 / count
@@ -56,7 +56,7 @@ def expected_average(kind: str, states: list[dict[str, Tensor]], name: str) -> T
 def test_weights_are_averaged_and_hyperparameters_are_not(
     tmp_path: Path, kind: str, first: bool, automatic: bool
 ) -> None:
-    """At the end, and in checkpoints behind batches, behind validation and at the ends of epochs."""
+    """At the end, and in checkpoints written after batches, after validation and at the ends of epochs."""
     L.seed_everything(3, verbose=False)
     module, stn, trail = Traced(automatic), callback(), Trail()
     random_gates(module, 0.1)
@@ -94,7 +94,7 @@ def test_weights_are_averaged_and_hyperparameters_are_not(
     assert module.hyperparameters.values() == stn.schedule.rows[-1].values
 
 
-def test_validation_is_that_of_the_average_at_the_current_hyperparameters() -> None:
+def test_validation_uses_averaged_weights_at_the_current_hyperparameters() -> None:
     module, stn, trail = Traced(), callback(), Trail()
     random_gates(module, 0.1)
     logged = []
@@ -124,18 +124,18 @@ def test_validation_is_that_of_the_average_at_the_current_hyperparameters() -> N
 @pytest.mark.parametrize(
     ("save_at", "keep"),
     [(8, {}), (6, AT_VALIDATION), (12, AT_EPOCH_END)],
-    ids=["middle of an epoch", "behind validation", "end of an epoch"],
+    ids=["middle of an epoch", "after validation", "end of an epoch"],
 )
 @pytest.mark.parametrize("averaging", ["ema", "mean"])
-def test_a_resumed_run_averages_on(
+def test_resumed_run_continues_the_average(
     tmp_path: Path, averaging: str, save_at: int, keep: dict[str, Any], kind: type[Adam]
 ) -> None:
-    """Bit for bit, up to the average that the module ends with."""
+    """Bit for bit, including the average that the module ends with."""
     options: dict[str, Any] = {"callbacks": lambda: [average(averaging)], "keep": keep, "kind": kind}
     assert_resumes(tmp_path, save_at, save_at + 2, options)
 
 
-def test_swa_is_refused_with_the_reason() -> None:
+def test_fit_refuses_stochastic_weight_averaging_with_the_reason() -> None:
     message = "does not support StochasticWeightAveraging: it ends with an epoch.*EMAWeightAveraging, which average"
     with pytest.raises(NotImplementedError, match=message):
         train(Traced(), StochasticWeightAveraging(swa_lrs=0.01))

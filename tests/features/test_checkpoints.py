@@ -1,4 +1,4 @@
-"""Checkpoints: when they are written, what of one step they hold, and what a resumed run takes from them."""
+"""Checkpoints: when they are written, the state of one step in them, and the settings of a resumed run."""
 
 from dataclasses import asdict, is_dataclass
 from datetime import timedelta
@@ -18,7 +18,7 @@ from lightning_stn import Float, Integer, ResumableLoader, Scales, STNCallback, 
 pytestmark = pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization")
 
 BATCHES = 5
-AT_ONCE = timedelta(microseconds=1)  # zero was as none before Lightning 2.5.5
+AT_ONCE = timedelta(microseconds=1)  # Lightning before 2.5.5 took zero for None
 SAVERS: dict[str, tuple[dict[str, Any], dict[str, Any], list[int]]] = {
     "every third step": ({"every_n_train_steps": 3, "save_top_k": -1}, {}, [3, 6, 9, 12, 15]),
     "every second step, accumulation": (
@@ -29,7 +29,7 @@ SAVERS: dict[str, tuple[dict[str, Any], dict[str, Any], list[int]]] = {
     "every second step, by a metric": (
         {"every_n_train_steps": 2, "monitor": "val_loss", "save_top_k": -1},
         {},
-        [6, 8, 10, 12, 14],  # two and four wait for the first validation, by which it is five
+        [6, 8, 10, 12, 14],  # steps two and four precede the first validation, after step five
     ),
     "by time": ({"train_time_interval": AT_ONCE, "save_top_k": -1}, {}, list(range(1, 16))),
     "by time, accumulation": (
@@ -38,7 +38,7 @@ SAVERS: dict[str, tuple[dict[str, Any], dict[str, Any], list[int]]] = {
         list(range(1, 10)),
     ),
     "every second epoch": ({"every_n_epochs": 2, "save_top_k": -1}, {}, [10]),
-    "at every end of validation": (
+    "at the end of every validation": (
         {"save_on_train_epoch_end": False, "save_top_k": -1},
         {"val_check_interval": 2},
         [2, 4, 7, 9, 12, 14],
@@ -51,9 +51,9 @@ SAVERS: dict[str, tuple[dict[str, Any], dict[str, Any], list[int]]] = {
 
 @pytest.mark.parametrize("automatic", MODES)
 @pytest.mark.parametrize("case", SAVERS)
-@pytest.mark.filterwarnings("ignore:`ModelCheckpoint.monitor='val_loss'.` could not find")  # Lightning 2.5 says so
-def test_when_a_checkpoint_is_written_and_what_it_holds(tmp_path: Path, case: str, automatic: bool) -> None:
-    """Every one of them has the hyperparameters and the scales that the schedule has for its step."""
+@pytest.mark.filterwarnings("ignore:`ModelCheckpoint.monitor='val_loss'.` could not find")  # Lightning 2.5 warns
+def test_checkpoint_is_written_when_due_with_the_values_of_its_step(tmp_path: Path, case: str, automatic: bool) -> None:
+    """Every checkpoint holds the hyperparameters and scales that the schedule has for its step."""
     settings, others, expected = SAVERS[case]
     L.seed_everything(3, verbose=False)
     module = Traced(automatic)
@@ -81,7 +81,7 @@ def test_when_a_checkpoint_is_written_and_what_it_holds(tmp_path: Path, case: st
 @pytest.mark.skipif(
     "save_on_exception" not in signature(ModelCheckpoint).parameters, reason="Lightning has it from 2.5.3 on"
 )
-def test_a_checkpoint_written_on_an_exception_resumes(tmp_path: Path, automatic: bool) -> None:
+def test_run_resumes_from_a_checkpoint_written_on_an_exception(tmp_path: Path, automatic: bool) -> None:
     class Fails(Traced):
         def training_loss(self, batch: Any, batch_idx: int) -> Any:
             if len(self.rates) == 8:
@@ -101,7 +101,7 @@ def test_a_checkpoint_written_on_an_exception_resumes(tmp_path: Path, automatic:
 
 
 @pytest.mark.parametrize("automatic", MODES)
-def test_the_best_checkpoint_is_of_one_step(tmp_path: Path, automatic: bool) -> None:
+def test_best_checkpoint_holds_the_state_of_one_step(tmp_path: Path, automatic: bool) -> None:
     """Weights, hyperparameters and scales, restored by hand, by the Trainer, and in an exported network."""
     states = []
 
@@ -111,7 +111,7 @@ def test_the_best_checkpoint_is_of_one_step(tmp_path: Path, automatic: bool) -> 
 
     L.seed_everything(3, verbose=False)
     module, stn = Traced(automatic), callback()
-    saver = ModelCheckpoint(tmp_path, monitor="val_loss", mode="max")  # the first epoch's, so that it is not the last's
+    saver = ModelCheckpoint(tmp_path, monitor="val_loss", mode="max")  # the best epoch is the first, not the last
     run = train(module, Keep(), saver, stn=stn, max_epochs=3, enable_checkpointing=True)
     assert not torch.equal(states[0]["hyperparameters.unconstrained"], states[2]["hyperparameters.unconstrained"])
     assert not torch.equal(states[0]["hyperparameters.raw_scale"], states[2]["hyperparameters.raw_scale"])
@@ -140,7 +140,7 @@ def resume(
 
 
 class Two(NamedTuple):
-    """A run of two epochs, its checkpoint, and how it goes on from there for two more."""
+    """A run of two epochs, its checkpoint, and the run resumed from it for two more."""
 
     module: LitSmall
     checkpoint: Path
@@ -243,7 +243,7 @@ def test_the_optimizer_s_state_begins_anew_where_it_is_named(two: Two) -> None:
     assert stn.state_dict()["optimizer"]["optimizer"]["state"][0]["step"] == 5
 
 
-def test_hyperparameters_return_to_their_start_where_they_are_named(two: Two) -> None:
+def test_named_hyperparameters_return_to_their_start(two: Two) -> None:
     """The weights are those of the checkpoint."""
     starts = []
 
@@ -259,36 +259,36 @@ def test_hyperparameters_return_to_their_start_where_they_are_named(two: Two) ->
     assert stn.state_dict()["optimizer"]["optimizer"]["state"][0]["step"] == 5
 
 
-KNOBS = dict(LitSmall().hyperparameters.specifications)
+SPECIFICATIONS = dict(LitSmall().hyperparameters.specifications)
 
 
 @pytest.mark.parametrize(
     "others",
     [
-        {"rate" if name == "dropout" else name: one for name, one in KNOBS.items()},
-        {name: KNOBS[name] for name in ("noise", "dropout", "length")},
-        {**KNOBS, "dropout": Float(0.0, 0.8, init=0.05)},
-        {**KNOBS, "length": Integer(0, 5, init=2)},
-        {**KNOBS, "noise": Float(0.0, None, init=0.1, log=True)},
+        {"rate" if name == "dropout" else name: one for name, one in SPECIFICATIONS.items()},
+        {name: SPECIFICATIONS[name] for name in ("noise", "dropout", "length")},
+        {**SPECIFICATIONS, "dropout": Float(0.0, 0.8, init=0.05)},
+        {**SPECIFICATIONS, "length": Integer(0, 5, init=2)},
+        {**SPECIFICATIONS, "noise": Float(0.0, None, init=0.1, log=True)},
     ],
-    ids=["name", "order", "range", "range of whole numbers", "log"],
+    ids=["name", "order", "range", "range of integers", "log"],
 )
-def test_other_hyperparameters_are_refused(two: Two, others: dict[str, Any]) -> None:
+def test_resume_refuses_other_hyperparameters(two: Two, others: dict[str, Any]) -> None:
     module = LitSmall(others, dropout="dropout" if "dropout" in others else "rate")
     with pytest.raises(ValueError, match=r"The checkpoint was saved with the hyperparameters.*but this module has"):
         resume(two.checkpoint.parent, two.checkpoint, module=module)
 
 
-def test_more_hyperparameters_are_refused(two: Two) -> None:
-    module = LitSmall({**KNOBS, "more": Float(0.0, 1.0, init=0.5)})
+def test_resume_refuses_additional_hyperparameters(two: Two) -> None:
+    module = LitSmall({**SPECIFICATIONS, "more": Float(0.0, 1.0, init=0.5)})
     with pytest.raises(
         ValueError, match=r"The checkpoint was saved with the hyperparameters.*but this module has.*'more'"
     ):
         resume(two.checkpoint.parent, two.checkpoint, module=module)
 
 
-def test_other_starts_are_none_of_a_resumed_run_s_business(two: Two) -> None:
-    other = LitSmall({**KNOBS, "dropout": Float(0.0, 0.9, init=0.5, scale=0.1)})
+def test_resume_ignores_other_start_values(two: Two) -> None:
+    other = LitSmall({**SPECIFICATIONS, "dropout": Float(0.0, 0.9, init=0.5, scale=0.1)})
     module, _ = resume(two.checkpoint.parent, two.checkpoint, module=other)
     assert all(torch.equal(value, module.state_dict()[key]) for key, value in two.expected.state_dict().items())
 

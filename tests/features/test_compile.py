@@ -1,4 +1,4 @@
-"""Compiled networks, activation checkpoints and `torch.export`: each run against the same run without."""
+"""Compiled networks, activation checkpoints and `torch.export`: each run compared with the same run without it."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -20,9 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from lightning_stn.layers import ResponseLayer
 
 pytestmark = [
-    # Dynamo looks at it, behind a filter of its own that gives way to errors.
+    # Dynamo reads it inside its own warning filter, which has no effect where warnings are errors.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-    pytest.mark.filterwarnings("ignore:.torch.cpu.amp.autocast:FutureWarning"),  # torch 2.4's own checkpoints use it
+    pytest.mark.filterwarnings("ignore:.torch.cpu.amp.autocast:FutureWarning"),  # torch 2.4's checkpoints use it
 ]
 
 whole_graphs = pytest.mark.skipif(
@@ -34,8 +34,8 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
 @pytest.fixture(autouse=True)
-def _no_graphs_of_another_test() -> Iterator[None]:
-    # Torch 2.5 has it so by itself; without it, what a module has noted is a constant.
+def _reset_compiler() -> Iterator[None]:
+    # The default from torch 2.5 on; without it, Dynamo treats values that a module has recorded as constants.
     inlined = torch._dynamo.config.patch(inline_inbuilt_nn_modules=True) if torch.__version__ < "2.5" else nullcontext()
     torch.compiler.reset()
     with inlined:
@@ -44,7 +44,7 @@ def _no_graphs_of_another_test() -> Iterator[None]:
 
 
 class Counted:
-    """A compiler that does without C++, and counts the graphs that it is given."""
+    """A compiler backend without C++ that counts its graphs."""
 
     def __init__(self) -> None:
         self.graphs = 0
@@ -55,7 +55,7 @@ class Counted:
 
 
 class Plain(LitSmall):
-    """Whose losses keep no list: compiled, they would make a new graph for each of its lengths."""
+    """Has losses that append to no list; compiled, they would need a new graph for each length of the list."""
 
     def __init__(self, automatic: bool = False) -> None:
         super().__init__()
@@ -72,9 +72,9 @@ class Plain(LitSmall):
 
 
 class Recomputed(nn.Sequential):
-    """Keeps no activations of its stages but at their ends.
+    """Keeps only the activations at the ends of its stages, and recomputes the others.
 
-    The batch normalisation is no part of them, since running statistics would take in every batch twice.
+    Batch normalisation is outside the stages, because recomputation would update its running statistics twice.
     """
 
     def __init__(self, layers: nn.Sequential, reentrant: bool, always: bool) -> None:
@@ -86,7 +86,7 @@ class Recomputed(nn.Sequential):
         layers = list(self)
         for stage in (layers[:2], layers[2:3], layers[3:8], layers[8:]):
             recompute = len(stage) > 1 and (self.always or self.training)
-            # What is reentrant has a gradient only if its input has one.
+            # A reentrant checkpoint has a gradient only if its input requires one.
             recompute = recompute and (x.requires_grad or not self.reentrant)
             x = checkpoint(nn.Sequential(*stage), x, use_reentrant=self.reentrant) if recompute else self.run(stage, x)
         return x
@@ -99,7 +99,7 @@ class Recomputed(nn.Sequential):
 
 
 class Whole(nn.Sequential):
-    """Has a forward pass of its own, for `compile` of torch's own took each layer for itself up to torch 2.8."""
+    """Overrides `forward`, because up to torch 2.8 `nn.Sequential.compile` compiles each layer separately."""
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self:
@@ -127,7 +127,7 @@ def train(
     trainer_settings: Mapping[str, Any] = MappingProxyType({}),
     **options: Any,
 ) -> LitSmall:
-    """Five training batches an epoch, two of them before every hyperparameter step; the options are the compiler's."""
+    """Train on five batches an epoch, a hyperparameter step after every second; `options` go to the compiler."""
     compiled = None if how is None else HOW[how](module, **options)
     L.seed_everything(3, verbose=False)
     run = trainer(callback(perturb=perturb), max_epochs=epochs, **trainer_settings)
@@ -142,7 +142,7 @@ def build(automatic: bool = False) -> Plain:
 
 
 def assert_same(ours: LitSmall, theirs: LitSmall, **tolerance: Any) -> None:
-    """Weights, hyperparameters and scales, and the validation loss that was logged; and they have moved."""
+    """Compare weights, hyperparameters, scales and logged validation losses; all hyperparameters have moved."""
     logged = [float(module.trainer.callback_metrics["val_loss"]) for module in (ours, theirs)]
     assert logged[0] == pytest.approx(logged[1], rel=1e-5)
     if hasattr(ours.net, "_orig_mod"):
@@ -159,11 +159,11 @@ SLOW = pytest.mark.slow
 
 @pytest.mark.parametrize("perturb", PERTURB)
 @whole_graphs
-def test_a_compiled_network_trains_as_it_does_otherwise(perturb: str) -> None:
-    """In five graphs however long the run.
+def test_compiled_network_trains_as_the_eager_one(perturb: str) -> None:
+    """Five graphs for a run of any length.
 
-    The first weight step (which notes who reads what) and the further ones, the hyperparameter step, the first batch of
-    an evaluation and the further ones.
+    They are the first weight step (which records the reads of hyperparameters), the later ones, the hyperparameter
+    step, the first batch of an evaluation, and its later ones.
     """
     compiler = Counted()
     compiled = train(build(), perturb, "net.compile", epochs=4, backend=compiler, fullgraph=True)
@@ -180,7 +180,7 @@ def test_a_compiled_network_trains_as_it_does_otherwise(perturb: str) -> None:
         pytest.param("torch.compile(module)", "example", marks=SLOW),
     ],
 )
-def test_so_does_a_wrapper_around_the_network_or_the_module(how: str, perturb: str) -> None:
+def test_compiled_wrapper_of_network_or_module_trains_as_the_eager_one(how: str, perturb: str) -> None:
     compiled = train(build(), perturb, how, epochs=1, backend="eager")  # the graphs themselves are tested above
     keys = {"torch.compile(net)": "net._orig_mod.0.weight", "torch.compile(module)": "net.0.weight"}
     assert keys[how] in compiled.state_dict()
@@ -194,7 +194,7 @@ def test_so_does_a_wrapper_around_the_network_or_the_module(how: str, perturb: s
 @pytest.mark.slow
 @pytest.mark.parametrize("perturb", PERTURB)
 @whole_graphs
-def test_a_compiled_network_in_automatic_optimisation(perturb: str) -> None:
+def test_compiled_network_trains_as_the_eager_one_in_automatic_optimisation(perturb: str) -> None:
     compiled = train(build(automatic=True), perturb, "net.compile", backend="aot_eager", fullgraph=True)
     assert_same(compiled, train(build(automatic=True), perturb), **CLOSE)
 
@@ -202,7 +202,7 @@ def test_a_compiled_network_in_automatic_optimisation(perturb: str) -> None:
 @pytest.mark.slow  # half a minute of C++ compiler
 @pytest.mark.parametrize("perturb", PERTURB)
 @whole_graphs
-def test_the_default_compiler_trains_as_torch_does(perturb: str) -> None:
+def test_network_of_the_default_compiler_trains_as_the_eager_one(perturb: str) -> None:
     with torch._inductor.config.patch(fallback_random=True):  # random numbers drawn as torch draws them
         compiled = train(build(), perturb, "net.compile", fullgraph=True)
     assert_same(compiled, train(build(), perturb), **CLOSE)
@@ -210,8 +210,8 @@ def test_the_default_compiler_trains_as_torch_does(perturb: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization")
 @whole_graphs
-def test_a_compiled_network_is_saved_and_taken_away_as_any_other(tmp_path: Path) -> None:
-    """With batches of several sizes, the last of an epoch being smaller."""
+def test_compiled_network_is_saved_and_exported_as_an_eager_one(tmp_path: Path) -> None:
+    """With a smaller last batch in every epoch."""
     module = build()
     compile_whole(module, backend="aot_eager", fullgraph=True)
     saver = ModelCheckpoint(tmp_path, "last")
@@ -228,8 +228,8 @@ def test_a_compiled_network_is_saved_and_taken_away_as_any_other(tmp_path: Path)
     [(False, True), (False, False), (True, False)],
     ids=["not reentrant", "not reentrant, in training", "reentrant, in training"],
 )
-def test_activation_checkpoints_change_no_bit(reentrant: bool, always: bool, perturb: str) -> None:
-    """What is recomputed in backward meets the sample, and the random numbers, of the forward pass."""
+def test_activation_checkpointing_gives_the_same_run_bit_for_bit(reentrant: bool, always: bool, perturb: str) -> None:
+    """Recomputation in backward uses the sample and the random numbers of the forward pass."""
     module = build()
     passes: list[None] = []
     module.net = Recomputed(module.net, reentrant, always)  # type: ignore[arg-type]
@@ -241,7 +241,7 @@ def test_activation_checkpoints_change_no_bit(reentrant: bool, always: bool, per
     assert len(passes) == weights + hyperparameters + evaluations + recomputed
 
 
-def test_reentrant_checkpoints_in_the_hyperparameter_phase_are_refused_with_the_reason() -> None:
+def test_fit_refuses_reentrant_checkpoints_in_the_hyperparameter_phase_with_the_reason() -> None:
     module = build()
     module.net = Recomputed(module.net, reentrant=True, always=True)  # type: ignore[arg-type]
     with pytest.raises(NotImplementedError, match=r"use_reentrant=False\), or checkpoint only where self.training"):
@@ -249,7 +249,7 @@ def test_reentrant_checkpoints_in_the_hyperparameter_phase_are_refused_with_the_
 
 
 def assert_exports(module: LitSmall) -> None:
-    """A program of plain operators, for batches of any size, that computes what the module computes."""
+    """`torch.export` gives a program of plain operators, for any batch size, with the test loss of the module."""
     plain = module.export().eval()
     assert not any(isinstance(layer, ResponseLayer) for layer in plain.modules())
     x, y = images(12, seed=2)[:]
@@ -262,5 +262,5 @@ def assert_exports(module: LitSmall) -> None:
 
 
 @pytest.mark.parametrize("perturb", PERTURB)
-def test_the_network_of_a_run_is_exported_as_a_program(perturb: str) -> None:
+def test_trained_network_exports_as_a_program(perturb: str) -> None:
     assert_exports(train(build(), perturb))

@@ -1,4 +1,4 @@
-"""Where batches come from and what they look like: data modules, several loaders, nested batches, odd sizes."""
+"""Sources and structures of batches: data modules, several loaders, nested batches, uneven sizes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ def build(kind: type[Traced] = Traced, automatic: bool = False) -> Any:
 
 
 def assert_moved(module: Traced) -> None:
-    """Every hyperparameter, in as many steps as there were due."""
+    """Every hyperparameter has moved, in as many steps as were due."""
     assert (module.hyperparameters.unconstrained != Traced().hyperparameters.unconstrained).all()
     assert module.events.count("hyperparameter") == module.events.count("weight") // 2 > 0
 
 
 class Counting(L.LightningDataModule):
-    """Holds raw bytes, scaled in the hook behind the transfer; counts the calls of its hooks."""
+    """Holds raw bytes, scaled in the hook after the transfer; records the calls of its hooks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,8 +64,8 @@ class Counting(L.LightningDataModule):
 
 
 @pytest.mark.parametrize("automatic", MODES)
-def test_a_data_module_and_its_hooks(automatic: bool) -> None:
-    """Its hook meets the batches of the hyperparameter phase too; the run is that on loaders of scaled images."""
+def test_data_module_hooks_run_in_both_phases(automatic: bool) -> None:
+    """Its hook gets the batches of the hyperparameter phase too; the run equals one on loaders of scaled images."""
     module, data = build(automatic=automatic), Counting()
     run = trainer(callback(), max_epochs=2)
     run.fit(module, datamodule=data)
@@ -81,7 +81,7 @@ def test_a_data_module_and_its_hooks(automatic: bool) -> None:
 
 
 class Sources(Traced):
-    """Keeps which batches the hyperparameter phase met, and which each validation loader gave."""
+    """Records the batch sizes of the hyperparameter phase, which identify the loader."""
 
     def __init__(self, automatic: bool = False) -> None:
         super().__init__(automatic)
@@ -94,7 +94,7 @@ class Sources(Traced):
 
 
 class ByLoader(Sources):
-    """Has a validation step of its own, as modules for several loaders do."""
+    """Overrides `validation_step`, as modules for several loaders do."""
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:  # type: ignore[override]
         name = ("clean", "shifted")[dataloader_idx]
@@ -110,8 +110,8 @@ def expected_loss(module: Traced, source: DataLoader[Any]) -> float:
 @pytest.mark.parametrize("mapping", [False, True])
 @pytest.mark.parametrize("chosen", ["argument", "hook"])
 @pytest.mark.parametrize("kind", [Sources, ByLoader])
-def test_several_validation_loaders(kind: type[Sources], chosen: str, mapping: bool) -> None:
-    """One of them, or a further one, is chosen to tune on; Lightning validates on all, and logs each by itself."""
+def test_one_of_several_validation_loaders_is_tuned_on(kind: type[Sources], chosen: str, mapping: bool) -> None:
+    """The argument or the hook selects the loader to tune on; Lightning validates on all, and logs each separately."""
     clean, shifted, tuning = loader(16, 8, seed=1), loader(12, 4, seed=2), loader(15, 5, seed=3)
     module = build(kind)
     if chosen == "hook":
@@ -134,7 +134,7 @@ def test_several_validation_loaders(kind: type[Sources], chosen: str, mapping: b
 
 
 class Pair(Traced):
-    """Trains on a batch of each of two loaders at once, side by side."""
+    """Trains on the concatenated batches of two loaders."""
 
     def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
         parts = [part for part in batch.values() if part is not None]
@@ -159,7 +159,7 @@ PAIRS: dict[str, tuple[Callable[..., Any], int]] = {
 @pytest.mark.parametrize("perturb", PERTURB)
 @pytest.mark.parametrize("resumable", [False, True])
 @pytest.mark.parametrize("mode", PAIRS)
-def test_several_training_loaders_at_once(mode: str, resumable: bool, perturb: str) -> None:
+def test_run_trains_on_several_loaders_at_once(mode: str, resumable: bool, perturb: str) -> None:
     combine, batches = PAIRS[mode]
     kind = ResumableLoader if resumable else DataLoader
     module = build(Pair)
@@ -193,7 +193,7 @@ PACKED: dict[str, tuple[Callable[[Tensor, Tensor], Any], Callable[[Any], tuple[T
     "nested dict": (lambda x, y: {"in": {"x": [x]}, "out": (y,)}, lambda b: (b["in"]["x"][0], b["out"][0])),
     "named tuple": (lambda x, y: Named(x, {"y": y}), lambda b: (b.x, b.rest["y"])),
     "dataclass": (lambda x, y: Record(x, (y,)), lambda b: (b.x, b.rest[0])),
-    "texts beside tensors": (
+    "strings beside tensors": (
         lambda x, y: {"names": [f"image {i}" for i in range(len(x))], "x": x, "y": y},
         lambda b: (b["x"], b["y"]),
     ),
@@ -243,14 +243,14 @@ def test_batches_of_any_structure_give_the_same_run(kind: str, perturb: str) -> 
     assert torch.equal(run.callback_metrics["val_loss"], plain_trainer.callback_metrics["val_loss"])
 
 
-def test_a_size_that_cannot_be_inferred_names_the_hook() -> None:
+def test_fit_names_the_hook_for_a_batch_of_unknown_size() -> None:
     message = r"examples in a batch of type Strange cannot be inferred; override infer_batch_size\(self, batch\) in Unp"
     with pytest.raises(ValueError, match=message):
         packed_run("strange")
 
 
 @pytest.mark.parametrize("perturb", PERTURB)
-def test_with_the_hook_such_a_batch_is_as_good_as_any(perturb: str) -> None:
+def test_batch_of_unknown_size_trains_with_the_hook(perturb: str) -> None:
     class Knows(Traced):
         def infer_batch_size(self, batch: Any) -> int:
             return len(batch.y)
@@ -265,8 +265,8 @@ def test_with_the_hook_such_a_batch_is_as_good_as_any(perturb: str) -> None:
 @pytest.mark.parametrize("automatic", MODES)
 @pytest.mark.parametrize("perturb", PERTURB)
 @pytest.mark.parametrize("rest", [3, 1])
-def test_the_last_batch_may_be_smaller(rest: int, perturb: str, automatic: bool) -> None:
-    """In training every example of it has a row; the stream leaves it out; every example of validation counts once."""
+def test_smaller_last_batch_is_trained_and_validated_but_not_tuned_on(rest: int, perturb: str, automatic: bool) -> None:
+    """Training draws a row per example of it, the stream drops it, and validation counts its examples once each."""
     rows: list[int] = []
     tuned: set[int] = set()
 

@@ -1,4 +1,4 @@
-"""What shows a run while it goes on: rates, progress bars, device statistics, profilers."""
+"""Observers of a run: learning-rate monitor, progress bars, device statistics, profilers."""
 
 import csv
 import io
@@ -28,8 +28,10 @@ def logged(folder: Path, column: str) -> dict[int, float]:
 @pytest.mark.parametrize("automatic", MODES)
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("interval", ["step", "epoch"])
-def test_the_learning_rates_are_logged(tmp_path: Path, interval: str, first: bool, automatic: bool) -> None:
-    """Those of the weights, wherever their callback stands, with those of hyperparameters and scales beside them."""
+def test_learning_rates_of_weights_hyperparameters_and_scales_are_logged(
+    tmp_path: Path, interval: str, first: bool, automatic: bool
+) -> None:
+    """For either order of the two callbacks."""
 
     def configure(optimizer: Any) -> Any:
         scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=0.9)
@@ -47,14 +49,14 @@ def test_the_learning_rates_are_logged(tmp_path: Path, interval: str, first: boo
     assert logged(tmp_path, "stn/scale_lr") == dict.fromkeys(steps, 0.02)
 
 
-def test_the_rate_that_the_run_s_length_decides_is_logged(tmp_path: Path) -> None:
+def test_default_learning_rate_is_logged(tmp_path: Path) -> None:
     module = LitSmall()
     train(module, stn=callback(lr=None, scales=Scales(tune=False)), max_epochs=2, logger=CSVLogger(tmp_path))
     assert set(logged(tmp_path, "stn/lr").values()) == {0.1}
     assert logged(tmp_path, "stn/scale_lr") == {}
 
 
-def test_the_plain_progress_bar_shows_the_values(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tqdm_progress_bar_shows_the_values(capsys: pytest.CaptureFixture[str]) -> None:
     module = LitSmall()
     train(module, TQDMProgressBar(refresh_rate=1), enable_progress_bar=True)
     last = capsys.readouterr().out[-300:]
@@ -62,7 +64,7 @@ def test_the_plain_progress_bar_shows_the_values(capsys: pytest.CaptureFixture[s
         assert f"{name}={float(value):#.3g}"[: len(name) + 6] in last
 
 
-def test_the_rich_progress_bar_shows_the_values() -> None:
+def test_rich_progress_bar_shows_the_values() -> None:
     pytest.importorskip("rich")
     screen = io.StringIO()
     bar = RichProgressBar(refresh_rate=1, console_kwargs={"file": screen, "force_terminal": True, "width": 250})
@@ -84,7 +86,7 @@ def test_device_statistics_are_logged_beside_the_hyperparameters(tmp_path: Path)
 
 
 @pytest.mark.parametrize("automatic", MODES)
-def test_the_profile_has_a_section_for_the_hyperparameter_step(tmp_path: Path, automatic: bool) -> None:
+def test_simple_profiler_has_a_section_for_the_hyperparameter_step(tmp_path: Path, automatic: bool) -> None:
     module, profiler = Traced(automatic), SimpleProfiler(dirpath=tmp_path, filename="profile")
     run = train(module, max_epochs=2, profiler=profiler)
     durations = profiler.recorded_durations
@@ -98,7 +100,7 @@ def test_the_profile_has_a_section_for_the_hyperparameter_step(tmp_path: Path, a
     assert SECTION in (tmp_path / "fit-profile.txt").read_text()
 
 
-def test_the_advanced_profiler_has_it_too(tmp_path: Path) -> None:
+def test_advanced_profiler_has_a_section_for_the_hyperparameter_step(tmp_path: Path) -> None:
     train(LitSmall(), max_epochs=1, profiler=AdvancedProfiler(dirpath=tmp_path, filename="profile"))
     _, _, section = (tmp_path / "fit-profile.txt").read_text().partition(SECTION)
     assert "hyperparameter_phase.py" in section

@@ -1,4 +1,4 @@
-"""What Lightning does in automatic optimisation, done in manual optimisation: the same numbers, run against run."""
+"""Manual optimisation gives the same numbers as Lightning's automatic optimisation."""
 
 import itertools
 from typing import Any
@@ -21,8 +21,8 @@ CLIPPING: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(("clipping", "accumulate"), list(itertools.product(CLIPPING, [1, 2, 3])))
-def test_clipping_and_accumulation_are_the_trainer_s(clipping: str, accumulate: int) -> None:
-    """Five batches an epoch, so that two and three leave a rest, on which Lightning steps as well."""
+def test_clipping_and_accumulation_equal_those_of_the_trainer(clipping: str, accumulate: int) -> None:
+    """Five batches an epoch, so that accumulation over two or three leaves a remainder; Lightning steps on it too."""
     manual, automatic = in_both_modes(accumulate_grad_batches=accumulate, **CLIPPING[clipping])
     assert_equal_weights(manual, automatic, rtol=1e-5, atol=1e-6)
     steps = manual.trainer.global_step
@@ -37,14 +37,14 @@ def test_clipping_and_accumulation_are_the_trainer_s(clipping: str, accumulate: 
     assert not torch.allclose(flat(manual), flat(unclipped), atol=1e-4)
 
 
-def test_a_run_shorter_than_its_loader_accumulates_to_its_own_end() -> None:
+def test_epoch_cut_short_steps_on_its_last_batch() -> None:
     manual, automatic = in_both_modes(n=64, limit_train_batches=5, accumulate_grad_batches=2)
     assert manual.trainer.global_step == automatic.trainer.global_step == 6
     assert_equal_weights(manual, automatic, rtol=1e-5, atol=1e-6)
 
 
 class LogsLate(Traced):
-    """Logs a metric when the callbacks are done with the epoch, and one behind every batch."""
+    """Logs one metric after every batch, and one after the epoch-end hooks of the callbacks."""
 
     def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_loss(batch, batch_idx)
@@ -56,7 +56,7 @@ class LogsLate(Traced):
 
 
 def plateau(optimizer: Any, **settings: Any) -> dict[str, Any]:
-    """A scheduler that halves the rate most of the times that it is stepped."""
+    """A scheduler that halves the rate at nearly every step."""
     scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=0.9)
     return {
         "optimizer": optimizer,
@@ -76,7 +76,7 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
         {},
     ),
     "by step": (lambda o: ([o], [{"scheduler": lr_scheduler.OneCycleLR(o, 0.1, 30), "interval": "step"}]), {}),
-    "by step, one behind the other": (lambda o: ([o], [{"scheduler": warm_and_cool(o), "interval": "step"}]), {}),
+    "by step, one after the other": (lambda o: ([o], [{"scheduler": warm_and_cool(o), "interval": "step"}]), {}),
     "every third step": (
         lambda o: ([o], [{"scheduler": lr_scheduler.StepLR(o, 1, 0.5), "interval": "step", "frequency": 3}]),
         {},
@@ -88,10 +88,10 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "by epoch, fewer batches": (lambda o: ([o], [lr_scheduler.StepLR(o, 1, 0.5)]), {"limit_train_batches": 3}),
     "plateau": (plateau, {}),
     "plateau, every second epoch": (lambda o: plateau(o, frequency=2), {}),
-    "plateau, a metric of the training": (lambda o: plateau(o, monitor="loss_epoch"), {}),
+    "plateau, a training metric": (lambda o: plateau(o, monitor="loss_epoch"), {}),
     "plateau, a metric logged last": (lambda o: plateau(o, monitor="late"), {}),
     "plateau by step": (lambda o: plateau(o, interval="step"), {"val_check_interval": 1}),
-    "plateau by step, validation at times": (
+    "plateau by step, validation within epochs": (
         lambda o: plateau(o, interval="step", frequency=2),
         {"val_check_interval": 2},
     ),
@@ -99,8 +99,8 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
         lambda o: plateau(o, interval="step", frequency=2),
         {"val_check_interval": 2, "accumulate_grad_batches": 2},
     ),
-    "plateau by step, a metric of the training": (lambda o: plateau(o, interval="step", monitor="loss_step"), {}),
-    "any scheduler may follow a metric": (
+    "plateau by step, a training metric": (lambda o: plateau(o, interval="step", monitor="loss_step"), {}),
+    "custom scheduler that follows a metric": (
         lambda o: plateau(o, scheduler=Following(o), reduce_on_plateau=True),
         {},
     ),
@@ -108,7 +108,7 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 class Following(lr_scheduler.LRScheduler):
-    """A scheduler of the user's own whose steps take a metric."""
+    """A custom scheduler whose steps take a metric."""
 
     def step(self, metric: Any = None) -> None:
         if metric is not None:
@@ -120,8 +120,8 @@ class Following(lr_scheduler.LRScheduler):
 
 
 @pytest.mark.parametrize("case", SCHEDULERS)
-@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")  # of torch 2.4 to its own SequentialLR
-def test_schedulers_step_when_and_on_what_the_trainer_s_do(case: str) -> None:
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")  # torch 2.4 warns of its own SequentialLR
+def test_schedulers_step_at_the_times_and_on_the_metrics_of_the_trainer(case: str) -> None:
     configure, settings = SCHEDULERS[case]
     manual, automatic = in_both_modes(configure, LogsLate, max_epochs=5, **settings)
     assert manual.rates == automatic.rates
@@ -135,7 +135,7 @@ def test_schedulers_step_when_and_on_what_the_trainer_s_do(case: str) -> None:
 
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 @pytest.mark.parametrize("automatic", MODES)
-def test_a_metric_that_nobody_logs_ends_a_strict_scheduler_s_run(automatic: bool, interval: str) -> None:
+def test_strict_scheduler_raises_without_its_metric(automatic: bool, interval: str) -> None:
     module = Traced(automatic, lambda o: plateau(o, monitor="accuracy", interval=interval))
     with pytest.raises(Exception, match=r"(?s)ReduceLROnPlateau.*accuracy.*not"):
         train(module)
@@ -144,7 +144,7 @@ def test_a_metric_that_nobody_logs_ends_a_strict_scheduler_s_run(automatic: bool
 
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 @pytest.mark.parametrize("automatic", MODES)
-def test_a_scheduler_that_is_not_strict_waits_for_its_metric(automatic: bool, interval: str) -> None:
+def test_non_strict_scheduler_warns_and_waits_without_its_metric(automatic: bool, interval: str) -> None:
     module = Traced(automatic, lambda o: plateau(o, monitor="accuracy", interval=interval, strict=False))
     with pytest.warns(Warning, match=r"(?s)ReduceLROnPlateau.*accuracy.*not"):
         train(module)
@@ -153,7 +153,7 @@ def test_a_scheduler_that_is_not_strict_waits_for_its_metric(automatic: bool, in
 
 
 class Several(Traced):
-    """An optimiser for the convolution and one for the linear layers, each with a scheduler."""
+    """One optimiser for the convolution and one for the linear layers, each with a scheduler."""
 
     def configure_optimizers(self) -> Any:
         layers = self.net[0], torch.nn.ModuleList([self.net[5], self.net[8]])  # type: ignore[index]
@@ -165,8 +165,8 @@ class Several(Traced):
 
 
 @pytest.mark.parametrize("clip", [None, 0.02])
-def test_several_optimizers_are_as_good_as_one(clip: float | None) -> None:
-    """Entries are clipped, since a norm is that of an optimiser's own parameters."""
+def test_several_optimizers_give_the_run_of_one(clip: float | None) -> None:
+    """Clips by value, because a norm depends on which parameters an optimiser has."""
     settings = {"gradient_clip_val": clip, "gradient_clip_algorithm": "value", "accumulate_grad_batches": 2}
     finals = []
     for kind in (Traced, Several):
@@ -180,7 +180,7 @@ def test_several_optimizers_are_as_good_as_one(clip: float | None) -> None:
 
 
 def test_gradients_are_freed_before_the_hyperparameter_phase() -> None:
-    """And kept while they accumulate."""
+    """They are kept while they accumulate."""
     seen = []
 
     class Watch(LitSmall):

@@ -1,4 +1,4 @@
-"""Every precision of the Trainer: the network computes in it, the hyperparameters in float32 all the time."""
+"""Every precision of the Trainer: the network computes in it, the hyperparameters stay in float32."""
 
 from typing import Any
 
@@ -38,12 +38,12 @@ from lightning_stn.regularizers import (
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
 WEIGHTS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 ACTIVATIONS = {**WEIGHTS, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-LEAST = {"32-true": 0.0, "64-true": 1e-5, "16-mixed": 0.02, "16-true": 0.02}
-"""How far a hypergradient may be from that in float32, as a share of it; 8% in bfloat16."""
+TOLERANCE = {"32-true": 0.0, "64-true": 1e-5, "16-mixed": 0.02, "16-true": 0.02}
+"""Largest relative error of a hypergradient against float32; 8% in bfloat16."""
 
 
 def half_on_cpu(**scaler: Any) -> dict[str, Any]:
-    """fp16 with a scaler; the argument `precision="16-mixed"` means bfloat16 on a CPU, without a word."""
+    """fp16 with a scaler; on a CPU the argument `precision="16-mixed"` silently means bfloat16."""
     return {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", **scaler))]}
 
 
@@ -52,7 +52,7 @@ def settings_of(precision: str) -> dict[str, Any]:
 
 
 class Watched(Traced):
-    """Keeps what the losses meet: types, and where the hyperparameters are behind every batch."""
+    """Records the dtypes of activations and samples, and the hyperparameters after every batch."""
 
     def __init__(self, automatic: bool = False, **kwargs: Any) -> None:
         super().__init__(automatic, **kwargs)
@@ -95,7 +95,7 @@ def test_hyperparameters_are_float32_and_move(precision: str, automatic: bool, m
 
 
 def first_step(precision: str, **stn: Any) -> Tensor:
-    """Where one hyperparameter step along the plain gradient leads, with weights that stand still."""
+    """Change of hyperparameters and scales in one step of plain SGD, with weights that do not change."""
     L.seed_everything(3, verbose=False)
     module = Watched(configure=lambda optimizer: torch.optim.SGD(optimizer.param_groups[0]["params"], lr=1e-30))
     start = torch.cat([module.hyperparameters.unconstrained, module.hyperparameters.raw_scale])
@@ -111,17 +111,17 @@ def test_hypergradients_agree_with_float32(precision: str, tune_scales: bool, me
     stn = {"scales": Scales(tune=tune_scales, entropy_weight=0.0), **METHODS[method]}
     expected, got = first_step("32-true", **stn), first_step(precision, **stn)
     assert expected.norm() > 1e-3
-    assert (got - expected).norm() <= LEAST.get(precision, 0.08) * expected.norm()
+    assert (got - expected).norm() <= TOLERANCE.get(precision, 0.08) * expected.norm()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_small_steps_accumulate(precision: str) -> None:
+def test_small_hyperparameter_steps_accumulate(precision: str) -> None:
     """Steps of 3e-3 around 2.8, where bfloat16 has nothing between 2.8125 and 2.828125."""
 
     class Constant(Watched):
         def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
-            pull = self.hyperparameters.bound_sample().sum(1).mean()
-            return super().validation_loss(batch, batch_idx) + 100 * pull
+            total = self.hyperparameters.bound_sample().sum(1).mean()
+            return super().validation_loss(batch, batch_idx) + 100 * total
 
     module = Constant()
     start = module.hyperparameters.unconstrained.clone()
@@ -130,12 +130,12 @@ def test_small_steps_accumulate(precision: str) -> None:
     )
     steps = -torch.stack([start, *module.places]).diff(dim=0)
     taken = steps[(steps != 0).any(1)]
-    assert len(taken) >= (18 if precision.startswith("16") else 20)  # its scaler may find the scale too large
+    assert len(taken) >= (18 if precision.startswith("16") else 20)  # the scaler may skip steps
     torch.testing.assert_close(taken, torch.full_like(taken, 3e-3), rtol=0.1, atol=0.0)
 
 
 class Overflows(Watched):
-    """One of its losses is too large for float16 in the given batches, or hyperparameter steps."""
+    """Has a loss too large for float16 in the given weight steps or hyperparameter steps."""
 
     def __init__(self, automatic: bool, phase: str, spoiled: range) -> None:
         super().__init__(automatic)
@@ -164,7 +164,7 @@ class Overflows(Watched):
 @pytest.mark.parametrize("phase", ["weight", "hyperparameter"])
 @pytest.mark.parametrize("precision", ["16-mixed", "16-true"])
 def test_a_scaler_recovers_from_an_overflow(precision: str, phase: str, automatic: bool, method: str) -> None:
-    """Two steps of the phase are skipped, and no other; nothing is ever not finite, and nothing is warned of."""
+    """The two steps with an overflow are skipped, and no others; all values stay finite, and there is no warning."""
     if (precision, phase) == ("16-true", "weight"):
         pytest.skip("Lightning scales no loss of the weights in 16-true.")
     L.seed_everything(3, verbose=False)
@@ -181,8 +181,8 @@ def test_a_scaler_recovers_from_an_overflow(precision: str, phase: str, automati
     skipped = [index in (1, 2) for index in range(9)]
     assert stood_still[phase] == skipped
     assert not any(stood_still["weight" if phase == "hyperparameter" else "hyperparameter"])
-    own = stn.state_dict()["optimizer"]["scaler"]["scale"]
-    assert own == 2.0**15 / (4 if phase == "hyperparameter" else 1)
+    scale = stn.state_dict()["optimizer"]["scaler"]["scale"]
+    assert scale == 2.0**15 / (4 if phase == "hyperparameter" else 1)
     if precision == "16-mixed":
         assert run.precision_plugin.state_dict()["scale"] == 2.0**13 / (4 if phase == "weight" else 1)
     assert stn.state_dict()["watch"]["skipped"] == (2 if phase == "hyperparameter" else 0)
@@ -195,8 +195,8 @@ class TwoOptimizers(Watched):
 
 
 @pytest.mark.parametrize("growth_interval", [1, 2, 2000])
-def test_several_optimizers_step_at_one_scale(growth_interval: int) -> None:
-    """Whether the scale grows behind the first or not."""
+def test_several_optimizers_step_with_the_same_scale(growth_interval: int) -> None:
+    """Whether or not the scale grows after the first optimiser's step."""
     moved = []
     for settings in ({}, half_on_cpu(init_scale=64.0, growth_interval=growth_interval)):
         L.seed_everything(3, verbose=False)
@@ -211,7 +211,7 @@ def test_several_optimizers_step_at_one_scale(growth_interval: int) -> None:
     assert run.precision_plugin.state_dict()["scale"] == 64.0 * 2**growths
 
 
-def test_an_overflow_of_one_optimizer_lowers_the_scale_that_both_share() -> None:
+def test_overflow_of_one_optimizer_lowers_the_shared_scale() -> None:
     class Infinite(TwoOptimizers):
         def on_after_backward(self) -> None:
             self.net[0].weight.grad.fill_(float("inf"))  # type: ignore[index, union-attr]
@@ -226,8 +226,8 @@ def test_an_overflow_of_one_optimizer_lowers_the_scale_that_both_share() -> None
 
 
 @pytest.mark.parametrize("automatic", MODES)
-def test_gradients_are_clipped_unscaled(automatic: bool) -> None:
-    """A limit that a gradient times the scale would always exceed, and it itself never does, changes nothing."""
+def test_gradients_are_clipped_after_unscaling(automatic: bool) -> None:
+    """A limit above every gradient norm, but below every scaled one, changes nothing."""
     finals = []
     for limit in (None, 100.0):
         L.seed_everything(3, verbose=False)
@@ -240,7 +240,7 @@ def test_gradients_are_clipped_unscaled(automatic: bool) -> None:
 
 
 class LitEverything(STNModule):
-    """Images through every augmentation, convolutions with dropouts, and the penalties."""
+    """Every augmentation, convolutions with dropouts, and the penalties."""
 
     def __init__(self) -> None:
         small = {name: Float(0.0, 0.5, init=0.1) for name in ("colour", "scale", "noise", "erasing", "flip", "smooth")}
@@ -338,12 +338,12 @@ def texts(n: int, seed: int) -> DataLoader[Any]:
 @both_methods
 @pytest.mark.parametrize("kind", [LitEverything, LitWords])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_what_regularises_and_augments_works_in_every_precision(precision: str, kind: Any, method: str) -> None:
-    """Each of them was read, and each knob was stepped."""
+def test_regularisers_and_augmentations_work_in_every_precision(precision: str, kind: Any, method: str) -> None:
+    """Every hyperparameter is read and takes a step."""
     L.seed_everything(3, verbose=False)
     module, data = kind(), pictures if kind is LitEverything else texts
     if kind is LitWords and precision.startswith("16"):
-        module = LitWords(nn.GRU)  # not every CPU has an LSTM in float16, be it a plain one
+        module = LitWords(nn.GRU)  # some CPUs have no LSTM in float16, not even torch's
     start = module.hyperparameters.unconstrained.clone()
     # Not linearised: both call their networks part by part.
     chosen = STN() if method == "stn" else DeltaSTN(linearize=False)

@@ -1,4 +1,4 @@
-"""Arguments of the Trainer that decide what runs when, in manual and in automatic optimisation."""
+"""Arguments of the Trainer that set the order of a run, in manual and in automatic optimisation."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -22,7 +22,7 @@ SHORT = {"weight": "w", "hyperparameter": "h", "evaluation": "v"}
 
 
 def story(module: Traced) -> str:
-    """The order of the losses, a letter for each: weight, hyperparameter, validation loop."""
+    """Order of the losses, one letter each: weight, hyperparameter, validation loop."""
     return "".join(SHORT[event] for event in module.events)
 
 
@@ -47,19 +47,21 @@ def story(module: Traced) -> str:
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
-def test_what_runs_in_what_order(settings: dict[str, Any], expected: str, automatic: bool) -> None:
+def test_trainer_flags_give_the_expected_order_of_losses(
+    settings: dict[str, Any], expected: str, automatic: bool
+) -> None:
     module = Traced(automatic)
     train(module, **settings)
     assert story(module) == expected
 
 
-def test_a_dry_run_leaves_no_files(tmp_path: Path) -> None:
+def test_fast_dev_run_writes_no_csv_files(tmp_path: Path) -> None:
     train(Traced(), fast_dev_run=1, logger=CSVLogger(tmp_path), default_root_dir=tmp_path)
     assert list(tmp_path.rglob("*.csv")) == []
 
 
 @pytest.mark.parametrize("automatic", MODES)
-def test_sanity_steps_change_nothing(automatic: bool) -> None:
+def test_sanity_steps_do_not_change_the_run(automatic: bool) -> None:
     modules = []
     for steps in (0, 2):
         L.seed_everything(3, verbose=False)
@@ -69,8 +71,8 @@ def test_sanity_steps_change_nothing(automatic: bool) -> None:
     assert_equal_weights(*modules)
 
 
-def test_a_limit_on_validation_is_none_on_tuning() -> None:
-    """Neither where one batch is validated on, nor where the Trainer overfits one."""
+def test_limit_val_batches_does_not_limit_tuning() -> None:
+    """With one validation batch, and with `overfit_batches=1`."""
     seen: dict[str, set[float]] = {}
 
     class Watch(Traced):
@@ -87,7 +89,7 @@ def test_a_limit_on_validation_is_none_on_tuning() -> None:
 
 @pytest.mark.parametrize("automatic", MODES)
 @pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader shuffling")
-def test_overfitting_meets_the_same_batches_again(automatic: bool) -> None:
+def test_overfit_batches_repeats_the_same_batches(automatic: bool) -> None:
     seen = []
 
     class Watch(Traced):
@@ -102,7 +104,7 @@ def test_overfitting_meets_the_same_batches_again(automatic: bool) -> None:
 
 
 class Numbered(L.LightningDataModule):
-    """Whose every loader holds images with the number of calls in them."""
+    """Fills the images of every loader with the number of times that it was built."""
 
     def __init__(self, tuning: bool) -> None:
         super().__init__()
@@ -123,7 +125,7 @@ class Numbered(L.LightningDataModule):
 
 @pytest.mark.parametrize("tuning", [False, True])
 @pytest.mark.parametrize("every", [1, 2])
-def test_the_validation_stream_follows_loaders_that_are_built_anew(every: int, tuning: bool) -> None:
+def test_validation_stream_follows_reloaded_loaders(every: int, tuning: bool) -> None:
     seen: dict[str, list[set[int]]] = {kind: [set() for _ in range(4)] for kind in ("train", "val", "tuning")}
 
     class Watch(Traced):
@@ -146,7 +148,7 @@ def test_the_validation_stream_follows_loaders_that_are_built_anew(every: int, t
 
 @pytest.mark.parametrize("automatic", MODES)
 def test_early_stopping_waits_for_min_epochs(automatic: bool) -> None:
-    """The criterion is met when the second epoch is over."""
+    """The criterion is satisfied after the second epoch."""
     stopped = {}
     for least in (None, 4):
         module = Traced(automatic)
@@ -159,8 +161,8 @@ def test_early_stopping_waits_for_min_epochs(automatic: bool) -> None:
 
 
 @pytest.mark.parametrize("automatic", MODES)
-def test_early_stopping_may_follow_a_hyperparameter(automatic: bool) -> None:
-    """They are among the metrics, at their values of the moment."""
+def test_early_stopping_can_monitor_a_hyperparameter(automatic: bool) -> None:
+    """The current hyperparameters are among the metrics."""
     module = Traced(automatic)
     start = module.hyperparameters.values()["dropout"]
     stop = EarlyStopping("dropout", mode="max", stopping_threshold=start + 0.01, patience=10**6)
@@ -172,7 +174,7 @@ def test_early_stopping_may_follow_a_hyperparameter(automatic: bool) -> None:
 
 @pytest.mark.parametrize("automatic", MODES)
 @pytest.mark.parametrize("how", ["max_time", "timer", "timer by epoch"])
-def test_time_runs_out(tmp_path: Path, how: str, automatic: bool) -> None:
+def test_run_stops_when_its_time_is_up(tmp_path: Path, how: str, automatic: bool) -> None:
     L.seed_everything(3, verbose=False)
     module, stn = Traced(automatic, lambda o: torch.optim.Adam(o.param_groups[0]["params"], lr=1e-3)), callback(lr=1e-3)
     limit = timedelta(seconds=0.4)
@@ -192,7 +194,7 @@ def test_time_runs_out(tmp_path: Path, how: str, automatic: bool) -> None:
 
 
 class Spoiled(Traced):
-    """One of its losses has a gradient that is not a number, though the loss is."""
+    """One of its losses is finite but has a gradient of NaN."""
 
     def __init__(self, automatic: bool, phase: str) -> None:
         super().__init__(automatic)
@@ -212,7 +214,7 @@ class Spoiled(Traced):
 @pytest.mark.parametrize("phase", ["weight", "hyperparameter"])
 @pytest.mark.filterwarnings("ignore:Error detected in")
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
-def test_anomalies_are_detected_in_both_phases(phase: str, automatic: bool) -> None:
+def test_detect_anomaly_covers_both_phases(phase: str, automatic: bool) -> None:
     module = Spoiled(automatic, phase)
     with pytest.raises(RuntimeError, match="returned nan values"):
         train(module, detect_anomaly=True)
@@ -221,7 +223,7 @@ def test_anomalies_are_detected_in_both_phases(phase: str, automatic: bool) -> N
 
 @pytest.fixture
 def deterministic() -> Iterator[None]:
-    """Lightning turns deterministic algorithms on for the whole process."""
+    """Restore torch's defaults: Lightning enables deterministic algorithms for the whole process."""
     yield
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.benchmark = False
@@ -229,8 +231,8 @@ def deterministic() -> Iterator[None]:
 
 @pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("automatic", MODES)
-def test_deterministic_algorithms_in_both_phases(automatic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # Lightning would set it and leave it so.
+def test_deterministic_algorithms_are_on_in_both_phases(automatic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # Lightning would set it and never unset it.
     seen = []
 
     class Watch(Traced):
@@ -278,14 +280,14 @@ class Tunable(Traced):
 
 BY_CALLBACK = pytest.param(
     "callback",
-    marks=pytest.mark.skipif(lightning_before("2.5.4"), reason="Lightning keeps the rate and the search's epoch"),
+    marks=pytest.mark.skipif(lightning_before("2.5.4"), reason="Lightning does not undo the search"),
 )
 
 
 @pytest.mark.parametrize("automatic", MODES)
 @pytest.mark.parametrize("how", ["tuner", BY_CALLBACK])
-def test_a_learning_rate_is_found(tmp_path: Path, how: str, automatic: bool) -> None:
-    """Lightning sets the callbacks aside; the run that follows begins as if it had not been there."""
+def test_learning_rate_search_does_not_change_the_run_after_it(tmp_path: Path, how: str, automatic: bool) -> None:
+    """Lightning removes the callbacks for the search; the run after it starts from the initial state."""
     L.seed_everything(3, verbose=False)
     module = Tunable(automatic)
     before = {key: value.clone() for key, value in module.state_dict().items()}
@@ -322,7 +324,7 @@ def test_the_tuner_finds_a_batch_size(tmp_path: Path, automatic: bool) -> None:
     module = Tunable(automatic)
     run = trainer(callback(), max_epochs=1, default_root_dir=tmp_path)
     size = Tuner(run).scale_batch_size(module, steps_per_trial=2, max_trials=3)
-    assert size == module.batch_size == (16 if lightning_before("2.6") else 8)  # the next to try, or the last tried
+    assert size == module.batch_size == (16 if lightning_before("2.6") else 8)  # the next size, or the last one tried
     assert set(module.events) == {"weight"}
     assert {2, 4} <= set(module.sizes)
     module.events.clear()
@@ -330,8 +332,8 @@ def test_the_tuner_finds_a_batch_size(tmp_path: Path, automatic: bool) -> None:
     assert story(module) == "wwh" * (32 // size) + "vv"
 
 
-def test_an_epoch_that_the_module_skips_leaves_nothing_bound() -> None:
-    """`on_train_batch_start` may return -1, and the rest of the epoch does not happen."""
+def test_skipped_rest_of_an_epoch_leaves_no_sample_bound() -> None:
+    """`on_train_batch_start` may return -1 to skip the rest of the epoch."""
 
     class Skips(Traced):
         def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:

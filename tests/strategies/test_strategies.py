@@ -1,4 +1,4 @@
-"""Runs on two processes against one another and against one process; `worker.py` says what a run is."""
+"""Runs on two processes, compared with each other and with one process; `worker.py` defines a run."""
 
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, method: dict[str, Any]) -> Pat
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory, method: dict[str, Any]) -> Path:
-    """Runs on two processes whose weights are shared out among them."""
+    """Runs on two processes with sharded weights."""
     folder = tmp_path_factory.mktemp("fsdp")
     jobs: list[dict[str, Any]] = [
         {"name": "plain"},
@@ -143,7 +143,7 @@ def test_fsdp2_equals_one_process_on_the_whole_batch(
 
 
 @pytest.mark.parametrize(("name", "rows"), [("example", 4), ("batch", 1)])
-def test_every_rank_draws_its_own_noise(two: Path, name: str, rows: int) -> None:
+def test_ranks_draw_different_noise(two: Path, name: str, rows: int) -> None:
     first, second = ends(two, name)
     for ours, theirs in zip(first["samples"], second["samples"], strict=True):
         assert len(ours) == rows
@@ -189,24 +189,24 @@ def test_a_checkpoint_of_two_ranks_loads_on_one(two: Path) -> None:
     assert torch.isfinite(loaded.export()(inputs)).all()
 
 
-def test_spawned_processes_end_where_started_ones_do(two: Path, tmp_path: Path, method: dict[str, Any]) -> None:
-    """What comes back to the first process is what the ranks ended with, hyperparameters included."""
+def test_ddp_spawn_ends_in_the_state_of_ddp(two: Path, tmp_path: Path, method: dict[str, Any]) -> None:
+    """The main process gets the final state of the ranks, hyperparameters included."""
     assert launch(tmp_path, {"strategy": "spawn", "name": "spawn", **method}, ranks=1) == [0]
     (end,) = ends(tmp_path, "spawn", ranks=1)
     assert_equal_states(end["state"], ends(two, "ddp")[0]["state"])
 
 
 class Disguise(L.Callback):
-    """Gives the strategy another type while the run is set up: most need a GPU, or ranks, or a package of their own."""
+    """Replaces the strategy's class during setup: the real strategies need a GPU, several ranks or another package."""
 
     def __init__(self, kind: type[Strategy]) -> None:
         self.kind = kind
 
     def setup(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        self.own, trainer.strategy.__class__ = type(trainer.strategy), self.kind
+        self.original, trainer.strategy.__class__ = type(trainer.strategy), self.kind
 
     def on_exception(self, trainer: L.Trainer, *args: Any) -> None:
-        trainer.strategy.__class__ = self.own
+        trainer.strategy.__class__ = self.original
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_strategies_that_cannot_work_are_refused(kind: type[Strategy], message: 
         run.fit(LitSmall(), loader(24), loader(16, seed=1))
 
 
-def test_a_static_graph_is_refused_before_lightning_2_6(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_refuses_a_static_graph_before_lightning_2_6(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning.__version__", "2.5.6")
     run = trainer(Disguise(DDPStrategy), STNCallback(warmup=0))
     run.strategy._ddp_kwargs = {"static_graph": True}  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
-"""One rank of a run on several: started as a process of its own by `launch`, which reads what it leaves behind.
+"""One rank of a run on several: `launch` starts it in a separate process, `ends` reads the state that it saves.
 
-What is random is a function of the example, so that two ranks with half a batch each see what one process sees.
+All noise is a function of the example, so that two ranks with half a batch each see the noise that one process sees.
 """
 
 import os
@@ -52,10 +52,10 @@ class Reader(nn.Module):
 
 
 class Lit(STNModule):
-    """Two knobs, a gain of the input and a penalty, on a small network in float64.
+    """Two hyperparameters, an input gain and a penalty, on a small network in float64.
 
     Args:
-        drawn: draw perturbations and dropout as any module does, rather than by example.
+        drawn: draw perturbations and dropout from the generator, instead of taking noise from the examples.
         automatic: leave the weight step to Lightning.
         recurrent: read the inputs one by one.
     """
@@ -102,7 +102,7 @@ class Lit(STNModule):
 
 
 class Sharded(Lit):
-    """The same for FSDP2: converted in the constructor, sharded here."""
+    """`Lit` for FSDP2: converted in the constructor, sharded in `configure_model`."""
 
     def configure_model(self) -> None:
         from torch.distributed.fsdp import fully_shard
@@ -128,7 +128,7 @@ class ByExample(STNCallback):
 
 
 class Stop(L.Callback):
-    """Raises before a batch, or kills the process as nobody can prevent."""
+    """Raises before a batch, or kills the process with SIGKILL."""
 
     def __init__(self, batch: int, kill: bool) -> None:
         self.batch, self.kill = batch, kill
@@ -162,7 +162,7 @@ def train(
     module: dict[str, Any] | None = None,
     **stn: Any,
 ) -> None:
-    """One run; what it ends with is saved for every rank."""
+    """Run once, and save the final state of every rank."""
     L.seed_everything(seed, verbose=False)
     ranks = 1 if strategy == "one" else 2
     lit = (Sharded if strategy == "fsdp" else Lit)(**(module or {}))
@@ -209,7 +209,7 @@ def train(
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be spread over the ranks, in one piece."""
+    """The full tensor, if it is sharded over the ranks."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
@@ -220,7 +220,7 @@ def free_port() -> int:
 
 
 def launch(folder: Path, *jobs: dict[str, Any], ranks: int = 2, timeout: float = 240) -> list[int]:
-    """Run jobs one after the other on so many ranks; returns how the processes ended."""
+    """Run jobs one after the other on `ranks` processes; return their exit codes."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(list(jobs), folder / "jobs.pt")
     port = str(free_port())
@@ -247,7 +247,7 @@ def launch(folder: Path, *jobs: dict[str, Any], ranks: int = 2, timeout: float =
 
 
 def ends(folder: Path, name: str, ranks: int = 2) -> list[dict[str, Any]]:
-    """What each rank of a job ended with."""
+    """Final state of each rank of a job."""
     return [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 
