@@ -103,7 +103,7 @@ def trainer(*callbacks: L.Callback, **kwargs: Any) -> L.Trainer:
 def fit(
     module: L.LightningModule, callback: STNCallback | None = None, *, n: int = 24, **kwargs: Any
 ) -> tuple[L.Trainer, STNCallback]:
-    """Train on three batches an epoch unless told otherwise."""
+    """Train on three batches an epoch by default."""
     callback = callback or STNCallback(train_steps=2, valid_steps=1, warmup=0, lr=0.05, seed=1)
     run = trainer(callback, **kwargs)
     run.fit(module, loader(n), loader(16, seed=1))

@@ -154,8 +154,8 @@ def responding(module: nn.Module, rows: int = 3) -> tuple[nn.Module, Hyperparame
 
 
 def acting(module: nn.Module, rows: int = 3) -> tuple[nn.Module, HyperparameterSet]:
-    """A regulariser in the weight phase, at a sample of so many rows."""
-    hyperparameters = knobs()
+    """A regulariser in the weight phase, bound to a sample of `rows` rows."""
+    hyperparameters = a_set()
     attach_all(module, hyperparameters)
     bind_weight_phase(hyperparameters, hyperparameters.sample(rows))
     return module, hyperparameters
@@ -497,10 +497,10 @@ SETS = {
         a_set,
         lambda given: given.add({"b": ONE["a"], "rate": ONE["a"]}),
     ),
-    "set: adding what is none": using(
+    "set: adding a value that is no specification": using(
         TypeError,
         "'c' to be a Hyperparameter, .*got None; write",
-        knobs,
+        a_set,
         lambda given: given.add({"b": ONE["a"], "c": None}),
     ),
     "set: adding a list": using(
@@ -990,25 +990,25 @@ REGULARIZERS = {
     "attach: an unknown name beside a known one": using(
         KeyError,
         r"GaussianNoise '1' reads the hyperparameter 'rat', which is not one of .*Did you mean 'rate'",
-        lambda: [nn.Sequential(GaussianNoise("rate"), GaussianNoise("rat")), knobs()],
+        lambda: [nn.Sequential(GaussianNoise("rate"), GaussianNoise("rat")), a_set()],
         lambda given: attach_all(*given),
     ),
     "attach: to a second set": using(
         ValueError,
         "GaussianNoise '0' already reads another HyperparameterSet; build a new module",
-        lambda: [nn.Sequential(acting(GaussianNoise("rate"))[0], GaussianNoise("rate")), knobs()],
+        lambda: [nn.Sequential(acting(GaussianNoise("rate"))[0], GaussianNoise("rate")), a_set()],
         lambda given: attach_all(*given),
     ),
     "attach: a choice as a strength": using(
         ValueError,
         "expects a number, but the hyperparameter 'choice' is a Categorical; name a Float",
-        lambda: [GaussianNoise("choice"), knobs()],
+        lambda: [GaussianNoise("choice"), a_set()],
         lambda given: attach_all(*given),
     ),
     "attach: a range too wide": using(
         ValueError,
         "GaussianNoise: expected std of at least 0, but the hyperparameter 'open' is Float.*narrow its range",
-        lambda: [GaussianNoise("open"), knobs()],
+        lambda: [GaussianNoise("open"), a_set()],
         lambda given: attach_all(*given),
     ),
     "training: an unattached regulariser": using(
@@ -1037,7 +1037,7 @@ AUGMENTATIONS = {
     "Cutout: an unknown length beside known holes": using(
         KeyError,
         "Cutout reads the hyperparameter 'size', which is not one of",
-        lambda: [Cutout("size", "count"), knobs()],
+        lambda: [Cutout("size", "count"), a_set()],
         lambda given: attach_all(*given),
     ),
     "Cutout: one image": using(
@@ -1302,7 +1302,7 @@ CALLBACK = {
     "STNCallback: on_resume_use names a number": argument(
         r"on_resume_use to name some of .*got \[3, 'lr'\]", on_resume_use=[3, "lr"]
     ),
-    "STNCallback: its schedule before the run": using(
+    "STNCallback: schedule before fit": using(
         RuntimeError,
         "no schedule yet; it is recorded while trainer.fit runs",
         STNCallback,
@@ -1479,7 +1479,7 @@ RUNS = {
         r"one row per example, got 5 rows for an input of shape \[8, 1, 6, 6\]; keep the batch",
         lambda: Lit(beside=GaussianNoise("rate"), rows=5),
     ),
-    "fit: no number of rows": running(
+    "fit: infer_batch_size returns text": running(
         ValueError, "number of rows .*got '8'; if infer_batch_size is overridden, return", lambda: Lit(rows="8")
     ),
     "fit: a rate for each example of a batch-wise DropPath": running(

@@ -73,7 +73,7 @@ def test_bound_sample_of_a_categorical_reads_as_an_index() -> None:
     assert hyperparameters["operation"].shape == ()
 
 
-def test_all_logits_of_a_batch_share_their_noise_among_its_rows() -> None:
+def test_noise_per_batch_is_shared_by_rows_but_not_by_logits() -> None:
     hyperparameters = mixed(perturb="batch")
     noise = hyperparameters.noise(8)
     assert [len(column.unique()) for column in noise.T] == [8, 1, 1, 1, 8]

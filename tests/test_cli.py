@@ -231,8 +231,8 @@ def test_configured_run_equals_the_run_written_in_python(tmp_path: Path) -> None
 
 
 @pytest.mark.filterwarnings("ignore:This run of .* training batches ends before its first hyperparameter step")
-def test_the_weight_optimiser_trains_responses_and_leaves_the_hyperparameters(tmp_path: Path) -> None:
-    """All in the warm-up, with a weight decay that would move whatever the optimiser steps."""
+def test_weight_optimiser_trains_response_weights_but_not_hyperparameters(tmp_path: Path) -> None:
+    """Warm-up only, with a weight decay that would change every parameter of the optimiser."""
     run = fit(config(tmp_path, callback={**CALLBACK, "warmup": 3}))
     L.seed_everything(3, workers=True)
     start = Configured(run.model.hyperparameters.specifications).state_dict()
@@ -260,7 +260,7 @@ def test_the_scheduler_steps_once_an_epoch(
 
 @pytest.mark.parametrize("seed", [3, True])
 def test_the_saved_configuration_repeats_the_run(tmp_path: Path, seed: int | bool) -> None:
-    """Also where the seed was left to Lightning, which saves the one that it drew."""
+    """Also if Lightning draws the seed, which it then saves."""
     first = fit(config(tmp_path, seed=seed, callback={"warmup": 0, "optimizer": "torch.optim.SGD"}))
     second = fit(str(Path(first.trainer.log_dir) / "config.yaml"))
     folders = [Path(run.trainer.log_dir) for run in (first, second)]

@@ -82,7 +82,7 @@ def test_specifications_refuse_wrong_arguments(build: Any, message: str) -> None
         build()
 
 
-def test_a_foreign_specification_is_refused() -> None:
+def test_set_refuses_a_value_that_is_no_specification() -> None:
     with pytest.raises(TypeError, match=r"'x' to be a Hyperparameter, such as a Float, .*, got 0\.5; write"):
         HyperparameterSet({"x": 0.5})  # type: ignore[dict-item]
 

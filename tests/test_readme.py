@@ -61,7 +61,7 @@ def moved(schedule: Schedule) -> bool:
 
 @pytest.mark.filterwarnings("ignore:.*GPU available but not used")
 @each_setting
-def test_quick_start(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quick_start_runs_and_tunes(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For six epochs: one beyond the warm-up."""
     monkeypatch.chdir(tmp_path)
     code = block(QUICK_START).replace("max_epochs=50", "max_epochs=6, enable_progress_bar=False")
@@ -106,7 +106,7 @@ def tuned(module: STNModule, settings: dict[str, Any]) -> STNCallback:
 
 
 @each_setting
-def test_an_existing_module(settings: dict[str, Any]) -> None:
+def test_existing_module_is_tuned_and_exported(settings: dict[str, Any]) -> None:
     names: dict[str, Any] = {
         **{"STNModule": STNModule, "Float": Float, "F": F},
         **{"YourLitModule": YourLitModule, "your_arguments": {"width": 8}},
@@ -159,7 +159,7 @@ class LitLayers(STNModule):
 
 
 @each_setting
-def test_a_layer_of_one_s_own_trains_as_torch_s(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registered_layer_trains_as_torch_s(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_RESPONSES", dict(registry._RESPONSES))
     names: dict[str, Any] = {"MyLinear": MyLinear, "my_product": my_product}
     exec(block(OWN_LAYER), names)
@@ -181,7 +181,7 @@ def test_shell_commands_are_well_formed_and_name_files_and_extras_that_exist(lin
     assert set(re.findall(r'"\.\[(\w+)\]"', code)) <= set(extras)
 
 
-def test_the_command_line_runs(tmp_path: Path) -> None:
+def test_readme_command_line_runs(tmp_path: Path) -> None:
     pytest.importorskip("jsonargparse")
     program, *arguments = block(COMMAND_LINE).split()
     assert program == "python"

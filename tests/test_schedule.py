@@ -158,7 +158,7 @@ def test_a_schedule_with_parts_that_is_accepted_can_be_read_back(
     assert Schedule.load(path) == schedule
 
 
-def test_parts_are_columns_behind_a_dot() -> None:
+def test_parts_are_columns_after_a_dot() -> None:
     schedule = Schedule(("size", "rate"), parts={"size": ("coarse", "fine")})
     assert schedule.columns[:4] == ["step", "epoch", "size", "rate"]
     assert schedule.columns[4:] == ["size.coarse_scale", "size.fine_scale", "rate_scale"]

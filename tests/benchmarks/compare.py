@@ -2,8 +2,8 @@
 
     python tests/benchmarks/compare.py OLD NEW [--networks mlp lstm] [--parts whole delta] [--rounds N]
 
-Each checkout runs the parts of its own `step_cost.py` in a process of its own; the processes take turns, part by part,
-and the first one changes from round to round. A cell is the median over the rounds of NEW divided by OLD, in brackets
+Each checkout runs the parts of its `step_cost.py` in a separate process; the processes take turns, part by part, and
+the order changes from round to round. A cell is the median over the rounds of NEW divided by OLD, in brackets
 the quartiles. The unit is CPU time, with one thread. With `--out FILE` rows are appended to a file as they are
 measured, so that a run that was cut off loses one round at most.
 """

@@ -150,7 +150,7 @@ def test_fit_refuses_no_validation_loader_and_several(options: dict[str, Any]) -
 @pytest.mark.parametrize(
     "options", [{"gradient_clip_val": 1.0}, {"gradient_clip_algorithm": "value"}, {"accumulate_grad_batches": 2}]
 )
-def test_clipping_in_automatic_optimization_is_the_trainer_s(options: dict[str, Any]) -> None:
+def test_fit_refuses_weight_step_settings_in_automatic_optimization(options: dict[str, Any]) -> None:
     with pytest.raises(
         ValueError, match=r"clipping and accumulation are the Trainer's.*pass gradient_clip_val.* to Trainer"
     ):

@@ -295,7 +295,7 @@ def test_two_optimizers_both_step() -> None:
 
 @pytest.mark.parametrize(("perturb", "tune_scales"), list(itertools.product(["example", "batch"], [True, False])))
 def test_resume_continues_phases_stream_optimizer_and_schedule(tmp_path: Path, perturb: str, tune_scales: bool) -> None:
-    """The run has nothing random but what the callback draws, so that it must continue bit for bit."""
+    """Only the callback draws random numbers, so that the run must continue bit for bit."""
     options = {"perturb": perturb, "scales": Scales(tune=tune_scales), "train_steps": 2, "optimizer": torch.optim.Adam}
 
     class NoDraws(LitSmall):

@@ -183,10 +183,10 @@ class Drifting(LitSmall):
     ],
     ids=["upper bound", "lower bound", "exploding scale", "collapsing scale"],
 )
-def test_a_run_reports_bounds_and_scales_once(pull: dict[str, float], messages: list[str]) -> None:
-    """It goes on with everything finite."""
-    module = Pulled(**pull)
-    lr, scale_lr = (0.5, 1e-6) if "towards" in pull else (1e-6, 0.5)
+def test_run_reports_bounds_and_scales_once(drift: dict[str, float], messages: list[str]) -> None:
+    """The run goes on, with finite hyperparameters and scales."""
+    module = Drifting(**drift)
+    lr, scale_lr = (0.5, 1e-6) if "towards" in drift else (1e-6, 0.5)
     stn = callback(lr=lr, scales=Scales(lr=scale_lr, entropy_weight=0.0))
     with pytest.warns(UserWarning, match="^The hyperparameter") as caught:
         run, _ = fit(module, stn, n=160, max_epochs=2)

@@ -170,7 +170,7 @@ def plain(setting: Any) -> Any:
     return asdict(setting) if is_dataclass(setting) else setting  # type: ignore[arg-type]
 
 
-def test_a_resumed_run_keeps_its_settings_and_says_so(two: Two) -> None:
+def test_resumed_run_keeps_its_settings_and_warns(two: Two) -> None:
     with pytest.warns(UserWarning, match="A resumed run keeps the settings of its checkpoint") as caught:
         module, stn = resume(two.checkpoint.parent, two.checkpoint, **CHANGES)
     (message,) = [str(w.message) for w in caught if "keeps the settings" in str(w.message)]
@@ -183,8 +183,8 @@ def test_a_resumed_run_keeps_its_settings_and_says_so(two: Two) -> None:
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_setting_that_is_named_counts(two: Two, name: str) -> None:
-    """And is not spoken of; the others stay, and the run is another one from there."""
+def test_resumed_run_uses_a_named_setting(two: Two, name: str) -> None:
+    """There is no warning about it; other settings keep their values, and the run differs from there on."""
     module, stn = resume(two.checkpoint.parent, two.checkpoint, **{name: CHANGES[name]}, on_resume_use=[name])
     settings = stn.state_dict()["settings"]
     saved = torch.load(two.checkpoint, weights_only=True)["callbacks"]["STNCallback"]["settings"]
@@ -193,20 +193,20 @@ def test_a_setting_that_is_named_counts(two: Two, name: str) -> None:
     assert stn.schedule.rows[: 2 * BATCHES + 1] == two.stn.schedule.rows[: 2 * BATCHES + 1]
 
 
-def test_a_rate_that_is_named_keeps_the_optimizer_s_state(two: Two) -> None:
+def test_named_learning_rate_keeps_the_optimizer_state(two: Two) -> None:
     _, stn = resume(two.checkpoint.parent, two.checkpoint, lr=0.2, on_resume_use=["lr"])
     state = stn.state_dict()["optimizer"]["optimizer"]
     assert [group["lr"] for group in state["param_groups"]] == [0.2, 0.05]
     assert state["state"][0]["step"] == 10  # five in each half of the run
 
 
-def test_a_phase_length_that_is_named_counts_from_there(two: Two) -> None:
+def test_named_phase_length_applies_from_the_resumed_step(two: Two) -> None:
     _, stn = resume(two.checkpoint.parent, two.checkpoint, train_steps=1, on_resume_use="train_steps")
     assert stn.state_dict()["clock"] == {"batches": 20, "weight_steps": 20, "hyperparameter_steps": 5 + 10}
 
 
 @pytest.mark.parametrize("tuned", [True, False])
-def test_scales_are_held_or_tuned_from_there(tmp_path: Path, tuned: bool) -> None:
+def test_named_scale_setting_fixes_or_tunes_scales_from_the_resumed_step(tmp_path: Path, tuned: bool) -> None:
     resume(tmp_path, None, epochs=2, scales=Scales(tune=not tuned))
     checkpoint = tmp_path / "two.ckpt"
     saved = torch.load(checkpoint, weights_only=True)["state_dict"]["hyperparameters.raw_scale"]
@@ -215,14 +215,14 @@ def test_scales_are_held_or_tuned_from_there(tmp_path: Path, tuned: bool) -> Non
     assert len(stn.state_dict()["optimizer"]["optimizer"]["param_groups"]) == 1 + tuned
 
 
-def test_a_larger_weight_of_the_entropy_widens_the_scales_from_there(two: Two) -> None:
+def test_named_larger_entropy_weight_widens_the_scales_from_the_resumed_step(two: Two) -> None:
     module, _ = resume(
         two.checkpoint.parent, two.checkpoint, scales=Scales(entropy_weight=50.0), on_resume_use=["scales"]
     )
     assert (module.hyperparameters.scale > two.expected.hyperparameters.scale).all()
 
 
-def test_another_optimizer_is_refused_unless_it_is_named(two: Two) -> None:
+def test_resume_refuses_another_optimizer_unless_it_is_named(two: Two) -> None:
     with pytest.raises(ValueError, match=r"of class Adam, but this STNCallback has SGD.*on_resume_use=\['optimizer'\]"):
         resume(two.checkpoint.parent, two.checkpoint, optimizer=torch.optim.SGD)
     starts = []
@@ -238,7 +238,7 @@ def test_another_optimizer_is_refused_unless_it_is_named(two: Two) -> None:
     assert stn.state_dict()["optimizer"]["class"] == "SGD"
 
 
-def test_the_optimizer_s_state_begins_anew_where_it_is_named(two: Two) -> None:
+def test_named_optimizer_starts_with_an_empty_state(two: Two) -> None:
     _, stn = resume(two.checkpoint.parent, two.checkpoint, on_resume_use=["optimizer"])
     assert stn.state_dict()["optimizer"]["optimizer"]["state"][0]["step"] == 5
 
@@ -294,7 +294,7 @@ def test_resume_ignores_other_start_values(two: Two) -> None:
 
 
 @pytest.mark.parametrize("names", [["learning_rate"], "lt", ["lr", "dataloader"]])
-def test_what_cannot_be_overridden_is_refused_with_what_can(names: Any) -> None:
+def test_callback_refuses_to_override_an_unknown_setting_and_lists_the_known(names: Any) -> None:
     with pytest.raises(
         ValueError, match=r"expected on_resume_use to name some of \['train_steps', .*'hyperparameters'\]"
     ):

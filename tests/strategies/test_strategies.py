@@ -216,7 +216,7 @@ class Disguise(L.Callback):
         (DeepSpeedStrategy, r"does not support DeepSpeedStrategy.*strategy='ddp'"),
     ],
 )
-def test_strategies_that_cannot_work_are_refused(kind: type[Strategy], message: str) -> None:
+def test_fit_refuses_unsupported_strategies(kind: type[Strategy], message: str) -> None:
     run = trainer(Disguise(kind), STNCallback(warmup=0))
     with pytest.raises(NotImplementedError, match=message):
         run.fit(LitSmall(), loader(24), loader(16, seed=1))
