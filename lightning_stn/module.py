@@ -31,7 +31,7 @@ class WeightPhase:
 
     Args:
         method: computes the objective.
-        perturb: what has a perturbation of its own.
+        perturb: "example" draws a perturbation for each example, "batch" one for the mini-batch.
         step: how the weights step in manual optimisation.
     """
 

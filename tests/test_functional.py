@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lightning_stn.functional import align, dropout, effective_parameter, gate
 
-# Torch warns of its own code at the first use of torch.func and of forward mode.
+# Torch warns of code in torch at the first use of torch.func and of forward mode.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
 
 SHAPES = [((4, 3), (4, 1)), ((4, 3, 2), (4, 1, 1)), ((4,), (4,)), ((4, 3), (4, 3)), ((1, 3), (1, 3)), ((4, 3), (1, 3))]

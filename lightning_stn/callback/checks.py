@@ -77,7 +77,7 @@ def check_trainer(trainer: Trainer, module: STNModule, settings: Settings) -> No
     if static and not module.automatic_optimization and lightning.__version__.startswith("2.5."):
         raise NotImplementedError(
             "STNCallback does not support static_graph=True before Lightning 2.6, in whose manual optimisation each "
-            "rank would step along a gradient of its own. Update Lightning, leave static_graph out, or set "
+            "rank would step along its local gradient. Update Lightning, leave static_graph out, or set "
             "self.automatic_optimization = True."
         )
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]

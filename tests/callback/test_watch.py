@@ -117,18 +117,18 @@ def watched(**specifications: Any) -> tuple[HyperparameterSet, Watch]:
     ],
 )
 def test_reached_bound_is_reported_once(specification: Any, place: float, bound: str) -> None:
-    hyperparameters, watch = watched(knob=specification)
+    hyperparameters, watch = watched(rate=specification)
     hyperparameters.unconstrained.data.fill_(place)
-    with pytest.warns(UserWarning, match=rf"'knob' has arrived at its bound {bound} and") as caught:
+    with pytest.warns(UserWarning, match=rf"'rate' has arrived at its bound {bound} and") as caught:
         look_twice(watch)
     assert len(caught) == 1
 
 
 @pytest.mark.parametrize(("scale", "said"), [(0.005, "hardly perturbed any more"), (6.0, "over its whole range")])
 def test_collapsed_or_exploded_scale_is_reported_once(scale: float, said: str) -> None:
-    hyperparameters, watch = watched(knob=Float(0.0, 0.9, init=0.05))
+    hyperparameters, watch = watched(rate=Float(0.0, 0.9, init=0.05))
     hyperparameters.raw_scale.data.fill_(torch.tensor(scale).expm1().log())
-    with pytest.warns(UserWarning, match=f"'knob' is .*{said}.*entropy_weight") as caught:
+    with pytest.warns(UserWarning, match=f"'rate' is .*{said}.*entropy_weight") as caught:
         look_twice(watch)
     assert len(caught) == 1
 
@@ -145,7 +145,7 @@ def test_collapsed_or_exploded_scale_is_reported_once(scale: float, said: str) -
     ],
 )
 def test_watch_does_not_warn_of_healthy_hyperparameters(specification: Any, place: float) -> None:
-    hyperparameters, watch = watched(knob=specification)
+    hyperparameters, watch = watched(rate=specification)
     hyperparameters.unconstrained.data.fill_(place)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
