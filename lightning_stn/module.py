@@ -92,7 +92,7 @@ class STNModule(L.LightningModule):
         What must happen once for a batch, such as keeping a hidden state, belongs to the other call; `self.log` does
         nothing in this one.
         """
-        return self.hyperparameters.current_pass.fits_response
+        return self.hyperparameters.current_pass.extra
 
     def convert(
         self,

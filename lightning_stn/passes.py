@@ -20,7 +20,7 @@ class Pass:
         frozen: whether response layers detach the network's weights, so that only the sample gets a gradient.
         held: identities of the parameters that train in other passes, and get no gradient in this one.
         tangent: whether the response enters as the tangent of a forward-mode derivative at the base weights.
-        fits_response: whether the response alone learns from this pass, beside another pass for the base weights.
+        extra: whether this is a further pass over the batch of a step, which logs nothing and keeps no hidden state.
         cache: effective parameters at the current hyperparameters, by layer, filled as layers compute; None keeps none.
         refusal: why no response layer may compute in this pass; empty where layers may compute.
     """
@@ -30,6 +30,6 @@ class Pass:
     frozen: bool = False
     held: frozenset[int] = frozenset()
     tangent: bool = False
-    fits_response: bool = False
+    extra: bool = False
     cache: dict[int, dict[str, Tensor]] | None = None
     refusal: str = ""

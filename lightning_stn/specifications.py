@@ -203,9 +203,10 @@ class _Ranged(Hyperparameter):
     def bound_reached(self, unconstrained: Sequence[float]) -> float | None:
         """The bound beyond `BOUND_REACHED` whose side the hyperparameter has moved to since its start."""
         (place,), (start,) = unconstrained, self.unconstrained_init()
+        low, high = self.bounds
         if place > max(BOUND_REACHED, start + 1):
-            return self.high
-        return self.low if place < min(-BOUND_REACHED, start - 1) else None
+            return high if math.isfinite(high) else None
+        return low if place < min(-BOUND_REACHED, start - 1) and math.isfinite(low) else None
 
 
 @dataclass(frozen=True)

@@ -1372,7 +1372,7 @@ RUNS = {
     ),
     "fit: clipping by the callback in automatic optimization": starting(
         ValueError,
-        r"clipping and accumulation are the Trainer's.*gradient_clip_val=1\.0.*to Trainer\(...\) instead",
+        r"Lightning takes the weight step.*gradient_clip_val=1\.0.*leave weight_step out, and pass to Trainer",
         lambda: Lit(automatic=True),
         lambda: quick(weight_step=WeightStep(gradient_clip_val=1.0)),
     ),

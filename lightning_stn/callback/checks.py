@@ -58,9 +58,9 @@ def check_trainer(trainer: Trainer, module: STNModule, settings: Settings) -> No
     """
     if module.automatic_optimization and settings.weight_step != WeightStep():
         raise ValueError(
-            "With automatic_optimization = True, clipping and accumulation are the Trainer's, but STNCallback got "
-            f"weight_step={settings.weight_step!r}; pass gradient_clip_val, gradient_clip_algorithm and "
-            "accumulate_grad_batches to Trainer(...) instead."
+            "With automatic_optimization = True Lightning takes the weight step, but STNCallback got "
+            f"weight_step={settings.weight_step!r}; leave weight_step out, and pass to Trainer(...) those of its "
+            "settings that the Trainer has."
         )
     if isinstance(trainer.strategy, FSDPStrategy):
         raise NotImplementedError(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, get_args
 
 from lightning_stn.manual_optimization import WeightStep
@@ -69,8 +69,12 @@ class Settings:
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Settings":
         """The settings that a `state_dict` was taken of."""
-        groups = {"warmup": Warmup, "scales": Scales, "weight_step": WeightStep}
-        return cls(**{name: groups[name](**value) if name in groups else value for name, value in state.items()})
+        groups: dict[str, Any] = {"warmup": Warmup, "scales": Scales, "weight_step": WeightStep}
+        known = {name: value for name, value in state.items() if name in setting_names()}
+        for name in groups.keys() & known:
+            names = {field.name for field in fields(groups[name])}
+            known[name] = groups[name](**{key: value for key, value in known[name].items() if key in names})
+        return cls(**known)
 
     def resumed(self, saved: Mapping[str, Any], on_resume_use: Collection[str]) -> tuple["Settings", str]:
         """The settings with which a run continues: the saved ones, except for those that `on_resume_use` names.
@@ -81,9 +85,10 @@ class Settings:
         before = Settings.from_state(saved)
         kept = {name: getattr(before, name) for name in setting_names() if name not in on_resume_use}
         ignored = [
-            f"{name}={getattr(self, name)!r} (it stays {value!r})"
+            difference
             for name, value in kept.items()
-            if getattr(self, name) != value and not self._left_to_the_run(name)
+            if not self._left_to_the_run(name)
+            for difference in _differences(name, getattr(self, name), value)
         ]
         message = ""
         if ignored:
@@ -96,6 +101,16 @@ class Settings:
     def _left_to_the_run(self, name: str) -> bool:
         """Whether the argument leaves its value to the run, which has saved the one that it chose."""
         return getattr(self, name) is None or (name == "warmup" and self.warmup.unit == "share")
+
+
+def _differences(name: str, given: Any, kept: Any) -> list[str]:
+    """Where a setting that was given differs from the one that is kept; of two groups, field by field."""
+    if given == kept:
+        return []
+    if is_dataclass(given) and type(given) is type(kept):
+        pairs = [(field.name, getattr(given, field.name), getattr(kept, field.name)) for field in fields(given)]
+        return [f"{name}.{key}={one!r} (it stays {other!r})" for key, one, other in pairs if one != other]
+    return [f"{name}={given!r} (it stays {kept!r})"]
 
 
 def setting_names() -> tuple[str, ...]:

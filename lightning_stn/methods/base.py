@@ -1,12 +1,14 @@
 """Base class of the methods: how a response is counted and fitted, and how fast hyperparameters may move."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers import ResponseLayer
@@ -48,6 +50,8 @@ _METHODS: dict[str, type["Method"]] = {}
 class Method(ABC):
     """How a response is counted and fitted. A subclass is a frozen dataclass whose fields are its settings.
 
+    The name of a subclass must be new; it makes the subclass known to `STNCallback(method=...)`.
+
     Attributes:
         name: what the method is called in `STNCallback(method=...)` and in checkpoints.
         centred: whether the response is counted from the current hyperparameters, or from zero.
@@ -61,7 +65,10 @@ class Method(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "name" in cls.__dict__:
-            _METHODS[cls.name] = cls
+            other = _METHODS.setdefault(cls.name, cls)
+            if other.__qualname__ != cls.__qualname__:
+                raise ValueError(f"The method name {cls.name!r} belongs to {other.__qualname__}; choose another name.")
+            _METHODS[cls.name] = cls  # the same class, defined again
 
     @abstractmethod
     def objective(
@@ -91,7 +98,8 @@ def resolve_method(method: Any) -> Method:
     """The method that an argument stands for: a `Method`, its name, or its `state_dict`.
 
     Raises:
-        ValueError: there is no method of that name, or a setting is out of its range.
+        ValueError: there is no method of that name, a setting is out of its range, or the class is not a frozen
+            dataclass with `name` and `rates`.
 
     Example:
         >>> from lightning_stn import DeltaSTN
@@ -99,13 +107,22 @@ def resolve_method(method: Any) -> Method:
         True
     """
     if isinstance(method, Method):
+        kind = type(method)
+        missing = [name for name in ("name", "rates") if not hasattr(kind, name)]
+        if missing:
+            raise ValueError(f"{kind.__name__}: expected the class attributes name and rates, got no {missing[0]}.")
+        if not getattr(kind.__dict__.get("__dataclass_params__"), "frozen", False):
+            raise ValueError(
+                f"{kind.__name__}: expected a frozen dataclass, whose fields are saved in checkpoints; decorate the "
+                "class with @dataclass(frozen=True)."
+            )
         return method
     state = dict(method) if isinstance(method, Mapping) else {"name": method}
-    kind = _METHODS.get(str(state.pop("name", None)))
-    if kind is None:
+    named = _METHODS.get(str(state.pop("name", None)))
+    if named is None:
         names = " or ".join(f"method={name!r}" for name in _METHODS)
         raise ValueError(f"STNCallback: expected a method such as DeltaSTN(passes=1), or {names}, got {method!r}.")
-    return kind(**state)
+    return named(**state)
 
 
 def recentre(root: nn.Module, hyperparameters: HyperparameterSet, centred: bool) -> None:
@@ -137,3 +154,30 @@ def check_loss(loss: Any, name: str) -> Tensor:
         got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(f"Expected {name} to return a scalar tensor, got {got}; return the mean loss.")
     return loss
+
+
+def end_forward(hyperparameters: HyperparameterSet) -> None:
+    """Refuse further computation until the step ends, after a method whose forward passes differ from one another.
+
+    What runs again in the backward pass, as activation checkpoints do, would not run in the pass that it belongs to.
+    """
+    refusal = (
+        "A part of the network is computed again in the backward pass, as activation checkpointing does, after the "
+        "forward passes of the method have ended; use method='stn', or leave activation checkpointing out."
+    )
+    hyperparameters.current_pass = replace(hyperparameters.current_pass, refusal=refusal)
+
+
+@contextmanager
+def keep_statistics(root: nn.Module) -> Iterator[None]:
+    """Give batch norms copies of their running statistics; on exit they have the originals, unchanged."""
+    # Copies, since statistics restored in place would differ in version from those that backward has saved.
+    norms = [module for module in root.modules() if isinstance(module, _BatchNorm)]
+    originals = [dict(norm._buffers) for norm in norms]
+    for norm, buffers in zip(norms, originals, strict=True):
+        norm._buffers.update({name: None if b is None else b.clone() for name, b in buffers.items()})
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, originals, strict=True):
+            norm._buffers.update(buffers)

@@ -9,19 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_stn.dual import has_tangent
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers import ResponseLayer
-from lightning_stn.methods.base import Method, Rates
+from lightning_stn.methods.base import Method, Rates, end_forward, keep_statistics
 from lightning_stn.methods.linearized import linear_predictions
 from lightning_stn.passes import Pass
-
-_FORWARD_IS_OVER = (
-    "A part of the network is computed again in the backward pass, as activation checkpointing does, after the forward "
-    "passes of Delta-STN have ended; use method='stn', or leave activation checkpointing out."
-)
 
 
 @dataclass(frozen=True)
@@ -85,7 +79,7 @@ class DeltaSTN(Method):
             with base_pass(hyperparameters):
                 value = loss()
             objective = value + response_loss
-        hyperparameters.current_pass = replace(hyperparameters.current_pass, refusal=_FORWARD_IS_OVER)
+        end_forward(hyperparameters)
         return value, objective
 
 
@@ -120,9 +114,9 @@ def response_pass(root: nn.Module, hyperparameters: HyperparameterSet, *, linear
     """
     with ExitStack() as stack:
         held = stack.enter_context(_base_held(root))
-        run = replace(hyperparameters.current_pass, held=held, fits_response=True)
+        run = replace(hyperparameters.current_pass, held=held, extra=True)
         stack.enter_context(hyperparameters.running(run))
-        stack.enter_context(_statistics_kept(root))
+        stack.enter_context(keep_statistics(root))
         if linear:
             stack.enter_context(linear_predictions(hyperparameters, shared=False))
         yield
@@ -151,18 +145,3 @@ def _base_held(root: nn.Module) -> Iterator[frozenset[int]]:
     finally:
         for parameter in held:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def _statistics_kept(root: nn.Module) -> Iterator[None]:
-    """Give batch norms copies of their running statistics; on exit they have the originals, unchanged."""
-    # Copies, since statistics restored in place would differ in version from those that backward has saved.
-    norms = [module for module in root.modules() if isinstance(module, _BatchNorm)]
-    originals = [dict(norm._buffers) for norm in norms]
-    for norm, buffers in zip(norms, originals, strict=True):
-        norm._buffers.update({name: None if b is None else b.clone() for name, b in buffers.items()})
-    try:
-        yield
-    finally:
-        for norm, buffers in zip(norms, originals, strict=True):
-            norm._buffers.update(buffers)

@@ -152,7 +152,7 @@ def test_fit_refuses_no_validation_loader_and_several(options: dict[str, Any]) -
 )
 def test_fit_refuses_weight_step_settings_in_automatic_optimization(options: dict[str, Any]) -> None:
     with pytest.raises(
-        ValueError, match=r"clipping and accumulation are the Trainer's.*pass gradient_clip_val.* to Trainer"
+        ValueError, match=r"Lightning takes the weight step.*leave weight_step out, and pass to Trainer"
     ):
         fit(Automatic(), STNCallback(weight_step=WeightStep(**options)))
 
