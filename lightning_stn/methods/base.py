@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -122,6 +122,10 @@ def resolve_method(method: Any) -> Method:
     if named is None:
         names = " or ".join(f"method={name!r}" for name in _METHODS)
         raise ValueError(f"STNCallback: expected a method such as DeltaSTN(passes=1), or {names}, got {method!r}.")
+    known = [field.name for field in fields(named)]
+    unknown = sorted(state.keys() - set(known))
+    if unknown:
+        raise ValueError(f"{named.__name__}: expected settings among {known}, got {unknown}; leave them out.")
     return named(**state)
 
 

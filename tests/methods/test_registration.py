@@ -94,6 +94,13 @@ def test_callback_refuses_a_method_without_rates() -> None:
         STNCallback(method=WithoutRates())
 
 
+def test_method_refuses_an_unknown_setting() -> None:
+    with pytest.raises(
+        ValueError, match=r"DeltaSTN: expected settings among \['linearize', 'passes'\], got \['pases'\]"
+    ):
+        STNCallback(method={"name": "delta-stn", "pases": 1})  # type: ignore[arg-type]
+
+
 def test_resumed_run_ignores_settings_that_no_longer_exist(tmp_path) -> None:
     run, _ = fit(LitSmall(), STNCallback(1, 1, 0, seed=1), max_epochs=1)
     run.save_checkpoint(tmp_path / "saved.ckpt")
