@@ -139,7 +139,8 @@ class LitTokens(LitSmall):
 
 def test_fit_refuses_a_row_per_example_for_generic_responses() -> None:
     with pytest.raises(
-        ValueError, match=r"body\.2 \(Tokens\)\. Share one perturbation over the batch with STNCallback\(perturb='batch'"
+        ValueError,
+        match=r"body\.2 \(Tokens\)\. Share one perturbation over the batch with STNCallback\(perturb='batch'",
     ):
         fit(LitTokens())
 
