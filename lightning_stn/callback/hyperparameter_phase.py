@@ -57,6 +57,7 @@ class HyperparameterPhase:
     ) -> None:
         assert settings.lr is not None
         assert settings.seed is not None
+        self._method = settings.method
         self._per_example = settings.perturb == "example"
         self._seed = settings.seed
         self._dataloader = dataloader
@@ -108,7 +109,9 @@ class HyperparameterPhase:
         hypergradient = trainer.strategy.reduce(hypergradient, reduce_op="mean")
         hypergradient = self.optimizer.receive(hypergradient)
         admitted = self.watch.admits(hypergradient, rescales=self.optimizer.rescales)
+        before = module.hyperparameters.unconstrained.clone()
         self.optimizer.step(admitted=admitted)
+        self._method.follow(module, module.hyperparameters, module.hyperparameters.unconstrained - before)
         return HyperparameterStep(loss, hypergradient if admitted else None)
 
     def _noise(self, trainer: Trainer, module: STNModule, batch: Any, number: int) -> Tensor | None:

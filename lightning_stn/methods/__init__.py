@@ -17,7 +17,9 @@ for train, valid in batches:
     noise = hyperparameters.noise(len(valid.x))
     _, hypergradient = optimizer.differentiate(lambda: F.cross_entropy(net(valid.x), valid.y), noise)
     optimizer.receive(hypergradient)
+    before = hyperparameters.unconstrained.clone()
     optimizer.step()
+    method.follow(net, hyperparameters, hyperparameters.unconstrained - before)
     net.train()
 ```
 """

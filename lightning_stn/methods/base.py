@@ -54,12 +54,10 @@ class Method(ABC):
 
     Attributes:
         name: what the method is called in `STNCallback(method=...)` and in checkpoints.
-        centred: whether the response is counted from the current hyperparameters, or from zero.
         rates: learning rates of the hyperparameters where the user gives none.
     """
 
     name: ClassVar[str]
-    centred: ClassVar[bool]
     rates: ClassVar[Rates]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -69,6 +67,16 @@ class Method(ABC):
             if other.__qualname__ != cls.__qualname__:
                 raise ValueError(f"The method name {cls.name!r} belongs to {other.__qualname__}; choose another name.")
             _METHODS[cls.name] = cls  # the same class, defined again
+
+    @property
+    @abstractmethod
+    def centred(self) -> bool:
+        """Whether the response is counted from the current hyperparameters, or from zero."""
+
+    @property
+    def moves_base(self) -> bool:
+        """Whether the base weights move along a centred response when the hyperparameters step."""
+        return False
 
     @abstractmethod
     def objective(
@@ -88,6 +96,17 @@ class Method(ABC):
     def prepare(self, root: nn.Module, hyperparameters: HyperparameterSet) -> None:
         """Count responses as this method does, without a change in what networks compute."""
         recentre(root, hyperparameters, self.centred)
+
+    def follow(self, root: nn.Module, hyperparameters: HyperparameterSet, step: Tensor) -> None:
+        """Adapt the networks to a step that the hyperparameters have taken.
+
+        Args:
+            root: the module that owns all networks which respond to the set.
+            hyperparameters: the set, after the step.
+            step: change of `lambda`, `[h]`, unconstrained units.
+        """
+        if self.moves_base:
+            shift_base(root, hyperparameters, step)
 
     def state_dict(self) -> dict[str, Any]:
         """Name and settings, as plain values."""
@@ -139,13 +158,33 @@ def recentre(root: nn.Module, hyperparameters: HyperparameterSet, centred: bool)
     """
     if hyperparameters.centred == centred:
         return
-    shift = hyperparameters.current() if centred else -hyperparameters.current()
+    shift_base(root, hyperparameters, hyperparameters.unconstrained if centred else -hyperparameters.unconstrained)
+    hyperparameters.centred = centred
+
+
+def shift_base(root: nn.Module, hyperparameters: HyperparameterSet, shift: Tensor) -> None:
+    """Move the base weights along the response, `W += diag(V d) R`.
+
+    Args:
+        root: the module that owns all networks which respond to the set.
+        hyperparameters: the set.
+        shift: `d`, `[h]`, unconstrained units.
+    """
     with torch.no_grad():
         for layer in root.modules():
             if isinstance(layer, ResponseLayer) and layer.hyperparameters is hyperparameters:
-                for name, moved in layer.effective(shift).items():
+                for name, moved in layer.effective(like(shift.unsqueeze(0), layer)).items():
                     getattr(layer, name).copy_(moved)
-    hyperparameters.centred = centred
+
+
+def like(sample: Tensor, layer: ResponseLayer) -> Tensor:
+    """The sample, replicated over the ranks among which the parameters of a layer are sharded (FSDP2)."""
+    mesh = next((p.device_mesh for p in layer.response_parameters() if hasattr(p, "device_mesh")), None)
+    if mesh is None:
+        return sample
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    return distribute_tensor(sample, mesh, [Replicate()] * mesh.ndim)
 
 
 def check_loss(loss: Any, name: str) -> Tensor:

@@ -91,7 +91,9 @@ def run_plain_loop(method: Method, perturb: str, scales: Scales) -> tuple[nn.Mod
                 lambda x=x, y=y: F.cross_entropy(net(x), y), noise if scales.tune else None
             )
             optimizer.receive(hypergradient)
+            before = hyperparameters.unconstrained.clone()
             optimizer.step()
+            method.follow(root, hyperparameters, hyperparameters.unconstrained - before)
             hyperparameter_steps += 1
             root.train()
     return net, hyperparameters
@@ -99,7 +101,9 @@ def run_plain_loop(method: Method, perturb: str, scales: Scales) -> tuple[nn.Mod
 
 @pytest.mark.parametrize("perturb", ["example", "batch"])
 @pytest.mark.parametrize("scales", [Scales(), Scales(tune=False)], ids=["tuned scales", "fixed scales"])
-@pytest.mark.parametrize("method", [STN(), DeltaSTN(), DeltaSTN(passes=1), DeltaSTN(linearize=False)], ids=repr)
+@pytest.mark.parametrize(
+    "method", [STN(), STN(centred=True), DeltaSTN(), DeltaSTN(passes=1), DeltaSTN(linearize=False)], ids=repr
+)
 def test_plain_loop_equals_the_run_under_lightning(method: Method, perturb: Any, scales: Scales) -> None:
     net, hyperparameters = run_plain_loop(method, perturb, scales)
     L.seed_everything(7, verbose=False)
