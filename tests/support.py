@@ -17,10 +17,15 @@ from lightning_stn.layers import ResponseLayer
 
 CLASSES = 3
 
-METHODS: dict[str, dict[str, Any]] = {"stn": {}, "delta-stn": {"method": "delta-stn"}}
+METHODS: dict[str, dict[str, Any]] = {
+    "stn": {},
+    "delta-stn": {"method": "delta-stn"},
+    "centred": {"method": {"name": "stn", "centred": True}},
+}
 """Settings of `STNCallback` by method."""
 
-both_methods = pytest.mark.parametrize("method", METHODS)
+METHOD_PARAMS = [*list(METHODS)[:2], pytest.param("centred", marks=pytest.mark.slow)]
+every_method = pytest.mark.parametrize("method", METHOD_PARAMS)
 
 
 def lightning_before(version: str) -> bool:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
-from support import METHODS, LitSmall, both_methods, images, loader, trainer
+from support import METHODS, LitSmall, every_method, images, loader, trainer
 
 from lightning_stn import Categorical, Float, Hyperparameter, Integer, ResumableLoader, Scales, STNCallback, WeightStep
 
@@ -257,7 +257,7 @@ CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
 }
 
 
-@both_methods
+@every_method
 @pytest.mark.parametrize("case", CASES)
 def test_an_interrupted_run_continues_bit_for_bit(tmp_path: Path, case: str, method: str) -> None:
     save_at, stop_at, options = CASES[case]
@@ -268,7 +268,7 @@ def with_method(method: str, options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "stn": {**options.get("stn", {}), **METHODS[method]}}
 
 
-@both_methods
+@every_method
 @pytest.mark.parametrize("save_at", [6, 8])
 def test_a_killed_process_continues_bit_for_bit(tmp_path: Path, save_at: int, method: str) -> None:
     """SIGKILL two batches after the checkpoint: the checkpoint and the schedule file are complete."""

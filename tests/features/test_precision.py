@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from features.runs import MODES, Traced, callback, flat, train
 from lightning.pytorch.plugins import MixedPrecision
-from support import METHODS, both_methods, random_gates, trainer
+from support import METHODS, every_method, random_gates, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -71,7 +71,7 @@ class Watched(Traced):
         self.places.append(self.hyperparameters.unconstrained.clone())
 
 
-@both_methods
+@every_method
 @pytest.mark.parametrize("automatic", MODES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_hyperparameters_are_float32_and_move(precision: str, automatic: bool, method: str) -> None:
@@ -104,7 +104,7 @@ def first_step(precision: str, **stn: Any) -> Tensor:
     return torch.cat([module.hyperparameters.unconstrained, module.hyperparameters.raw_scale]) - start
 
 
-@both_methods
+@every_method
 @pytest.mark.parametrize("tune_scales", [True, False])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_hypergradients_agree_with_float32(precision: str, tune_scales: bool, method: str) -> None:
@@ -159,7 +159,7 @@ class Overflows(Watched):
         self.trail.append(flat(self))
 
 
-@both_methods
+@every_method
 @pytest.mark.parametrize("automatic", MODES)
 @pytest.mark.parametrize("phase", ["weight", "hyperparameter"])
 @pytest.mark.parametrize("precision", ["16-mixed", "16-true"])
@@ -335,7 +335,7 @@ def texts(n: int, seed: int) -> DataLoader[Any]:
     return DataLoader(TensorDataset(drawn), 8)
 
 
-@both_methods
+@every_method
 @pytest.mark.parametrize("kind", [LitEverything, LitWords])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_regularisers_and_augmentations_work_in_every_precision(precision: str, kind: Any, method: str) -> None:
@@ -346,7 +346,7 @@ def test_regularisers_and_augmentations_work_in_every_precision(precision: str, 
         module = LitWords(nn.GRU)  # some CPUs have no LSTM in float16, not even torch's
     start = module.hyperparameters.unconstrained.clone()
     # Not linearised: both call their networks part by part.
-    chosen = STN() if method == "stn" else DeltaSTN(linearize=False)
+    chosen = {"stn": STN(), "centred": STN(centred=True), "delta-stn": DeltaSTN(linearize=False)}[method]
     stn = STNCallback(1, 1, 0, lr=0.05, seed=1, method=chosen)
     run = trainer(stn, max_epochs=2, **settings_of(precision))
     run.fit(module, data(24, 0), data(16, 1))

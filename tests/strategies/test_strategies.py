@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import (
     Strategy,
 )
 from strategies.worker import BATCHES, EPOCHS, Lit, dataset, ends, launch
-from support import METHODS, LitSmall, lightning_before, loader, trainer
+from support import METHOD_PARAMS, METHODS, LitSmall, lightning_before, loader, trainer
 from torch import Tensor
 
 from lightning_stn import STNCallback
@@ -27,7 +27,7 @@ STATIC = pytest.param("static", marks=pytest.mark.skipif(lightning_before("2.6")
 FSDP2 = pytest.mark.skipif(torch.__version__ < "2.7", reason="needs CUDA")
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(scope="module", params=METHOD_PARAMS)
 def method(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Settings of a method."""
     return METHODS[request.param]
@@ -87,12 +87,13 @@ def sharded(tmp_path_factory: pytest.TempPathFactory, method: dict[str, Any]) ->
 
 def shared(method: dict[str, Any]) -> list[dict[str, Any]]:
     """Delta-STN's run in one pass."""
-    return [{"name": "shared", "method": {"name": "delta-stn", "passes": 1}}] if method else []
+    return [{"name": "shared", "method": {"name": "delta-stn", "passes": 1}}] if method == METHODS["delta-stn"] else []
 
 
 def direct(method: dict[str, Any]) -> list[dict[str, Any]]:
     """A run whose response learns on the network's own predictions; STN's run as it is."""
-    return [{"name": "direct", **({"method": {"name": "delta-stn", "linearize": False}} if method else {})}]
+    direct = {"method": {"name": "delta-stn", "linearize": False}} if method == METHODS["delta-stn"] else {}
+    return [{"name": "direct", **direct}]
 
 
 def saved(folder: Path, step: int) -> str:
