@@ -167,6 +167,8 @@ def test_a_scaler_recovers_from_an_overflow(precision: str, phase: str, automati
     """The two steps with an overflow are skipped, and no others; all values stay finite, and there is no warning."""
     if (precision, phase) == ("16-true", "weight"):
         pytest.skip("Lightning scales no loss of the weights in 16-true.")
+    if (method, phase) == ("centred", "weight"):
+        pytest.skip("The base weights of centred STN move in the hyperparameter phase too.")
     L.seed_everything(3, verbose=False)
     module, stn = Overflows(automatic, phase, range(2, 4)), callback(train_steps=1, **METHODS[method])
     settings = half_on_cpu(init_scale=2.0**13) if precision == "16-mixed" else {"precision": precision}
