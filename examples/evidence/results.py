@@ -1,0 +1,77 @@
+"""The file of results: one run a line, in JSON, appended as soon as the run has ended."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Row = dict[str, Any]
+"""The fields of one run; `training.Run` and `run.train` write them."""
+
+
+class Key(NamedTuple):
+    """What identifies a run."""
+
+    task: str
+    what: str
+    seed: int
+    trial: int = 0
+
+
+def key(row: Row) -> Key:
+    """The key of a row."""
+    return Key(row["task"], row["what"], row["seed"], row["trial"])
+
+
+def read(path: Path) -> dict[Key, Row]:
+    """All runs in the file, the first of each key; a line that was cut off while it was written is skipped."""
+    rows: dict[Key, Row] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        rows.setdefault(key(row), row)
+    return rows
+
+
+def append(path: Path, row: Row) -> None:
+    """Append a run, and return when it is on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(_finite(row)) + "\n"
+    with open(path, "a+b") as file:
+        if file.tell() and _last_byte(file) != b"\n":
+            line = "\n" + line  # a run was cut off within its line
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _last_byte(file: Any) -> bytes:
+    file.seek(-1, os.SEEK_END)
+    byte: bytes = file.read(1)
+    return byte
+
+
+def _finite(value: Any) -> Any:
+    """Numbers that JSON has not, as None."""
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def trials(rows: Iterable[Row], task: str, what: str, seed: int) -> list[Row]:
+    """Runs of one search, in the order of their trials, up to the first that is missing."""
+    own = {row["trial"]: row for row in rows if (row["task"], row["what"], row["seed"]) == (task, what, seed)}
+    return list(_consecutive(own))
+
+
+def _consecutive(own: dict[int, Row]) -> Iterator[Row]:
+    number = 0
+    while number in own:
+        yield own[number]
+        number += 1

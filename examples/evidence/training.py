@@ -1,0 +1,160 @@
+"""One run: training, the best epoch by validation loss, and one reading of the test data at this epoch."""
+
+import copy
+import datetime
+import math
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from tasks import Constants, Folders, Task
+
+import lightning_stn
+from lightning_stn import STNCallback, STNModule, WeightStep
+
+QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+Prune = Callable[[int, float], bool]
+"""From epoch and validation loss to whether the run should end."""
+
+
+@dataclass(eq=False)
+class BestEpoch(L.Callback):
+    """Keeps the module's state at the best epoch, in memory, and the validation loss of every epoch.
+
+    Attributes:
+        curve: for each epoch its number, its validation loss, and the CPU seconds since the start, validation included.
+        best: index in `curve` of the lowest validation loss; None if none was finite.
+        state: state dict at this epoch.
+        values: hyperparameters of a tuned run at this epoch, natural units.
+    """
+
+    prune: Prune | None = None
+    begin: float = field(default_factory=time.process_time)
+    curve: list[tuple[int, float, float]] = field(default_factory=list)
+    best: int | None = None
+    state: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] | None = None
+    pruned: bool = False
+
+    @property
+    def best_loss(self) -> float:
+        """The lowest validation loss so far."""
+        return math.inf if self.best is None else self.curve[self.best][1]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the validation loss, keep the state if it is the best, and end the run if it is pruned."""
+        loss = trainer.callback_metrics["val_loss"].item()
+        if loss < self.best_loss:
+            self.best = len(self.curve)
+            self.state = copy.deepcopy(pl_module.state_dict())
+            self.values = _values(pl_module)
+        self.curve.append((trainer.current_epoch, loss, round(time.process_time() - self.begin, 3)))
+        if self.prune is not None and self.prune(trainer.current_epoch, loss):
+            self.pruned = trainer.should_stop = True
+
+
+def _values(module: L.LightningModule) -> dict[str, Any] | None:
+    return module.hyperparameters.values() if isinstance(module, STNModule) else None
+
+
+@dataclass(frozen=True)
+class Run:
+    """How to train one network.
+
+    Args:
+        task: the task.
+        seed: fixes weights, the order of the data, and which examples are drawn.
+        folders: data and cache.
+        epochs: length of the run; None for the task's.
+    """
+
+    task: Task
+    seed: int
+    folders: Folders
+    epochs: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Number of epochs."""
+        return self.epochs or self.task.epochs
+
+    def plain(self, constants: Constants | None, prune: Prune | None = None) -> dict[str, Any]:
+        """Train the plain module at constants; None for no regularisation. Returns the fields of a row."""
+        L.seed_everything(self.seed, verbose=False)
+        module = self.task.build(constants, self.folders)
+        row = self._train(module, [], {"gradient_clip_val": self.task.clip}, prune)
+        return {"hyperparameters": dict(self.task.off if constants is None else constants), **row}
+
+    def tuned(self, settings: dict[str, Any], start: Constants | None = None) -> dict[str, Any]:
+        """Train the self-tuned module with `STNCallback(**settings)`. Returns the fields of a row."""
+        L.seed_everything(self.seed, verbose=False)
+        module = self.task.tuned(start, self.folders)
+        start = module.hyperparameters.values()
+        clipping = {} if self.task.clip is None else {"weight_step": WeightStep(gradient_clip_val=self.task.clip)}
+        settings = clipping | settings
+        row = self._train(module, [STNCallback(**settings)], {}, None)
+        return {"hyperparameters": start, "settings": {name: repr(value) for name, value in settings.items()}, **row}
+
+    def _train(
+        self, module: L.LightningModule, callbacks: list[L.Callback], arguments: dict[str, Any], prune: Prune | None
+    ) -> dict[str, Any]:
+        train, valid, test = self.task.loaders(self.seed, self.folders)
+        trainer = L.Trainer(
+            max_epochs=self.length,
+            callbacks=[*callbacks, best := BestEpoch(prune)],
+            accelerator="cpu",
+            num_sanity_val_steps=0,
+            **QUIET,
+            **arguments,
+        )
+        trainer.fit(module, train, valid)
+        seconds = time.process_time() - best.begin
+        final = _values(module)  # before the state of the best epoch takes their place
+        return {
+            "epochs": self.length,
+            "best_epoch": None if best.best is None else best.curve[best.best][0],
+            "best_val_loss": best.best_loss,
+            "last_val_loss": best.curve[-1][1],
+            "test": None if best.best is None else self._test(module, best.state, test),
+            "cpu_seconds": round(seconds, 3),
+            "pruned": best.pruned,
+            "values_at_best": best.values,
+            "final": final,
+            "curve": [[epoch, round(loss, 6), at] for epoch, loss, at in best.curve],
+        }
+
+    def _test(self, module: L.LightningModule, state: dict[str, Any], test: Any) -> dict[str, float]:
+        """Loss and metric of the best state on the test data; a self-tuned network is exported before."""
+        module.load_state_dict(state)
+        plain = module
+        if isinstance(module, STNModule):
+            plain = self.task.build(None, self.folders)
+            plain.net = module.export()
+        trainer = L.Trainer(accelerator="cpu", **QUIET)
+        scores = trainer.test(plain, test, verbose=False)[0]
+        loss = scores["test_loss"]
+        derived = {"perplexity": math.exp(min(loss, 700.0)), "rmse": math.sqrt(loss)}
+        metric = self.task.metric
+        return {"loss": loss, metric: derived.get(metric, scores.get(f"test_{metric}"))}
+
+
+def provenance() -> dict[str, Any]:
+    """Versions and date of a run."""
+    versions = {"lightning_stn": lightning_stn.__version__, "torch": torch.__version__, "lightning": L.__version__}
+    return {"versions": versions | {"commit": _commit()}, "date": datetime.date.today().isoformat()}
+
+
+def _commit() -> str | None:
+    """The commit of this clone, with `-dirty` behind it if files have changed; None without git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

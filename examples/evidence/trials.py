@@ -1,0 +1,267 @@
+"""What is trained on a task: baselines, searches, self-tuning methods and their controls, each an entry of `WHAT`.
+
+An entry trains one run at a time and returns the fields of its row. It may read the rows before it: a search the
+earlier trials, a control the run whose final values it takes.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from results import Key, Row
+from results import trials as rows_of_search
+from tasks import Constants, Task
+from training import Prune, Run
+
+from lightning_stn import Float, Hyperparameter, Integer, Warmup
+
+
+class Waiting(Exception):
+    """A run needs a row that the file does not have yet."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands.
+
+    Args:
+        key: of the run.
+        run: trains it.
+        rows: the file so far.
+    """
+
+    key: Key
+    run: Run
+    rows: Mapping[Key, Row]
+
+
+class Entry(Protocol):
+    """One value of `WHAT`."""
+
+    searches: bool
+    """Whether it has several trials."""
+
+    def train(self, place: Place) -> Row:
+        """Train one run, and return the fields of its row."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A plain run at constants."""
+
+    constants: Callable[[Task], Constants]
+    searches: bool = False
+
+    def train(self, place: Place) -> Row:
+        """Train at the constants."""
+        return place.run.plain(self.constants(place.run.task))
+
+
+def guess(fraction: float) -> Callable[[Task], Constants]:
+    """Every hyperparameter at a fraction: dropouts at this rate, all others at this fraction of their range."""
+
+    def constants(task: Task) -> Constants:
+        return {name: _at(name, specification, fraction) for name, specification in task.space.items()}
+
+    return constants
+
+
+def _at(name: str, specification: Hyperparameter, fraction: float) -> float:
+    low, high = _bounds(specification)
+    if name.endswith("dropout"):
+        return min(fraction, high)
+    if isinstance(specification, Float) and specification.log:
+        return low * (high / low) ** fraction
+    value = low + fraction * (high - low)
+    return round(value) if isinstance(specification, Integer) else value
+
+
+def _bounds(specification: Hyperparameter) -> tuple[float, float]:
+    assert specification.bounds is not None
+    return specification.bounds
+
+
+def draw(space: Mapping[str, Hyperparameter], generator: random.Random) -> Constants:
+    """A point of the space: uniform, of a logarithmic range uniform in the logarithm."""
+    return {name: _draw(specification, generator) for name, specification in space.items()}
+
+
+def _draw(specification: Hyperparameter, generator: random.Random) -> float:
+    low, high = _bounds(specification)
+    if isinstance(specification, Integer):
+        return generator.randint(int(low), int(high))
+    if isinstance(specification, Float) and specification.log:
+        return low * (high / low) ** generator.random()
+    return generator.uniform(low, high)
+
+
+@dataclass(frozen=True)
+class Search:
+    """Trials at drawn constants; each trial keeps its best epoch, and the search its best trial.
+
+    Args:
+        sampler: "random", or "tpe" for Optuna's tree-structured Parzen estimator.
+        pruned: whether Optuna's `MedianPruner` ends trials early, after five whole trials and a quarter of the epochs.
+    """
+
+    sampler: Literal["random", "tpe"]
+    pruned: bool = False
+    searches: bool = True
+
+    def train(self, place: Place) -> Row:
+        """Train the next trial."""
+        key, task = place.key, place.run.task
+        before = rows_of_search(place.rows.values(), key.task, key.what, key.seed)
+        if (self.pruned or self.sampler == "tpe") and len(before) < key.trial:
+            raise Waiting(f"trial {len(before)} of {key.what}")
+        generator = random.Random(f"{key.task} {key.seed} {key.trial}")  # the same trials with and without a pruner
+        constants = draw(task.space, generator)
+        if self.sampler == "random" and not self.pruned:
+            return place.run.plain(constants)
+        trial = self._ask(task, before[: key.trial], generator.randrange(2**31), place.run.length, constants)
+        if self.sampler == "tpe":
+            constants = _suggest(trial, task.space)
+        return place.run.plain(constants, _prune(trial) if self.pruned else None)
+
+    def _ask(self, task: Task, before: Sequence[Row], seed: int, epochs: int, constants: Constants) -> Any:
+        """A trial of an Optuna study that holds the trials before it, so that a search can go on from the file."""
+        import optuna  # an optional dependency
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=epochs // 4)
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed), pruner=pruner)
+        study.add_trials([_finished(task, row) for row in before])
+        if self.sampler == "random":
+            study.enqueue_trial(constants)
+        return study.ask()
+
+
+def _suggest(trial: Any, space: Mapping[str, Hyperparameter]) -> Constants:
+    return {
+        name: trial.suggest_int(name, *map(int, _bounds(specification)))
+        if isinstance(specification, Integer)
+        else trial.suggest_float(name, *_bounds(specification), log=_is_log(specification))
+        for name, specification in space.items()
+    }
+
+
+def _is_log(specification: Hyperparameter) -> bool:
+    return isinstance(specification, Float) and specification.log
+
+
+def _finished(task: Task, row: Row) -> Any:
+    """An earlier trial, as Optuna keeps it."""
+    from optuna.distributions import FloatDistribution, IntDistribution
+    from optuna.trial import TrialState, create_trial
+
+    distributions = {
+        name: IntDistribution(*map(int, _bounds(specification)))
+        if isinstance(specification, Integer)
+        else FloatDistribution(*_bounds(specification), log=_is_log(specification))
+        for name, specification in task.space.items()
+    }
+    losses = {epoch: loss for epoch, loss, _ in row["curve"] if loss is not None}
+    failed = row["best_val_loss"] is None
+    return create_trial(
+        state=TrialState.FAIL if failed else TrialState.PRUNED if row["pruned"] else TrialState.COMPLETE,
+        value=None if failed else row["best_val_loss"],
+        params=row["hyperparameters"],
+        distributions=distributions,
+        intermediate_values=losses,
+    )
+
+
+def _prune(trial: Any) -> Prune:
+    def prune(epoch: int, loss: float) -> bool:
+        trial.report(loss, epoch)
+        stops: bool = trial.should_prune()
+        return stops
+
+    return prune
+
+
+@dataclass(frozen=True)
+class Method:
+    """One self-tuned run.
+
+    Args:
+        settings: arguments of `STNCallback`.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    searches: bool = False
+
+    def train(self, place: Place) -> Row:
+        """Train once."""
+        return place.run.tuned(self.settings)
+
+
+@dataclass(frozen=True)
+class Control:
+    """A run beside one self-tuned run, which shows where its loss comes from.
+
+    Args:
+        method: name of the self-tuned run.
+        values: "start" for its start values, "final" for its values after the last epoch.
+        converted: whether the network is converted and its hyperparameters are perturbed, but never tuned.
+    """
+
+    method: str
+    values: Literal["start", "final"]
+    converted: bool
+    searches: bool = False
+
+    def train(self, place: Place) -> Row:
+        """Train at constants, or with a warm-up that lasts the whole run."""
+        constants = None
+        if self.values == "final":
+            tuned = place.rows.get(place.key._replace(what=self.method))
+            if tuned is None:
+                raise Waiting(f"the final values of {self.method}")
+            constants = tuned["final"]
+        if not self.converted:
+            return place.run.plain(constants or place.run.task.start)
+        never = Warmup(place.run.length, "epochs")
+        return place.run.tuned({**METHODS[self.method], "warmup": never}, constants)
+
+
+BASELINES: dict[str, Callable[[Task], Constants]] = {
+    "none": lambda task: task.off,
+    "weak": lambda task: task.start,
+    "guess-0.1": guess(0.1),
+    "guess-0.3": guess(0.3),
+    "guess-0.5": guess(0.5),
+}
+
+SEARCHES: dict[str, Search] = {
+    "random": Search("random"),
+    "random-pruned": Search("random", pruned=True),
+    "tpe": Search("tpe"),
+    "tpe-pruned": Search("tpe", pruned=True),
+}
+
+METHODS: dict[str, dict[str, Any]] = {
+    "stn": {},
+    "stn-batch": {"perturb": "batch"},
+    "delta-stn": {"method": "delta-stn"},
+}
+"""Arguments of `STNCallback` by the name of the method; everything else is a default."""
+
+CONTROLS: dict[str, tuple[Literal["start", "final"], bool]] = {
+    "untuned": ("start", True),
+    "final": ("final", False),
+    "final-converted": ("final", True),
+}
+"""For each method `<method>:<control>`: the values at which it trains, and whether the network is converted."""
+
+WHAT: dict[str, Entry] = {
+    **{name: Baseline(constants) for name, constants in BASELINES.items()},
+    **SEARCHES,
+    **{name: Method(settings) for name, settings in METHODS.items()},
+    **{
+        f"{method}:{name}": Control(method, values, converted)
+        for method in METHODS
+        for name, (values, converted) in CONTROLS.items()
+    },
+}
