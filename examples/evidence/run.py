@@ -1,5 +1,6 @@
 """Runs what is missing from the file of results, one run at a time; each run is appended when it has ended.
 
+    pip install -e ".[evidence]"
     python examples/evidence/run.py --list                                           # what is missing
     python examples/evidence/run.py --data-dir DIR                                   # everything, for days
     python examples/evidence/run.py --data-dir DIR --tasks digits --what stn 'guess-*' --seeds 0 1

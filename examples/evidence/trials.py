@@ -14,7 +14,7 @@ from results import trials as rows_of_search
 from tasks import Constants, Task
 from training import Prune, Run
 
-from lightning_stn import Float, Hyperparameter, Integer, Warmup
+from lightning_stn import STN, Float, Hyperparameter, Integer, Warmup
 
 
 class Waiting(Exception):
@@ -244,6 +244,8 @@ SEARCHES: dict[str, Search] = {
 METHODS: dict[str, dict[str, Any]] = {
     "stn": {},
     "stn-batch": {"perturb": "batch"},
+    "centred": {"method": STN(centred=True)},
+    "centred-batch": {"method": STN(centred=True), "perturb": "batch"},
     "delta-stn": {"method": "delta-stn"},
 }
 """Arguments of `STNCallback` by the name of the method; everything else is a default."""
