@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from support import loader, response_layers, trainer
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth  # type: ignore[import-untyped]
 
 from lightning_stn import DeltaSTN, Float, Schedule, STNCallback, STNModule
 from lightning_stn.layers import registry
+from lightning_stn.regularizers import registry as tunables
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
@@ -22,9 +24,10 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(), 
 QUICK_START = "class LitDigits(STNModule):"
 EXISTING_MODULE = "class Tuned(STNModule, YourLitModule):"
 OWN_LAYER = "@register_response(MyLinear)"
+OWN_DROP_PATH = "@register_tunable(MyDropPath, "
 INSTALL = "pip install -e "
 COMMAND_LINE = "python examples/digits_cli.py fit"
-RUN_HERE = [QUICK_START, EXISTING_MODULE, OWN_LAYER, INSTALL, COMMAND_LINE]
+RUN_HERE = [QUICK_START, EXISTING_MODULE, OWN_LAYER, OWN_DROP_PATH, INSTALL, COMMAND_LINE]
 """A line of each block that a test below runs."""
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -170,6 +173,67 @@ def test_registered_layer_trains_as_torch_s(settings: dict[str, Any], monkeypatc
     torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()), rtol=1e-4, atol=1e-6)
     assert all(layer.gates("weight").any() and layer.gates("bias").any() for layer in response_layers(ours.net))
     assert [type(layer) for layer in ours.export().modules()][2:] == [MyLinear, nn.ReLU, MyLinear]
+
+
+class MyDropPath(nn.Module):
+    """Stochastic depth, but not torchvision's."""
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+
+class Branches(nn.Module):
+    """A residual branch that is dropped, and a readout.
+
+    Args:
+        drop_path: the module that drops the branch.
+    """
+
+    def __init__(self, drop_path: nn.Module) -> None:
+        super().__init__()
+        self.branch, self.drop_path, self.readout = nn.Linear(36, 36), drop_path, nn.Linear(36, 3)
+
+    def forward(self, input: Tensor) -> Tensor:
+        input = input.flatten(1)
+        output: Tensor = self.readout(input + self.drop_path(self.branch(input).tanh()))
+        return output
+
+
+class LitBranches(STNModule):
+    """A network whose branch is dropped at a tuned rate."""
+
+    def __init__(self, drop_path: nn.Module) -> None:
+        super().__init__(hyperparameters={"rate": Float(0.0, 0.9, init=0.2)})
+        torch.manual_seed(0)
+        self.net = self.convert(Branches(drop_path), drop_path="rate")
+
+    def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+
+
+@each_setting
+def test_registered_drop_path_trains_as_torchvision_s(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tunables, "_TUNABLE", dict(tunables._TUNABLE))
+    names: dict[str, Any] = {"MyDropPath": MyDropPath}
+    exec(block(OWN_DROP_PATH), names)
+    ours = LitBranches(MyDropPath(0.2))
+    assert type(ours.net.drop_path) is names["TunedMyDropPath"]
+    assert moved(tuned(ours, settings).schedule)
+    theirs = LitBranches(StochasticDepth(0.2, "row"))
+    tuned(theirs, settings)
+    torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()), rtol=0, atol=0)
+    exported: Any = ours.export()
+    assert type(exported.drop_path) is MyDropPath
+    assert exported.drop_path.drop_prob == ours.hyperparameters.values()["rate"]
 
 
 @pytest.mark.parametrize("line", [INSTALL, COMMAND_LINE])
