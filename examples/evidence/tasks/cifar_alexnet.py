@@ -62,4 +62,4 @@ def loaders(seed: int, folders: Folders) -> Loaders:
     return Loaders(batches(train, 100, seed), batches(valid, 250), batches(test, 500))
 
 
-TASK = Task(LitAlexNet, TunedAlexNet, SPACE, loaders, epochs=40, metric="accuracy")
+TASK = Task(LitAlexNet, TunedAlexNet, SPACE, loaders, epochs=30, metric="accuracy")

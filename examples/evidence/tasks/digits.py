@@ -14,7 +14,7 @@ from lightning_stn.augment import Cutout, GaussianNoise
 from tasks.base import Classifier, Folders, Loaders, SelfTuned, Strengths, Task, batches, dropout
 
 SPACE = {
-    "noise": Float(0.0, 1.0, init=0.05),
+    "noise": Float(0.0, 0.5, init=0.05),
     "cutout": Integer(0, 6, init=1),
     **{f"{place}_dropout": Float(0.0, 0.8, init=0.05) for place in ("conv1", "conv2", "hidden")},
 }
@@ -51,7 +51,7 @@ def loaders(seed: int, folders: Folders) -> Loaders:
     rest, test = train_test_split(range(len(labels)), train_size=750, stratify=labels, random_state=0)
     train, valid = train_test_split(rest, train_size=250, stratify=labels[rest], random_state=seed)
     train, valid, test = (TensorDataset(images[part], labels[part]) for part in (train, valid, test))
-    return Loaders(batches(train, 50, seed), batches(valid, 100), batches(test, 500))
+    return Loaders(batches(train, 25, seed), batches(valid, 100), batches(test, 500))
 
 
-TASK = Task(LitDigits, TunedDigits, SPACE, loaders, epochs=200, metric="accuracy")
+TASK = Task(LitDigits, TunedDigits, SPACE, loaders, epochs=300, metric="accuracy")

@@ -111,4 +111,4 @@ def loaders(seed: int, folders: Folders) -> Loaders:
     return Loaders(batches(train, 50, seed), batches(valid, 200), batches(test, 500))
 
 
-TASK = Task(LitCNN, TunedCNN, SPACE, loaders, epochs=60, metric="accuracy", begin=begin)
+TASK = Task(LitCNN, TunedCNN, SPACE, loaders, epochs=40, metric="accuracy", begin=begin)

@@ -38,6 +38,12 @@ def _numbers(folder: Path, size: int) -> tuple[Tensor, Tensor]:
     return as_numbers[0], as_numbers[1]
 
 
+def log_frequencies(folder: Path, size: int) -> Tensor:
+    """Logarithm of each word's share of the first split, `[size]`."""
+    first, _ = _numbers(folder, size)
+    return (first.bincount(minlength=size) / len(first)).log()
+
+
 def read(folder: Path, size: int, train: int, valid: int, test: int, seed: int) -> Texts:
     """Passages of the two splits.
 
