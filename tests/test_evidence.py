@@ -26,28 +26,40 @@ def python(code: str, *arguments: str) -> str:
     return done.stdout
 
 
-def run(out: Path, *what: str, trials: int = 2) -> list[dict[str, Any]]:
-    """One epoch of entries on the digits, with one seed; returns the file."""
-    options = ["--tasks", "digits", "--seeds", "0", "--epochs", "1", "--trials", str(trials), "--out", str(out)]
-    python("import run; run.main()", *options, "--what", *what)
-    return [json.loads(line) for line in out.read_text().splitlines()]
+CUT_OFF = """
+import json, run
+from pathlib import Path
+first, second, out, before = json.loads(sys.argv[1])
+run.main(first)
+text = Path(out).read_text()
+Path(before).write_text(text)
+Path(out).write_text(text[:-100])
+run.main(second)
+"""
+"""Runs something, cuts the last line off, and runs more."""
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_runs_are_appended_once_and_a_line_that_was_cut_off_is_run_again(tmp_path: Path) -> None:
-    out = tmp_path / "rows.jsonl"
-    first = run(out, "none", "random", "stn")
-    assert [(row["what"], row["trial"]) for row in first] == [("none", 0), ("random", 0), ("random", 1), ("stn", 0)]
-    assert first[1]["hyperparameters"] != first[2]["hyperparameters"]
-    assert all(row["test"]["accuracy"] > 0 and len(row["curve"]) == 1 for row in first)
-    out.write_text("".join(json.dumps(row) + "\n" for row in first[:3]) + json.dumps(first[3])[:40])
-    text = out.read_text()
+    out, before = tmp_path / "rows.jsonl", tmp_path / "before.jsonl"
     options = ["--tasks", "digits", "--seeds", "0", "--epochs", "1", "--trials", "2", "--out", str(out)]
-    python("import run; run.main()", *options, "--what", "none", "random", "stn", "stn:final")
+    first = [*options, "--what", "none", "random", "stn"]
+    second = [*options, "--what", "none", "random", "stn", "stn:final", "delta-stn:final"]
+    said = python(CUT_OFF, json.dumps([first, second, str(out), str(before)]))
+    assert "delta-stn:final seed 0 trial 0: skipped, needs the final values of delta-stn" in said
+    rows = read(before)
+    assert [(row["what"], row["trial"]) for row in rows] == [("none", 0), ("random", 0), ("random", 1), ("stn", 0)]
+    assert rows[1]["hyperparameters"] != rows[2]["hyperparameters"]
+    assert all(row["test"]["accuracy"] > 0 and len(row["curve"]) == 1 for row in rows)
+    text = before.read_text()[:-100]
     assert out.read_text().startswith(text)
-    rows = [json.loads(line) for line in out.read_text().splitlines()[4:]]
-    assert [row["what"] for row in rows] == ["stn", "stn:final"]
-    assert rows[0]["best_val_loss"] == first[3]["best_val_loss"]
-    assert rows[1]["hyperparameters"] == rows[0]["final"]
+    again, final = (json.loads(line) for line in out.read_text()[len(text) + 1 :].splitlines())
+    assert (again["what"], final["what"]) == ("stn", "stn:final")
+    assert again["best_val_loss"] == rows[3]["best_val_loss"]
+    assert final["hyperparameters"] == again["final"]
 
 
 def made_up(task: str, what: str, seed: int, trial: int, loss: float, seconds: float = 10.0) -> dict[str, Any]:
@@ -95,6 +107,9 @@ def test_report_selects_by_validation_loss_and_pairs_by_seed(rows: Path, tmp_pat
     verdicts = {(line[0], line[1]): line for line in lines if len(line) == 5}
     assert verdicts["stn", "best guess"][2:] == ["-0.049", "[-0.051, -0.047]", "won"]
     assert verdicts["stn", "random"][4] == "lost"
+    assert verdicts["stn", "random at equal cost"][2:] == verdicts["stn", "random"][2:]  # the cost of two trials
+    assert verdicts["delta-stn", "random"][2] == "+0.100"
+    assert verdicts["delta-stn", "random at equal cost"][2] == "-0.100"  # the cost of one
     assert verdicts["delta-stn", "best guess"][4] == "tied"
-    assert "digits: 0.100 [0.100, 0.100]" in text
+    assert "- digits: 0.100 [0.100, 0.100], 2 trials, 3 seeds" in text
     assert (tmp_path / "evidence.png").stat().st_size > 10_000

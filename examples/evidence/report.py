@@ -1,26 +1,27 @@
 """Tables and the figure, from the file of results alone.
 
-python examples/evidence/report.py                       # prints the tables, writes evidence.png beside them
-python examples/evidence/report.py --results FILE --out DIR --trials 20
+    python examples/evidence/report.py                       # prints the tables, writes evidence.png beside this file
+    python examples/evidence/report.py --results FILE --out DIR --trials 20 --methods stn
+
+The best of several runs is the one with the lowest validation loss; its test loss is the one that counts. Every run is
+tested at its best epoch by validation loss.
 """
 
 import argparse
+import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import results
+from figure import plot
 from results import Key, Row
 from scipy.stats import t as student
 from tasks import TASKS
-from trials import METHODS, SEARCHES, WHAT
+from trials import GUESSES, METHODS, SEARCHES, WHAT
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-GUESSES = tuple(name for name in WHAT if name.startswith("guess-"))
 RIVALS = ("none", "best guess", *SEARCHES)
 """What a self-tuned run is compared with, beside the converted and untuned network."""
 
@@ -70,6 +71,28 @@ def collect(rows: Mapping[Key, Row], task: str, trials: int) -> Results:
     return found
 
 
+def at_equal_cost(rows: Mapping[Key, Row], task: str, search: str, ours: Mapping[int, Result]) -> dict[int, Result]:
+    """For each seed the best of the first trials of a search that together cost what our run costs, at least of one."""
+    found = {}
+    for seed, result in ours.items():
+        trials = results.trials(rows.values(), task, search, seed)
+        spent = list(accumulate(row["cpu_seconds"] for row in trials))
+        if not spent or spent[-1] < result.cpu_seconds:
+            continue  # the search has not run for as long
+        affordable = sum(seconds <= result.cpu_seconds for seconds in spent)
+        best = select(trials[: max(1, affordable)])
+        if best is not None:
+            found[seed] = best
+    return found
+
+
+def decimals(found: Results) -> int:
+    """Decimals that show three digits or more of the losses of a task."""
+    losses = [result.test_loss for by_seed in found.values() for result in by_seed.values()]
+    smallest = min((loss for loss in losses if loss > 0), default=1.0)
+    return 3 + max(0, -math.floor(math.log10(smallest)) - 1)
+
+
 def spread(values: Sequence[float], digits: int = 3) -> str:
     """Mean ± standard deviation."""
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
@@ -78,7 +101,7 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 
 def scores_table(task: str, found: Results) -> list[str]:
     """Scores and cost of every entry, mean and standard deviation over the seeds."""
-    metric = TASKS[task].metric
+    metric, digits = TASKS[task].metric, decimals(found)
     plain = [result.cpu_seconds for result in found.get("none", {}).values()]
     unit = statistics.mean(plain) if plain else None
     lines = [
@@ -91,10 +114,10 @@ def scores_table(task: str, found: Results) -> list[str]:
         last = [row["last_val_loss"] for row in rows if row["last_val_loss"] is not None]
         cells = [
             name,
-            spread([row["test"]["loss"] for row in rows]),
-            spread([row["test"][metric] for row in rows]),
-            spread([row["best_val_loss"] for row in rows]),
-            spread(last) if last else "not finite",
+            spread([row["test"]["loss"] for row in rows], digits),
+            spread([row["test"][metric] for row in rows], digits),
+            spread([row["best_val_loss"] for row in rows], digits),
+            spread(last, digits) if last else "not finite",
             "" if unit is None else f"{cost / unit:.1f}",
             str(len(rows)),
         ]
@@ -129,87 +152,50 @@ def difference(ours: Mapping[int, Result], theirs: Mapping[int, Result]) -> Diff
     return Difference(mean, (mean - half, mean + half))
 
 
-def verdicts_table(task: str, found: Results) -> list[str]:
+def verdicts_table(task: str, found: Results, rows: Mapping[Key, Row], methods: Sequence[str]) -> list[str]:
     """Every self-tuned method against every rival, paired by seed."""
+    digits = decimals(found)
     lines = [f"| {task} | rival | difference of test loss | 95% interval | |", "|---|---|---|---|---|"]
-    for method in METHODS:
-        for rival in (*RIVALS, f"{method}:untuned"):
-            if method not in found or rival not in found:
-                continue
-            compared = difference(found[method], found[rival])
+    for method in methods:
+        ours = found.get(method, {})
+        rivals = {rival: found.get(rival, {}) for rival in (*RIVALS, f"{method}:untuned")}
+        rivals |= {f"{search} at equal cost": at_equal_cost(rows, task, search, ours) for search in SEARCHES}
+        for rival, theirs in rivals.items():
+            compared = difference(ours, theirs)
             if compared is None:
                 continue
-            interval = "" if compared.interval is None else "[{:+.3f}, {:+.3f}]".format(*compared.interval)
-            lines.append(f"| {method} | {rival} | {compared.mean:+.3f} | {interval} | {compared.verdict} |")
+            interval = ""
+            if compared.interval is not None:
+                interval = "[{}]".format(", ".join(f"{end:+.{digits}f}" for end in compared.interval))
+            lines.append(f"| {method} | {rival} | {compared.mean:+.{digits}f} | {interval} | {compared.verdict} |")
     return lines
 
 
-def headroom_line(task: str, found: Results) -> str:
-    """What random search gains over the best guess: the room that a task leaves for tuning."""
-    if "random" not in found or "best guess" not in found:
-        return f"{task}: not known yet"
-    gap = difference(found["random"], found["best guess"])
+def headroom_line(task: str, found: Results, rows: Mapping[Key, Row]) -> str:
+    """The gain of random search over the best guess, at most 50 trials: the room that a task leaves for tuning."""
+    guesses = found.get("best guess", {})
+    searches = {seed: results.trials(rows.values(), task, "random", seed)[:50] for seed in guesses}
+    trials = min(map(len, searches.values()), default=0)
+    best = {seed: result for seed, runs in searches.items() if (result := select(runs[:trials]))}
+    gap, digits = difference(best, guesses), decimals(found)
     if gap is None or gap.interval is None:
-        return f"{task}: fewer than two seeds"
-    return f"{task}: {-gap.mean:.3f} [{-gap.interval[1]:.3f}, {-gap.interval[0]:.3f}]"
+        return f"- {task}: not known yet"
+    low, high = -gap.interval[1], -gap.interval[0]
+    return f"- {task}: {-gap.mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}], {trials} trials, {len(best)} seeds"
 
 
-Curve = list[tuple[float, float]]
-"""CPU seconds spent, and the lowest validation loss so far."""
-
-
-def progress(rows: Iterable[Row]) -> Curve:
-    """The lowest validation loss so far, over the CPU seconds of runs one after the other."""
-    curve: Curve = []
-    best, before = float("inf"), 0.0
-    for row in rows:
-        for _, loss, seconds in row["curve"]:
-            if loss is not None and loss < best:
-                best = loss
-                curve.append((before + seconds, best))
-        before += row["cpu_seconds"]
-    return [*curve, (before, best)] if curve else []
-
-
-def plot(rows: Mapping[Key, Row], tasks: Sequence[str], trials: int, path: Path) -> None:
-    """A panel for each task: best validation loss against CPU seconds, a line for each seed."""
-    figure, grid = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 3.6), layout="constrained", squeeze=False)
-    names = [*METHODS, *SEARCHES]
-    colours = dict(zip(names, plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False))
-    for task, axes in zip(tasks, grid[0], strict=True):
-        for name, colour in colours.items():
-            for curve in curves(rows, task, name, trials):
-                style = "-" if name in METHODS else "--"
-                axes.step(*zip(*curve, strict=True), style, where="post", color=colour, alpha=0.7, label=name)
-        for name in GUESSES:
-            for curve in curves(rows, task, name, trials):
-                axes.plot(*curve[-1], "k.", label="guesses")
-        axes.set(title=task, xscale="log", xlabel="CPU seconds")
-    grid[0][0].set_ylabel("best validation loss")
-    labels = [axes.get_legend_handles_labels() for axes in grid[0]]
-    handles = {label: handle for pair in labels for handle, label in zip(*pair, strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside right upper")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def curves(rows: Mapping[Key, Row], task: str, name: str, trials: int) -> list[Curve]:
-    """The progress of each seed of an entry."""
-    count = trials if name in SEARCHES else 1
-    seeds = sorted({key.seed for key in rows if (key.task, key.what) == (task, name)})
-    runs = ([rows[key] for n in range(count) if (key := Key(task, name, seed, n)) in rows] for seed in seeds)
-    return [curve for curve in map(progress, runs) if curve]
-
-
-def report(rows: Mapping[Key, Row], trials: int) -> str:
+def report(rows: Mapping[Key, Row], methods: Sequence[str], trials: int) -> str:
     """All tables, as Markdown."""
     tasks = [task for task in TASKS if any(key.task == task for key in rows)]
     found = {task: collect(rows, task, trials) for task in tasks}
-    tables: list[Callable[[str, Results], list[str]]] = [scores_table, verdicts_table]
-    parts = ["\n".join(table(task, found[task])) for table in tables for task in tasks]
-    lines = ["Headroom, test loss of the best guess minus that of random search:", ""]
-    lines += [headroom_line(task, found[task]) for task in tasks]
-    return "\n\n".join([*parts, "\n".join(lines)])
+    parts = [f"Of each search the best of {trials} trials; of each run its best epoch; both by validation loss."]
+    parts += ["\n".join(scores_table(task, found[task])) for task in tasks]
+    parts += ["\n".join(verdicts_table(task, found[task], rows, methods)) for task in tasks]
+    parts.append("Headroom: test loss of the best guess minus that of random search, with its 95% interval.")
+    parts.append("\n".join(headroom_line(task, found[task], rows) for task in tasks))
+    hours = sum(row["cpu_seconds"] for row in rows.values()) / 3600
+    parts.append(f"{len(rows)} runs, {hours:.1f} CPU hours of training.")
+    return "\n\n".join(parts)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -219,13 +205,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=here / "results.jsonl")
     parser.add_argument("--out", type=Path, default=here, help="folder of the figure")
     parser.add_argument("--trials", type=int, default=20, help="of each search that count")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="to compare and to plot")
     args = parser.parse_args(arguments)
     rows = results.read(args.results)
     if not rows:
         parser.error(f"{args.results} holds no runs; make some with examples/evidence/run.py.")
-    print(report(rows, args.trials))
+    print(report(rows, args.methods, args.trials))
     picture = args.out / "evidence.png"
-    plot(rows, [task for task in TASKS if any(key.task == task for key in rows)], args.trials, picture)
+    tasks = [task for task in TASKS if any(key.task == task for key in rows)]
+    plot(rows, tasks, args.methods, args.trials, picture)
     print(f"\nFigure: {picture}")
 
 

@@ -1,4 +1,18 @@
-"""The file of results: one run a line, in JSON, appended as soon as the run has ended."""
+"""The file of results: one run a line, in JSON, appended as soon as the run has ended.
+
+| field | meaning |
+|---|---|
+| `task`, `what`, `seed`, `trial` | the key of the run; `trial` is 0 but for searches |
+| `hyperparameters` | the constants of a plain run, or the start values of a converted one, natural units |
+| `settings` | arguments of `STNCallback`; of a converted run only |
+| `epochs`, `pruned` | length of a whole run, and whether a pruner ended this one early |
+| `best_epoch`, `best_val_loss`, `last_val_loss` | lowest validation loss, its epoch, and the loss of the last epoch |
+| `test` | loss and metric on the test data at the best epoch, read once; None if no validation loss was finite |
+| `cpu_seconds` | of training on one thread, validation included, test excluded |
+| `curve` | for each epoch its number, its validation loss, and the CPU seconds so far |
+| `values_at_best`, `final` | hyperparameters at the best and after the last epoch; None for a plain run |
+| `versions`, `date` | versions of the packages, commit of the clone, and day of the run |
+"""
 
 import json
 import math

@@ -234,6 +234,8 @@ BASELINES: dict[str, Callable[[Task], Constants]] = {
     "guess-0.5": guess(0.5),
 }
 
+GUESSES = tuple(name for name in BASELINES if name.startswith("guess-"))
+
 SEARCHES: dict[str, Search] = {
     "random": Search("random"),
     "random-pruned": Search("random", pruned=True),
