@@ -100,7 +100,7 @@ class AlphaDropout(TunedDropout, nn.AlphaDropout):  # type: ignore[misc]
 class TunedDropPath(TunedDropout):
     """Stochastic depth with a tuned rate: drops a residual branch, Huang et al. (2016), arXiv:1603.09382.
 
-    Branches that share a hyperparameter keep the proportions of their own rates.
+    Branches that share a hyperparameter keep the ratios of their rates.
     """
 
     proportional = True

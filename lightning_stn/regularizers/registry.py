@@ -27,7 +27,7 @@ class Tunable(Regularizer):
     plain: ClassVar[type[nn.Module]]
     """The type of the plain module."""
     proportional: ClassVar[bool] = False
-    """Whether modules that share a hyperparameter keep the proportions of their own rates."""
+    """Whether modules that share a hyperparameter keep the ratios of their rates."""
 
     share: float = 1.0
     """The rate of this module as a share of its strength."""
