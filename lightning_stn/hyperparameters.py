@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_stn import functional
 from lightning_stn.passes import Pass
 from lightning_stn.schedule import Schedule, Value
-from lightning_stn.specifications import Hyperparameter, check_specifications
+from lightning_stn.specifications import Hyperparameter, ResponseForm, check_specifications, empty_schedule
 from lightning_stn.transforms import positive, positive_inverse
 
 _STATE = ("unconstrained", "raw_scale")
@@ -29,6 +29,8 @@ class HyperparameterSet(nn.Module):
 
     Args:
         specifications: name to `Float`, `Integer`, `Categorical` or another kind. A name is a Python identifier.
+        response: what layers that respond to the set learn beside their weights: "full", gates and response weights, or
+            "gates" alone; see `lightning_stn.layers.ResponseLayer`.
 
     Attributes:
         unconstrained: `lambda`, `[h]`, unconstrained units: one entry for a `Float` or an `Integer`, one for each
@@ -43,7 +45,8 @@ class HyperparameterSet(nn.Module):
         slices: name to the slice of its entries.
 
     Raises:
-        ValueError: there are no hyperparameters, a name is not usable, or columns of `schedule.csv` would collide.
+        ValueError: there are no hyperparameters, a name is not usable, columns of `schedule.csv` would collide, or
+            `response` is unknown.
         TypeError: `specifications` is not a mapping, or one of them is not a `Hyperparameter`.
 
     Example:
@@ -58,8 +61,11 @@ class HyperparameterSet(nn.Module):
     unconstrained: Tensor
     raw_scale: Tensor
 
-    def __init__(self, specifications: Mapping[str, Hyperparameter]) -> None:
+    def __init__(self, specifications: Mapping[str, Hyperparameter], *, response: ResponseForm = "full") -> None:
         super().__init__()
+        if response not in get_args(ResponseForm):
+            raise ValueError(f"Expected response to be 'full' or 'gates', got {response!r}.")
+        self.response = response
         if not specifications:
             raise ValueError("Expected at least one hyperparameter, got none; name what to tune.")
         self._specifications: dict[str, Hyperparameter] = {}
@@ -73,7 +79,7 @@ class HyperparameterSet(nn.Module):
 
     def _extend(self, specifications: Mapping[str, Hyperparameter]) -> None:
         check_specifications(specifications, self._specifications)
-        _schedule({**self._specifications, **specifications})  # Refuses columns that collide, before any change.
+        empty_schedule({**self._specifications, **specifications})  # Refuses columns that collide, before any change.
         for name, specification in specifications.items():
             self.slices[name] = slice(len(self), len(self) + specification.size)
             self._specifications[name] = specification
@@ -159,7 +165,7 @@ class HyperparameterSet(nn.Module):
 
     def schedule(self) -> Schedule:
         """An empty schedule of these hyperparameters."""
-        return _schedule(self.specifications)
+        return empty_schedule(self.specifications)
 
     def require(self, name: str, reader: str) -> None:
         """Check that a hyperparameter exists.
@@ -342,9 +348,3 @@ class HyperparameterSet(nn.Module):
     def extra_repr(self) -> str:
         """One line per hyperparameter."""
         return "\n".join(f"{name}={specification!r}" for name, specification in self.specifications.items())
-
-
-def _schedule(specifications: Mapping[str, Hyperparameter]) -> Schedule:
-    choices = {name: s.parts for name, s in specifications.items() if not s.is_number}
-    parts = {name: s.parts for name, s in specifications.items() if s.is_number and s.parts}
-    return Schedule(tuple(specifications), choices=choices, parts=parts)

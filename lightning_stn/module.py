@@ -19,7 +19,7 @@ from lightning_stn.layers import ResponseLayer
 from lightning_stn.manual_optimization import WeightStep, save_checkpoints_by_time
 from lightning_stn.methods import STN, Method, parameter_groups
 from lightning_stn.methods.base import check_loss
-from lightning_stn.specifications import Hyperparameter, Perturb
+from lightning_stn.specifications import Hyperparameter, Perturb, ResponseForm
 
 _SIGNATURE = "lightning_stn_hyperparameters"
 """Key of the signature of the hyperparameters in a checkpoint."""
@@ -51,6 +51,8 @@ class STNModule(L.LightningModule):
     Args:
         *args: passed to the next base, as is `**kwargs`, so that an existing module keeps its constructor.
         hyperparameters: name to `Float`, `Integer` or `Categorical`.
+        response: what layers learn beside their weights: "full", gates and response weights, or "gates" alone, which
+            halves the parameters that conversion adds and more.
 
     Attributes:
         hyperparameters: the `HyperparameterSet`; `self.hyperparameters["name"]` reads the active value.
@@ -78,10 +80,16 @@ class STNModule(L.LightningModule):
 
     hyperparameters: HyperparameterSet
 
-    def __init__(self, *args: Any, hyperparameters: Mapping[str, Hyperparameter], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        hyperparameters: Mapping[str, Hyperparameter],
+        response: ResponseForm = "full",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.automatic_optimization = False
-        self.hyperparameters = HyperparameterSet(hyperparameters)
+        self.hyperparameters = HyperparameterSet(hyperparameters, response=response)
         self._weight_phase: WeightPhase | None = None
         self._muted = False
 

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 from torch.distributions.transforms import Transform
 
-from lightning_stn.schedule import Value
+from lightning_stn.schedule import Schedule, Value
 from lightning_stn.transforms import invert, range_transform
 
 Perturb = Literal["example", "batch"]
 """Whether each example has a perturbation, or the mini-batch has one."""
+
+ResponseForm = Literal["full", "gates"]
+"""Whether layers learn response weights beside their gates, or gates alone."""
 
 BOUND_REACHED = 7.0
 """Distance from zero, unconstrained units, beyond which a bound counts as reached: 0.1% of the range is left."""
@@ -330,3 +333,14 @@ def check_specifications(specifications: Any, taken: Container[str]) -> None:
                 f"Expected hyperparameter {name!r} to be a Hyperparameter, such as a Float, an Integer or a "
                 f"Categorical, got {specification!r}; write for instance Float(0.0, 1.0, init=0.5)."
             )
+
+
+def empty_schedule(specifications: Mapping[str, Hyperparameter]) -> Schedule:
+    """A schedule of hyperparameters, without rows.
+
+    Raises:
+        ValueError: columns would collide.
+    """
+    choices = {name: s.parts for name, s in specifications.items() if not s.is_number}
+    parts = {name: s.parts for name, s in specifications.items() if s.is_number and s.parts}
+    return Schedule(tuple(specifications), choices=choices, parts=parts)

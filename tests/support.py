@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_stn import Float, Integer, STNCallback, STNModule
 from lightning_stn.augment import Cutout, GaussianNoise
 from lightning_stn.layers import ResponseLayer
+from lightning_stn.specifications import ResponseForm
 
 CLASSES = 3
 
@@ -60,14 +61,20 @@ def small_net(rate: float = 0.1) -> nn.Sequential:
 class LitSmall(STNModule):
     """Three hyperparameters on a small convolutional network; records the order of its losses."""
 
-    def __init__(self, hyperparameters: dict[str, Any] | None = None, dropout: str | None = "dropout") -> None:
+    def __init__(
+        self,
+        hyperparameters: dict[str, Any] | None = None,
+        dropout: str | None = "dropout",
+        response: ResponseForm = "full",
+    ) -> None:
         super().__init__(
+            response=response,
             hyperparameters=hyperparameters
             or {
                 "dropout": Float(0.0, 0.9, init=0.05),
                 "noise": Float(0.0, None, init=0.1),
                 "length": Integer(0, 4, init=2),
-            }
+            },
         )
         self.noise = GaussianNoise("noise")
         self.cutout = Cutout("length")

@@ -54,10 +54,10 @@ class AffineResponse(ResponseLayer):
         """
         return 1.0
 
-    def reset_response(self) -> None:
+    def draw_response(self) -> None:
         """Draw `R` and `r` with the initialiser of the torch layer."""
         if not hasattr(self.plain, "reset_parameters"):
-            super().reset_response()
+            super().draw_response()
             return
         # The initialiser reads these two attributes only, and reads the weight even where only the bias responds.
         weight = self.weight.new_empty(self.weight.shape) if self.response_weight is None else self.response_weight

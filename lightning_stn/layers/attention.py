@@ -68,7 +68,7 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
     def _qkv_same_embed_dim(self, same: bool) -> None:
         self.__dict__["_qkv_same_embed_dim"] = same
 
-    def reset_response(self) -> None:
+    def draw_response(self) -> None:
         """Draw `R` with the initialisers of the torch layer, and `r` uniformly, since torch starts biases at zero."""
         for name in self.responding:
             response = self.response(name)

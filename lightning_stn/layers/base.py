@@ -28,6 +28,9 @@ class ResponseLayer(BoundModule):
     3.2. Gates start at zero, so that a new response layer computes the same as the plain layer; `R` is initialised
     like the layer's parameters.
 
+    With `response="gates"` of the set there are gates alone: `W` itself takes the place of `R`, `W(h) = (1 + diag(V h))
+    W`, and a parameter with a gate for each entry, such as a bias, is shifted by its gate, `b(h) = b + C h`.
+
     For a sample of one row the effective parameters are built once, and the plain layer runs on them. For a sample
     with a row for each example, the base and response products are computed side by side and the gates act on the
     outputs, so that no example's weights are built; families without such a computation refuse the sample.
@@ -81,7 +84,8 @@ class ResponseLayer(BoundModule):
             added: list[nn.Parameter | None] = [None, None]
             if base is not None and base.requires_grad:
                 gates = base.new_zeros(self.gate_size(name), len(hyperparameters))
-                added = [nn.Parameter(torch.empty_like(base)), nn.Parameter(gates)]
+                stored = nn.Parameter(torch.empty_like(base)) if hyperparameters.response == "full" else None
+                added = [stored, nn.Parameter(gates)]
             for new_name, parameter in zip(_added_names(name), added, strict=True):
                 self.register_parameter(new_name, parameter)
         self.reset_response()
@@ -103,10 +107,19 @@ class ResponseLayer(BoundModule):
         """Name of `R` of one parameter."""
         return _added_names(name)[0]
 
+    def stores_response(self, name: str) -> bool:
+        """Whether one parameter has response weights of its own."""
+        return getattr(self, _added_names(name)[0]) is not None
+
     def response(self, name: str) -> Tensor:
-        """`R` of one parameter."""
-        tensor: Tensor = getattr(self, _added_names(name)[0])
-        return tensor
+        """`R` of one parameter; with gates alone the parameter itself, or one where each entry has a gate."""
+        stored: Tensor | None = getattr(self, _added_names(name)[0])
+        if stored is not None:
+            return stored
+        base: Tensor = getattr(self, name)
+        if base.numel() == self.gate_size(name):
+            return torch.ones_like(base)
+        return base.detach() if self._linear else base  # The base weights learn outside the tangent alone.
 
     def gates(self, name: str) -> Tensor:
         """`V` of one parameter, `[o, h]`."""
@@ -119,6 +132,11 @@ class ResponseLayer(BoundModule):
         return [parameter for name in names if (parameter := self._parameters[name]) is not None]
 
     def reset_response(self) -> None:
+        """Draw every `R`; gates keep their values."""
+        if any(map(self.stores_response, self.responding)):
+            self.draw_response()
+
+    def draw_response(self) -> None:
         """Draw every `R` from a normal distribution with the root mean square of its base parameter.
 
         Where the base parameter is constant, `R` is constant too: the same absolute value, or one where that is zero.

@@ -31,7 +31,7 @@ class ResponseEmbedding(ResponseLayer, nn.Embedding):
             return "max_norm rewrites the weights at each look-up, so that they cannot respond; remove max_norm"
         return super().refusal(layer)
 
-    def reset_response(self) -> None:
+    def draw_response(self) -> None:
         """Draw `R` from a standard normal distribution, with zeros at `padding_idx`, as torch draws `W`."""
         with torch.no_grad():
             self.response("weight").normal_()

@@ -54,7 +54,7 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
         # The method of torch would fill all parameters of the module, gates included.
         self._fill(getattr(self, name) for name in self._flat_weights_names)
 
-    def reset_response(self) -> None:
+    def draw_response(self) -> None:
         """Draw every `R` as torch draws the base parameters."""
         self._fill(self.response(name) for name in self.responding)
 

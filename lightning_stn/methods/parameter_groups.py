@@ -49,7 +49,9 @@ def parameter_groups(
         response_lr = lr
     layers = [module for module in root.modules() if isinstance(module, ResponseLayer)]
     gates = {id(gate): gate for layer in layers for gate in map(layer.gates, layer.responding)}
-    responses = {id(r): r for layer in layers for r in map(layer.response, layer.responding)}
+    responses = {
+        id(r): r for layer in layers for r in map(layer.response, filter(layer.stores_response, layer.responding))
+    }
     weights = [p for p in root.parameters() if p.requires_grad and id(p) not in gates | responses]
     return [
         {"params": weights, "lr": lr},

@@ -71,6 +71,11 @@ class OneCycle(Adam):
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
 
+class Gates(Adam):
+    def __init__(self) -> None:
+        super().__init__(response="gates")
+
+
 class Double(Adam):
     """Converted to float64 before Lightning does it: checkpoints are loaded earlier, and would be rounded."""
 
@@ -205,6 +210,7 @@ CASES: dict[str, tuple[int, int, dict[str, Any]]] = {
     "bf16-true": (8, 10, {"precision": "bf16-true"}),
     "16-true": (8, 10, {"precision": "16-true", "kind": LitSmall}),  # float16 rounds Adam's eps to zero
     "one row for the batch": (8, 10, {"stn": {"perturb": "batch"}}),
+    "gates alone": (8, 10, {"kind": Gates}),
     "fixed scales": (8, 10, {"stn": {"scales": Scales(tune=False)}}),
     "SGD of the hyperparameters": (8, 10, {"stn": {"optimizer": torch.optim.SGD}}),
     "validation within epochs": (8, 10, {"trainer": {"val_check_interval": 3}}),
