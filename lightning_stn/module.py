@@ -36,7 +36,7 @@ class WeightPhase:
     """
 
     method: Method = field(default_factory=STN)
-    perturb: Perturb = "example"
+    perturb: Perturb = "batch"
     step: WeightStep = field(default_factory=WeightStep)
 
 

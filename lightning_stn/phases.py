@@ -9,6 +9,10 @@ from typing import Any, Literal, NamedTuple, get_args
 WarmupUnit = Literal["epochs", "steps", "share"]
 
 
+UNKNOWN_LENGTH = 1000
+"""Training batches in a warm-up that is a share of a run of unknown length."""
+
+
 class Phase(str, Enum):
     """Kind of a step, by the parameters that it trains."""
 
@@ -81,23 +85,24 @@ class Warmup:
         assert self.unit != "share"
         return int(self.length) * (batches_per_epoch if self.unit == "epochs" else 1)
 
-    def resolve(self, batches: float) -> "Warmup":
-        """A share as a number of training batches; every other length as it is.
+    def resolve(self, batches: float, epochs: float = math.inf) -> "Warmup":
+        """A share as a number of training batches or epochs; every other length as it is.
+
+        In a run of unknown length a share is `UNKNOWN_LENGTH` training batches.
 
         Args:
             batches: training batches of the run; infinity where they are not known.
-
-        Raises:
-            ValueError: a share of a run of unknown length.
+            epochs: of the run; infinity where they are not known.
         """
         if self.unit != "share":
             return self
-        if self.length and math.isinf(batches):
-            raise ValueError(
-                f"Expected a run of known length for a warm-up of {self.length:g} of it; give the Trainer max_epochs "
-                "or max_steps, or STNCallback(warmup=...) a whole number of epochs or Warmup(300, 'steps')."
-            )
-        return Warmup(round(self.length * batches) if self.length else 0, "steps")
+        if not self.length:
+            return Warmup(0, "steps")
+        if math.isinf(batches) and math.isinf(epochs):
+            return Warmup(UNKNOWN_LENGTH, "steps")
+        if math.isinf(batches):
+            return Warmup(round(self.length * epochs), "epochs")
+        return Warmup(round(self.length * batches), "steps")
 
 
 @dataclass(frozen=True)
@@ -113,9 +118,9 @@ class PhaseSchedule:
         ValueError: a count is not a whole number of at least 1, or the warm-up is out of its range.
     """
 
-    train_steps: int = 2
+    train_steps: int = 4
     valid_steps: int = 1
-    warmup: Warmup | int | float = 5
+    warmup: Warmup | int | float = 0.1
 
     def __post_init__(self) -> None:
         """Check the counts."""

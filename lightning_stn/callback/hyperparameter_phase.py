@@ -40,6 +40,7 @@ class HyperparameterPhase:
         settings: with learning rate and seed resolved.
         factory: builds the hyperparameter optimiser.
         dataloader: validation batches; None for those of module, datamodule or Trainer, see `tuning_loader`.
+        steps: hyperparameter steps of the whole run; None where its length is not known.
 
     Attributes:
         optimizer: steps the hyperparameters.
@@ -54,6 +55,7 @@ class HyperparameterPhase:
         settings: Settings,
         factory: OptimizerFactory,
         dataloader: Iterable[Any] | None,
+        steps: int | None,
     ) -> None:
         assert settings.lr is not None
         assert settings.seed is not None
@@ -61,6 +63,7 @@ class HyperparameterPhase:
         self._per_example = settings.perturb == "example"
         self._seed = settings.seed
         self._dataloader = dataloader
+        self._annealed_over = steps if settings.anneal else None
         self.optimizer = HyperparameterOptimizer(
             module.hyperparameters,
             factory,
@@ -110,6 +113,8 @@ class HyperparameterPhase:
         hypergradient = self.optimizer.receive(hypergradient)
         admitted = self.watch.admits(hypergradient, rescales=self.optimizer.rescales)
         before = module.hyperparameters.unconstrained.clone()
+        if self._annealed_over:
+            self.optimizer.anneal(number / self._annealed_over)
         self.optimizer.step(admitted=admitted)
         self._method.follow(module, module.hyperparameters, module.hyperparameters.unconstrained - before)
         return HyperparameterStep(loss, hypergradient if admitted else None)

@@ -29,6 +29,7 @@ class Settings:
     method: Method
     perturb: Perturb
     lr: float | None
+    anneal: bool
     scales: Scales
     weight_step: WeightStep
     seed: int | None
@@ -48,6 +49,8 @@ class Settings:
         number = isinstance(lr, int | float) and not isinstance(lr, bool)
         if lr is not None and not (number and 0 < lr < math.inf):
             raise ValueError(f"STNCallback: expected lr to be positive, or None, got {lr!r}.")
+        if not isinstance(self.anneal, bool):
+            raise ValueError(f"STNCallback: expected anneal to be True or False, got {self.anneal!r}.")
         if self.seed is not None and (not isinstance(self.seed, int) or isinstance(self.seed, bool)):
             raise ValueError(f"STNCallback: expected seed to be a whole number, or None, got {self.seed!r}.")
         _ = self.phases

@@ -17,7 +17,7 @@ from lightning_stn.callback.record import Recorder
 from lightning_stn.callback.resume import RunState, Stateful, Surroundings
 from lightning_stn.callback.settings import Settings, check_objects, check_on_resume_use
 from lightning_stn.manual_optimization import MetricSteps, SchedulerSettings, WeightStep
-from lightning_stn.methods import Method, OptimizerFactory, Scales
+from lightning_stn.methods import Method, OptimizerFactory, Scales, SharedAdam
 from lightning_stn.module import STNModule
 from lightning_stn.phases import Phase, PhaseClock, PhaseSchedule, Warmup
 from lightning_stn.schedule import Schedule
@@ -31,7 +31,7 @@ class STNCallback(Callback):
         train_steps: training batches in a weight phase.
         valid_steps: validation batches in the hyperparameter phase that follows.
         warmup: how long only the weights learn at the start: a whole number of epochs, a float for a share of the run,
-            or `Warmup(300, "steps")` for training batches.
+            or `Warmup(300, "steps")` for training batches. In a run of unknown length a share is 1,000 batches.
         method: how the response is fitted: `STN()`, `DeltaSTN(...)`, another `Method`, or its name, "stn" or
             "delta-stn".
         perturb: "example" draws a perturbation for each example, "batch" one for each mini-batch and rank, which costs
@@ -40,6 +40,8 @@ class STNCallback(Callback):
             for "stn" it is 30 divided by the number of hyperparameter steps, kept between 3e-3 and 1e-1, and for
             "delta-stn" a third of that. The paper uses 3e-3 for its convolutional networks, in runs of tens of
             thousands of steps.
+        anneal: whether the learning rates of hyperparameters and scales fall to zero along a half cosine, over the
+            hyperparameter steps of the run; they stay constant in a run of unknown length.
         optimizer: builds the hyperparameter optimiser from parameter groups that carry their learning rates; the
             optimiser's default rate is not used.
         scales: how the perturbation scales are tuned.
@@ -61,14 +63,15 @@ class STNCallback(Callback):
 
     def __init__(
         self,
-        train_steps: int = 2,
+        train_steps: int = 4,
         valid_steps: int = 1,
-        warmup: Warmup | int | float = 5,
+        warmup: Warmup | int | float = 0.1,
         *,
         method: Method | str = "stn",
-        perturb: Perturb = "example",
+        perturb: Perturb = "batch",
         lr: float | None = None,
-        optimizer: OptimizerFactory = torch.optim.Adam,
+        anneal: bool = True,
+        optimizer: OptimizerFactory = SharedAdam,
         scales: Scales = Scales(),
         weight_step: WeightStep = WeightStep(),
         dataloader: Iterable[Any] | None = None,
@@ -82,6 +85,7 @@ class STNCallback(Callback):
             method=method,  # type: ignore[arg-type]
             perturb=perturb,
             lr=lr,
+            anneal=anneal,
             scales=scales,
             weight_step=weight_step,
             seed=seed,
@@ -136,9 +140,9 @@ class STNCallback(Callback):
         if not module.automatic_optimization:
             self._schedulers.restore(trainer)
         check_optimizers(trainer, module)
-        self._resolve(trainer)
+        steps = self._resolve(trainer)
         self._prepare(module)
-        self._phase = HyperparameterPhase(trainer, module, self._settings, self._factory, self._dataloader)
+        self._phase = HyperparameterPhase(trainer, module, self._settings, self._factory, self._dataloader, steps)
         self._recorder = Recorder(module.hyperparameters, self._phase)
         surroundings = self._resume(module)
         for entries in (module.hyperparameters.unconstrained, module.hyperparameters.raw_scale):
@@ -154,11 +158,16 @@ class STNCallback(Callback):
         self._settings.method.prepare(module, module.hyperparameters)
         module._weight_phase = self._settings.weight_phase
 
-    def _resolve(self, trainer: Trainer) -> None:
-        """Choose, equally on all ranks, the values that the arguments leave to the run."""
+    def _resolve(self, trainer: Trainer) -> int | None:
+        """Choose, equally on all ranks, the values that the arguments leave to the run.
+
+        Returns:
+            Hyperparameter steps of the whole run; None where its length is not known.
+        """
         settings = self._settings
         batches = _run_length(trainer, settings)
-        settings = replace(settings, warmup=settings.warmup.resolve(batches))
+        epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
+        settings = replace(settings, warmup=settings.warmup.resolve(batches, epochs))
         self._clock.schedule = settings.phases
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._clock.schedule = settings.phases.immediate()
@@ -168,6 +177,7 @@ class STNCallback(Callback):
             lr=settings.method.rates.derive(steps) if settings.lr is None else settings.lr,
             seed=int(trainer.strategy.broadcast(torch.initial_seed() if settings.seed is None else settings.seed)),
         )
+        return steps
 
     def _resume(self, module: STNModule) -> Surroundings:
         """Continue from a checkpoint, if there is one; returns the surroundings, which are given back later."""

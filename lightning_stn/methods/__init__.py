@@ -28,6 +28,7 @@ from lightning_stn.methods.base import Method, Rates, resolve_method
 from lightning_stn.methods.delta import DeltaSTN
 from lightning_stn.methods.hypergradient import HyperparameterOptimizer, OptimizerFactory, Scales
 from lightning_stn.methods.parameter_groups import parameter_groups
+from lightning_stn.methods.shared_adam import SharedAdam
 from lightning_stn.methods.stn import STN
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "OptimizerFactory",
     "Rates",
     "Scales",
+    "SharedAdam",
     "parameter_groups",
     "resolve_method",
 ]

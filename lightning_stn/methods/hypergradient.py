@@ -36,7 +36,7 @@ class Scales:
         ValueError: an argument is out of its range.
     """
 
-    tune: bool = True
+    tune: bool = False
     lr: float | None = None
     entropy_weight: float = 1e-3
 
@@ -121,6 +121,8 @@ class HyperparameterOptimizer:
                 f"Expected STNCallback(optimizer=...) to return a torch.optim.Optimizer, got "
                 f"{type(self.optimizer).__name__}; pass a class such as torch.optim.Adam, or a functools.partial of it."
             )
+        for group in self.optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
         self.scaler = scaler
 
     @property
@@ -135,7 +137,17 @@ class HyperparameterOptimizer:
 
     def set_rate(self, name: str, rate: float) -> None:
         """Change one of the `rates`, and keep the state of the optimiser."""
-        self.optimizer.param_groups[RATES.index(name)]["lr"] = rate
+        group = self.optimizer.param_groups[RATES.index(name)]
+        group["lr"] = group["initial_lr"] = rate
+
+    def anneal(self, share: float) -> None:
+        """Lower the rates along a half cosine, from their initial values to zero.
+
+        Args:
+            share: part of the run that is over, in [0, 1].
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * (1 + math.cos(math.pi * min(share, 1.0))) / 2
 
     def leaves(self) -> Leaves:
         """Copies of the current state that require a gradient."""
@@ -252,6 +264,8 @@ class HyperparameterOptimizer:
                 f"STNCallback has {name}; pass the same, or on_resume_use=['optimizer'] to begin with a new state."
             )
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
         if self.scaler is not None and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self._freeze = state["freeze"]

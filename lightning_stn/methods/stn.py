@@ -19,17 +19,18 @@ class STN(Method):
         centred: whether the response is counted from the current hyperparameters, `W(h) = W + diag(V (h - lambda)) R`.
             When `lambda` steps by `d`, the base weights move along, `W += diag(V d) R`, so that `w(h)` stays the same
             function: these are other coordinates of the same model, in which the gates learn from the perturbation
-            alone. False counts from zero, `W(h) = W + diag(V h) R`, as in the paper.
+            alone. False counts from zero, `W(h) = W + diag(V h) R`, as in the paper: there the gates learn mostly
+            `V lambda`, which acts as a second learning rate of `W`, and hypergradients of different hyperparameters
+            are nearly the same.
 
     Raises:
         ValueError: `centred` is not a bool.
     """
 
-    centred: bool = False
+    centred: bool = True
 
     name = "stn"
-    # The smallest is the paper's rate for its convolutional networks, section 4.2.
-    rates = Rates(travel=30.0, smallest=3e-3, largest=1e-1, unknown=1e-2)
+    rates = Rates(travel=9.0, smallest=1e-3, largest=1e-1, unknown=1e-2)
 
     def __post_init__(self) -> None:
         """Check the settings."""
