@@ -166,17 +166,15 @@ class ResponseLayer(BoundModule):
 
     def effective(self, sample: Tensor) -> dict[str, Tensor]:
         """Effective parameters at a sample of one row, by name."""
-        effective = {}
-        for name in self.responding:
-            base, response, gated = getattr(self, name), self.response(name), self.gated(name, sample)[0]
-            if self._frozen:
-                base, response = base.detach(), response.detach()
-            if self._linear:
-                added = response * self.broadcast_gates(name, gated)
-                effective[name] = dual.respond(base, None, added, may_modify=False)
-            else:
-                effective[name] = functional.effective_parameter(base, response, self.broadcast_gates(name, gated))
-        return effective
+        return {name: self._effective(name, sample) for name in self.responding}
+
+    def _effective(self, name: str, sample: Tensor) -> Tensor:
+        base, response, gated = getattr(self, name), self.response(name), self.gated(name, sample)[0]
+        if self._frozen:
+            base, response = base.detach(), response.detach()
+        if self._linear:
+            return dual.respond(base, None, response * self.broadcast_gates(name, gated), may_modify=False)
+        return functional.effective_parameter(base, response, self.broadcast_gates(name, gated))
 
     def add_response(self, output: Tensor, gates: Tensor, response: Tensor, *, may_modify: bool = True) -> Tensor:
         """`output + gates * response`; in a linearised pass the second term is the tangent of `output`.
@@ -194,13 +192,16 @@ class ResponseLayer(BoundModule):
     def squared_norm(self, name: str) -> Tensor:
         """`|W + diag(V h_n) R|^2` of one parameter at the bound sample, `[n]` or `[1]`.
 
-        The effective parameters themselves are not built.
+        With a row for each example the effective parameters are not built.
         """
         base: Tensor = getattr(self, name)
         if self._hyperparameters is None or name not in self.responding:
             return base.square().sum().reshape(1)
+        sample = self._hyperparameters.bound_sample()
         with torch.autocast(base.device.type, enabled=False):
-            response, gated = self.response(name), self.gated(name, self._hyperparameters.bound_sample())
+            if len(sample) == 1 and not self._linear:
+                return self._effective(name, sample).square().sum().reshape(1)
+            response, gated = self.response(name), self.gated(name, sample)
             products = [self.unit_sums(name, *pair) for pair in ((base, base), (base, response), (response, response))]
             return products[0].sum() + 2 * gated @ products[1] + gated.square() @ products[2]
 
