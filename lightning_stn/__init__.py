@@ -9,10 +9,11 @@ from lightning_stn.manual_optimization import WeightStep
 from lightning_stn.methods import STN, DeltaSTN, Method, Scales
 from lightning_stn.module import STNModule
 from lightning_stn.phases import Phase, PhaseSchedule, Warmup
+from lightning_stn.ranges import Float, Integer
 from lightning_stn.recipes import recommended_augmentation, recommended_hyperparameters
 from lightning_stn.resumable import ResumableLoader
 from lightning_stn.schedule import Schedule
-from lightning_stn.specifications import Float, Hyperparameter, Integer
+from lightning_stn.specifications import Hyperparameter
 
 __version__ = "0.1.0"
 

@@ -36,9 +36,8 @@ class HyperparameterSet(nn.Module):
         unconstrained: `lambda`, `[h]`, unconstrained units: one entry for a `Float` or an `Integer`, one for each
             choice of a `Categorical`.
         raw_scale: `rho`, `[h]`; the perturbation scale is `softplus(rho)`.
-        centred: whether the response is centred at the current hyperparameters, `W + diag(V (h - lambda)) R`, so that
-            the base weights are those at `lambda`, as in Delta-STN, Bae and Grosse (2020), arXiv:2010.13514; initially
-            False: centred at zero.
+        centred: whether the response is counted from the current hyperparameters, `W + diag(V (h - lambda)) R`, so that
+            the base weights are those at `lambda`, or from zero, as in the first paper; initially True.
         networks: the networks that respond to the set, as `convert` returned them.
         current_pass: what the networks run for now; `running` changes it for the duration of a block.
         names: the names, in the order of the entries.
@@ -71,7 +70,7 @@ class HyperparameterSet(nn.Module):
         self._specifications: dict[str, Hyperparameter] = {}
         self.slices: dict[str, slice] = {}
         self._frozen = False
-        self.centred = False
+        self.centred = True
         self.networks: list[nn.Module] = []
         self.current_pass = Pass()
         self._read: dict[str, bool] = {}  # a dictionary, since compiled graphs can write to one

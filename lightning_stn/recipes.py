@@ -5,7 +5,8 @@ from typing import Literal
 from torch import nn
 
 from lightning_stn.augment import ColorJitter, Cutout, InputScale
-from lightning_stn.specifications import Float, Hyperparameter, Integer
+from lightning_stn.ranges import Float, Integer
+from lightning_stn.specifications import Hyperparameter
 
 _START = 0.05
 

@@ -1,31 +1,21 @@
-"""Kinds of hyperparameters: the base class of all, `Float` and `Integer`."""
+"""Kinds of hyperparameters: the base class of all, and checks of a dictionary of them."""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
-from functools import cached_property
-from types import UnionType
+from dataclasses import fields
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions.transforms import Transform
 
 from lightning_stn.schedule import Schedule, Value
-from lightning_stn.transforms import invert, range_transform
 
 Perturb = Literal["example", "batch"]
 """Whether each example has a perturbation, or the mini-batch has one."""
 
 ResponseForm = Literal["full", "gates"]
 """Whether layers learn response weights beside their gates, or gates alone."""
-
-BOUND_REACHED = 7.0
-"""Distance from zero, unconstrained units, beyond which a bound counts as reached: 0.1% of the range is left."""
-
-_LARGEST_INTEGER_RANGE = 2**20
-"""Above this, float32 logits no longer reach every integer."""
 
 
 class Chart(NamedTuple):
@@ -146,162 +136,6 @@ class Hyperparameter(ABC):
     def chart(self, name: str) -> Chart:
         """The chart of the hyperparameter `name`, with tags of `curves`."""
         return Chart("Margin", [f"{kind}/{name}" for kind in ("value", "lower", "upper")])
-
-
-@dataclass(frozen=True)
-class _Ranged(Hyperparameter):
-    """Base class of `Float` and `Integer`: a number in a range."""
-
-    low: float | None
-    high: float | None
-    init: float
-    _: KW_ONLY
-    scale: float = 0.5
-    perturb: Perturb = "example"
-
-    def _check(self, wanted: type | UnionType, kind: str, optional: Sequence[str] = ()) -> None:
-        for name in ("low", "high", "init"):
-            number: Any = getattr(self, name)
-            if number is None and name in optional:
-                continue
-            if isinstance(number, bool) or not isinstance(number, wanted) or not math.isfinite(getattr(self, name)):
-                raise ValueError(
-                    f"{self!r}: expected {name} to be a {kind}, got {number!r}; write it as a plain Python number."
-                )
-        if self.low is not None and self.high is not None and self.low >= self.high:
-            raise ValueError(f"{self!r}: expected low < high, got {self.low!r} and {self.high!r}; the range is empty.")
-        super().__post_init__()
-
-    @property
-    @abstractmethod
-    def transform(self) -> Transform:
-        """From unconstrained to natural units (for an integer: before rounding)."""
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """`low` and `high`, infinite where they are None."""
-        return (
-            -math.inf if self.low is None else float(self.low),
-            math.inf if self.high is None else float(self.high),
-        )
-
-    def constrain(self, unconstrained: Tensor) -> Tensor:
-        """Values in natural units, elementwise."""
-        value: Tensor = self.transform(unconstrained)
-        return value
-
-    def unconstrained_init(self) -> list[float]:
-        """`init` in unconstrained units."""
-        return [invert(self.transform, self.init)]
-
-    def read(self, unconstrained: Tensor) -> Tensor:
-        """Values in natural units: `[..., 1]`, unconstrained units, to `[...]`."""
-        return self.constrain(unconstrained.squeeze(-1))
-
-    def to_python(self, value: Tensor) -> Value:
-        """A scalar as a number."""
-        number: float = value.item()
-        return number
-
-    def bound_reached(self, unconstrained: Sequence[float]) -> float | None:
-        """The bound beyond `BOUND_REACHED` whose side the hyperparameter has moved to since its start."""
-        (place,), (start,) = unconstrained, self.unconstrained_init()
-        low, high = self.bounds
-        if place > max(BOUND_REACHED, start + 1):
-            return high if math.isfinite(high) else None
-        return low if place < min(-BOUND_REACHED, start - 1) and math.isfinite(low) else None
-
-
-@dataclass(frozen=True)
-class Float(_Ranged):
-    """A real hyperparameter.
-
-    Args:
-        low: lower bound, natural units; None for no bound.
-        high: upper bound, natural units; None for no bound.
-        init: initial value, strictly between the bounds, natural units.
-        scale: initial standard deviation of the perturbation, unconstrained units.
-        perturb: "example" draws a perturbation for each example, "batch" one for the mini-batch (for strengths that act
-            on the batch as a whole, such as the weight of a penalty).
-        log: perturb and step the logarithm, for positive quantities that span orders of magnitude.
-
-    Raises:
-        ValueError: the range is empty, `init` lies on or beyond a bound, `log` is set for a range that is not positive,
-            or an argument has a wrong type.
-    """
-
-    _: KW_ONLY
-    log: bool = False
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        self._check(int | float, "finite number", optional=("low", "high"))
-        log: Any = self.log
-        if not isinstance(log, bool):
-            raise ValueError(f"{self!r}: expected log to be True or False, got {log!r}; set one of them.")
-        if self.log and (self.low is None or self.low < 0):
-            raise ValueError(f"{self!r}: log=True needs a positive range, got low={self.low!r}; give low >= 0.")
-        if (self.low is not None and self.init <= self.low) or (self.high is not None and self.init >= self.high):
-            raise ValueError(
-                f"{self!r}: expected init strictly between low and high, got {self.init!r}: a bound is infinitely far "
-                "away in unconstrained units; move init inwards or widen the range."
-            )
-
-    @cached_property
-    def transform(self) -> Transform:
-        """From unconstrained to natural units."""
-        return range_transform(self.low, self.high, log=self.log)
-
-    def bound_reached(self, unconstrained: Sequence[float]) -> float | None:
-        """As for every range; on a logarithmic scale, zero is no bound."""
-        bound = super().bound_reached(unconstrained)
-        return None if self.log and not bound else bound
-
-    def band(self, values: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
-        """Values one scale below and above `values`."""
-        centre = self.transform.inv(values)
-        return self.constrain(centre - scales), self.constrain(centre + scales)
-
-
-@dataclass(frozen=True)
-class Integer(_Ranged):
-    """A whole-number hyperparameter: a real one, rounded, so that each integer has an equal share of the real range.
-
-    Args:
-        low: smallest value, included.
-        high: largest value, included.
-        init: initial value; the bounds are allowed.
-        scale: initial standard deviation of the perturbation, unconstrained units.
-        perturb: as for `Float`.
-
-    Raises:
-        ValueError: the range has fewer than two integers or more than 2**20, `init` lies outside it, or an argument is
-            not a whole number.
-    """
-
-    low: int
-    high: int
-    init: int
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        self._check(int, "whole number")
-        if self.high - self.low > _LARGEST_INTEGER_RANGE:
-            raise ValueError(
-                f"{self!r}: a range of more than {_LARGEST_INTEGER_RANGE} integers cannot be resolved; "
-                "use Float(..., log=True) and round where it is read."
-            )
-        if not self.low <= self.init <= self.high:
-            raise ValueError(f"{self!r}: expected low <= init <= high, got init={self.init!r}; move it into the range.")
-
-    @cached_property
-    def transform(self) -> Transform:
-        """From unconstrained units to the real range that is rounded, half an integer wider at each end."""
-        return range_transform(self.low - 0.5, self.high + 0.5)
-
-    def constrain(self, unconstrained: Tensor) -> Tensor:
-        """Values in natural units, elementwise, as int64."""
-        return super().constrain(unconstrained).round().clamp(self.low, self.high).to(torch.int64)
 
 
 def check_specifications(specifications: Any, taken: Container[str]) -> None:

@@ -16,6 +16,7 @@ from tasks import Constants, Folders, Task
 
 import lightning_stn
 from lightning_stn import STNCallback, STNModule, WeightStep
+from lightning_stn.specifications import ResponseForm
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
@@ -91,10 +92,17 @@ class Run:
         row = self._train(module, [], {"gradient_clip_val": self.task.clip}, prune)
         return {"hyperparameters": dict(self.task.off if constants is None else constants), **row}
 
-    def tuned(self, settings: dict[str, Any], start: Constants | None = None) -> dict[str, Any]:
+    @property
+    def batches(self) -> int:
+        """Training batches of the run."""
+        return self.length * len(self.task.loaders(self.seed, self.folders).train)
+
+    def tuned(
+        self, settings: dict[str, Any], start: Constants | None = None, response: ResponseForm = "full"
+    ) -> dict[str, Any]:
         """Train the self-tuned module with `STNCallback(**settings)`. Returns the fields of a row."""
         L.seed_everything(self.seed, verbose=False)
-        module = self.task.tuned(start, self.folders)
+        module = self.task.tuned(start, self.folders, response)
         start = module.hyperparameters.values()
         clipping = {} if self.task.clip is None else {"weight_step": WeightStep(gradient_clip_val=self.task.clip)}
         settings = clipping | settings

@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import torch
 from results import Key, Row
 from results import trials as rows_of_search
-from tasks import Constants, Task
+from tasks import Constants, Task, at_fraction, bounds
 from training import Prune, Run
 
-from lightning_stn import STN, Float, Hyperparameter, Integer, Warmup
+from lightning_stn import STN, Float, Hyperparameter, Integer, PhaseSchedule, Scales, Warmup
+from lightning_stn.specifications import ResponseForm
 
 
 class Waiting(Exception):
@@ -62,24 +64,9 @@ def guess(fraction: float) -> Callable[[Task], Constants]:
     """Every hyperparameter at a fraction: dropouts at this rate, all others at this fraction of their range."""
 
     def constants(task: Task) -> Constants:
-        return {name: _at(name, specification, fraction) for name, specification in task.space.items()}
+        return {name: at_fraction(name, specification, fraction) for name, specification in task.space.items()}
 
     return constants
-
-
-def _at(name: str, specification: Hyperparameter, fraction: float) -> float:
-    low, high = _bounds(specification)
-    if name.endswith("dropout"):
-        return min(fraction, high)
-    if isinstance(specification, Float) and specification.log:
-        return low * (high / low) ** fraction
-    value = low + fraction * (high - low)
-    return round(value) if isinstance(specification, Integer) else value
-
-
-def _bounds(specification: Hyperparameter) -> tuple[float, float]:
-    assert specification.bounds is not None
-    return specification.bounds
 
 
 def draw(space: Mapping[str, Hyperparameter], generator: random.Random) -> Constants:
@@ -88,7 +75,7 @@ def draw(space: Mapping[str, Hyperparameter], generator: random.Random) -> Const
 
 
 def _draw(specification: Hyperparameter, generator: random.Random) -> float:
-    low, high = _bounds(specification)
+    low, high = bounds(specification)
     if isinstance(specification, Integer):
         return generator.randint(int(low), int(high))
     if isinstance(specification, Float) and specification.log:
@@ -139,9 +126,9 @@ class Search:
 
 def _suggest(trial: Any, space: Mapping[str, Hyperparameter]) -> Constants:
     return {
-        name: trial.suggest_int(name, *map(int, _bounds(specification)))
+        name: trial.suggest_int(name, *map(int, bounds(specification)))
         if isinstance(specification, Integer)
-        else trial.suggest_float(name, *_bounds(specification), log=_is_log(specification))
+        else trial.suggest_float(name, *bounds(specification), log=_is_log(specification))
         for name, specification in space.items()
     }
 
@@ -156,9 +143,9 @@ def _finished(task: Task, row: Row) -> Any:
     from optuna.trial import TrialState, create_trial
 
     distributions = {
-        name: IntDistribution(*map(int, _bounds(specification)))
+        name: IntDistribution(*map(int, bounds(specification)))
         if isinstance(specification, Integer)
-        else FloatDistribution(*_bounds(specification), log=_is_log(specification))
+        else FloatDistribution(*bounds(specification), log=_is_log(specification))
         for name, specification in task.space.items()
     }
     losses = {epoch: loss for epoch, loss, _ in row["curve"] if loss is not None}
@@ -187,14 +174,27 @@ class Method:
 
     Args:
         settings: arguments of `STNCallback`.
+        travel: sets the learning rate to this distance, divided by the number of hyperparameter steps, at most 0.1;
+            None for the method's own rule.
+        response: argument of `STNModule`.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
+    travel: float | None = None
+    response: ResponseForm = "full"
     searches: bool = False
 
     def train(self, place: Place) -> Row:
         """Train once."""
-        return place.run.tuned(self.settings)
+        return self.run(place.run)
+
+    def run(self, run: Run, start: Constants | None = None, **settings: Any) -> Row:
+        """Train once, from other start values or with further settings."""
+        settings = self.settings | settings
+        if self.travel is not None:
+            steps = run.batches * 0.9 / settings.get("train_steps", PhaseSchedule().train_steps)
+            settings["lr"] = min(self.travel / steps, 0.1)
+        return run.tuned(settings, start, self.response)
 
 
 @dataclass(frozen=True)
@@ -223,12 +223,12 @@ class Control:
         if not self.converted:
             return place.run.plain(constants or place.run.task.start)
         never = Warmup(place.run.length, "epochs")
-        return place.run.tuned({**METHODS[self.method], "warmup": never}, constants)
+        return METHODS[self.method].run(place.run, constants, warmup=never)
 
 
 BASELINES: dict[str, Callable[[Task], Constants]] = {
     "none": lambda task: task.off,
-    "weak": lambda task: task.start,
+    "weak": guess(0.05),
     "guess-0.1": guess(0.1),
     "guess-0.3": guess(0.3),
     "guess-0.5": guess(0.5),
@@ -243,14 +243,31 @@ SEARCHES: dict[str, Search] = {
     "tpe-pruned": Search("tpe", pruned=True),
 }
 
-METHODS: dict[str, dict[str, Any]] = {
-    "stn": {},
-    "stn-batch": {"perturb": "batch"},
-    "centred": {"method": STN(centred=True)},
-    "centred-batch": {"method": STN(centred=True), "perturb": "batch"},
-    "delta-stn": {"method": "delta-stn"},
+FIRST: dict[str, Any] = {
+    "method": STN(centred=False),
+    "perturb": "example",
+    "train_steps": 2,
+    "anneal": False,
+    "optimizer": torch.optim.Adam,
+    "scales": Scales(tune=True),
 }
-"""Arguments of `STNCallback` by the name of the method; everything else is a default."""
+"""What the first version of this package did by default."""
+
+METHODS: dict[str, Method] = {
+    "stn": Method(),
+    "delta-stn": Method({"method": "delta-stn"}),
+    "first-version": Method(FIRST, travel=30.0),
+    "uncentred": Method({"method": STN(centred=False)}),
+    "per-example": Method({"perturb": "example"}),
+    "gates": Method(response="gates"),
+    "adam": Method({"optimizer": torch.optim.Adam}),
+    "constant-rate": Method({"anneal": False}),
+    "tuned-scales": Method({"scales": Scales(tune=True)}),
+    "slower": Method(travel=3.0),
+    "faster": Method(travel=27.0),
+    "more-steps": Method({"train_steps": 2}),
+}
+"""Self-tuned runs: `stn` with all defaults, Delta-STN, the first version, and `stn` with one setting changed."""
 
 CONTROLS: dict[str, tuple[Literal["start", "final"], bool]] = {
     "untuned": ("start", True),
@@ -262,7 +279,7 @@ CONTROLS: dict[str, tuple[Literal["start", "final"], bool]] = {
 WHAT: dict[str, Entry] = {
     **{name: Baseline(constants) for name, constants in BASELINES.items()},
     **SEARCHES,
-    **{name: Method(settings) for name, settings in METHODS.items()},
+    **METHODS,
     **{
         f"{method}:{name}": Control(method, values, converted)
         for method in METHODS

@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args
 from torch import Tensor, nn
 
 from lightning_stn.hyperparameters import HyperparameterSet
+from lightning_stn.ranges import Float
 from lightning_stn.regularizer import Regularizer
-from lightning_stn.specifications import Float, Hyperparameter
+from lightning_stn.specifications import Hyperparameter
 
 Keyword = Literal["dropout", "drop_path"]
 """Arguments of `convert` that name a hyperparameter."""

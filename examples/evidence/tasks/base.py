@@ -11,14 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_stn import Hyperparameter, STNModule
+from lightning_stn import Float, Hyperparameter, Integer, STNModule
 from lightning_stn.regularizers import Dropout
+from lightning_stn.specifications import ResponseForm
 
 Constants = Mapping[str, float]
 """Value of each hyperparameter by name, natural units."""
 
 Strengths = Mapping[str, str | float]
 """Strength of each regulariser by name: a constant, or the name of the hyperparameter that tunes it."""
+
+
+START = 0.1
+"""Guess from which self-tuned runs start; see `at_fraction`."""
 
 
 class Loaders(NamedTuple):
@@ -75,9 +80,9 @@ class PlainModule(L.LightningModule):
 class SelfTuned(STNModule):
     """Stands in front of a `PlainModule`, whose `training_step` then gives the training loss."""
 
-    def __init__(self, specifications: Mapping[str, Hyperparameter]) -> None:
+    def __init__(self, specifications: Mapping[str, Hyperparameter], response: ResponseForm = "full") -> None:
         names = {name: name for name in specifications}
-        super().__init__(hyperparameters=specifications, strengths=names)
+        super().__init__(hyperparameters=specifications, response=response, strengths=names)
         self.net = self.convert(self.net)
 
     def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
@@ -126,7 +131,7 @@ class Task:
     Args:
         plain: the ordinary module; its constructor takes `strengths`.
         self_tuned: the subclass with `SelfTuned` in front.
-        space: range and start of each hyperparameter, for search and tuning alike.
+        space: range of each hyperparameter, for search and tuning alike.
         loaders: the data of a run by its seed.
         epochs: length of a run.
         metric: what is reported beside the loss: "accuracy", "perplexity" or "rmse".
@@ -150,18 +155,18 @@ class Task:
 
     @property
     def start(self) -> Constants:
-        """The values from which tuning starts."""
-        return {name: specification.init for name, specification in self.space.items()}
+        """The values from which tuning starts: the guess of a tenth."""
+        return {name: at_fraction(name, specification, START) for name, specification in self.space.items()}
 
     def build(self, constants: Constants | None, folders: Folders) -> PlainModule:
         """The plain module at constants; None for no regularisation."""
         return self._begun(self.plain(strengths=self.off if constants is None else constants), folders)
 
-    def tuned(self, start: Constants | None, folders: Folders) -> STNModule:
-        """The self-tuned module; None for the start values of `space`."""
+    def tuned(self, start: Constants | None, folders: Folders, response: ResponseForm) -> STNModule:
+        """The self-tuned module, from these values or from `self.start`."""
         begins = self.start if start is None else start
         specifications = {name: replace(spec, init=_inside(spec, begins[name])) for name, spec in self.space.items()}
-        return self._begun(self.self_tuned(specifications), folders)
+        return self._begun(self.self_tuned(specifications, response), folders)
 
     def _begun(self, module: Any, folders: Folders) -> Any:
         if self.begin is not None:
@@ -176,6 +181,23 @@ def _inside(specification: Hyperparameter, value: float) -> float:
         return value
     margin = 1e-6 * (high - low)
     return min(max(value, low + margin), high - margin)
+
+
+def at_fraction(name: str, specification: Hyperparameter, fraction: float) -> float:
+    """A rate of dropout of this fraction, or the value at this fraction of another range."""
+    low, high = bounds(specification)
+    if name.endswith("dropout"):
+        return min(fraction, high)
+    if isinstance(specification, Float) and specification.log:
+        return low * (high / low) ** fraction
+    value = low + fraction * (high - low)
+    return round(value) if isinstance(specification, Integer) else value
+
+
+def bounds(specification: Hyperparameter) -> tuple[float, float]:
+    """Lowest and highest value of a hyperparameter with a range."""
+    assert specification.bounds is not None
+    return specification.bounds
 
 
 def dropout(rate: str | float) -> nn.Module:

@@ -18,8 +18,8 @@ LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "hidden1", "hidden2")
 
 SPACE = {
     **recommended_hyperparameters("image"),
-    "input_dropout": Float(0.0, 0.8, init=0.05),
-    **{f"{layer}_dropout": Float(0.0, 0.8, init=0.05) for layer in LAYERS},
+    "input_dropout": Float(0.0, 0.8),
+    **{f"{layer}_dropout": Float(0.0, 0.8) for layer in LAYERS},
 }
 
 

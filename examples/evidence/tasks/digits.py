@@ -14,9 +14,9 @@ from lightning_stn.augment import Cutout, GaussianNoise
 from tasks.base import Classifier, Folders, Loaders, SelfTuned, Strengths, Task, batches, dropout
 
 SPACE = {
-    "noise": Float(0.0, 0.5, init=0.05),
-    "cutout": Integer(0, 6, init=1),
-    **{f"{place}_dropout": Float(0.0, 0.8, init=0.05) for place in ("conv1", "conv2", "hidden")},
+    "noise": Float(0.0, 0.5),
+    "cutout": Integer(0, 6),
+    **{f"{place}_dropout": Float(0.0, 0.8) for place in ("conv1", "conv2", "hidden")},
 }
 
 

@@ -23,13 +23,13 @@ UNITS = 256
 PLACES = ("conv1", "conv2", "conv3", "hidden")
 
 SPACE = {
-    **{f"{place}_dropout": Float(0.0, 0.8, init=0.05) for place in PLACES},
-    "brightness": Float(0.0, 1.0, init=0.05),
-    "contrast": Float(0.0, 1.0, init=0.05),
-    "saturation": Float(0.0, 1.0, init=0.05),
-    "degrees": Float(0.0, 45.0, init=2.0),
-    "translate": Float(0.0, 0.5, init=0.02),
-    "cutout_length": Integer(0, 24, init=2),
+    **{f"{place}_dropout": Float(0.0, 0.8) for place in PLACES},
+    "brightness": Float(0.0, 1.0),
+    "contrast": Float(0.0, 1.0),
+    "saturation": Float(0.0, 1.0),
+    "degrees": Float(0.0, 45.0),
+    "translate": Float(0.0, 0.5),
+    "cutout_length": Integer(0, 24),
 }
 
 

@@ -17,10 +17,10 @@ LENGTH = 35
 """Words through which gradients are propagated."""
 
 SPACE = {
-    **{f"{place}_dropout": Float(0.0, 0.8, init=0.05) for place in ("output", "input", "hidden", "embedding")},
-    "weight_dropout": Float(0.0, 0.8, init=0.05, perturb="batch"),
-    "ar": Float(0.0, 4.0, init=0.05),
-    "tar": Float(0.0, 4.0, init=0.05),
+    **{f"{place}_dropout": Float(0.0, 0.8) for place in ("output", "input", "hidden", "embedding")},
+    "weight_dropout": Float(0.0, 0.8, perturb="batch"),
+    "ar": Float(0.0, 4.0),
+    "tar": Float(0.0, 4.0),
 }
 
 

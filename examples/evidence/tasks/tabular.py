@@ -23,11 +23,11 @@ NUMBERS = ("carat", "depth", "table", "x", "y", "z")
 GRADES = ("cut", "color", "clarity")
 
 SPACE = {
-    "number_noise": Float(0.0, 0.5, init=0.02),
-    "grade_noise": Float(0.0, 0.5, init=0.02),
-    **{f"layer{layer}_dropout": Float(0.0, 0.8, init=0.05) for layer in range(1, LAYERS + 1)},
-    "l2_first": Float(1e-6, 1e-1, init=1e-5, log=True, perturb="batch"),
-    "l2_others": Float(1e-6, 1e-1, init=1e-5, log=True, perturb="batch"),
+    "number_noise": Float(0.0, 0.5),
+    "grade_noise": Float(0.0, 0.5),
+    **{f"layer{layer}_dropout": Float(0.0, 0.8) for layer in range(1, LAYERS + 1)},
+    "l2_first": Float(1e-6, 1e-1, log=True, perturb="batch"),
+    "l2_others": Float(1e-6, 1e-1, log=True, perturb="batch"),
 }
 
 

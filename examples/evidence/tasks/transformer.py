@@ -17,14 +17,10 @@ LENGTH = 32
 """Words in an example."""
 
 SPACE = {
-    "embedding_dropout": Float(0.0, 0.8, init=0.05),
-    **{
-        f"layer{layer}_{place}_dropout": Float(0.0, 0.8, init=0.05)
-        for layer in range(1, LAYERS + 1)
-        for place in PLACES
-    },
-    "output_dropout": Float(0.0, 0.8, init=0.05),
-    "label_smoothing": Float(0.0, 0.3, init=0.01),
+    "embedding_dropout": Float(0.0, 0.8),
+    **{f"layer{layer}_{place}_dropout": Float(0.0, 0.8) for layer in range(1, LAYERS + 1) for place in PLACES},
+    "output_dropout": Float(0.0, 0.8),
+    "label_smoothing": Float(0.0, 0.3),
 }
 
 
