@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_stn.callback.checks import tuning_loader
 from lightning_stn.callback.settings import Settings
+from lightning_stn.callback.statistics import HypergradientStatistics
 from lightning_stn.callback.stream import ValidationStream
 from lightning_stn.callback.watch import Watch
 from lightning_stn.methods import HyperparameterOptimizer, OptimizerFactory
@@ -46,6 +47,7 @@ class HyperparameterPhase:
         optimizer: steps the hyperparameters.
         stream: yields validation batches.
         watch: keeps non-finite hypergradients out.
+        statistics: of the hypergradients so far.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class HyperparameterPhase:
             world_size=trainer.world_size,
         )
         self.watch = Watch(module.hyperparameters)
+        self.statistics = HypergradientStatistics(module.hyperparameters)
         self._loaded_in = trainer.current_epoch
 
     def follow_reload(self, trainer: Trainer, module: STNModule) -> None:
@@ -112,6 +115,8 @@ class HyperparameterPhase:
         hypergradient = trainer.strategy.reduce(hypergradient, reduce_op="mean")
         hypergradient = self.optimizer.receive(hypergradient)
         admitted = self.watch.admits(hypergradient, rescales=self.optimizer.rescales)
+        if admitted:
+            self.statistics.update(hypergradient[0])
         before = module.hyperparameters.unconstrained.clone()
         if self._annealed_over:
             self.optimizer.anneal(number / self._annealed_over)

@@ -182,6 +182,7 @@ class Recorder:
         metrics |= {f"stn/{name}": rate for name, rate in self._phase.optimizer.rates.items()}
         if self._phase.watch.skipped:
             metrics[SKIPPED] = self._phase.watch.skipped
+        metrics |= self._phase.statistics.metrics()
         hypergradient = self._hypergradient.pop()
         if hypergradient is not None:
             metrics |= _tagged(HYPERGRADIENT, hyperparameters.labels, hypergradient[0].tolist())

@@ -202,6 +202,7 @@ class STNCallback(Callback):
             "optimizer": self._phase.optimizer,
             "stream": self._phase.stream,
             "watch": self._phase.watch,
+            "statistics": self._phase.statistics,
             "record": self._recorder,
             "metric_steps": self._metric_steps,
         }
@@ -244,6 +245,7 @@ class STNCallback(Callback):
         if self._clock.batches % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._recorder.record(trainer, self._clock.batches)
             self._phase.watch.look()
+            self._phase.statistics.look()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Step the schedulers that follow a metric of the epoch; unbind the sample of an epoch that ended early."""
@@ -255,6 +257,7 @@ class STNCallback(Callback):
         self._metric_steps.take(pl_module)
         self._recorder.record(trainer, self._clock.batches)
         self._recorder.close()
+        self._phase.statistics.report()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Clear the settings of the weight phase, so that a later `fit` without this callback raises."""

@@ -1,0 +1,132 @@
+"""What the hypergradients of a run tell about it: how many directions are tuned, and how much of them is signal."""
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from lightning_stn.hyperparameters import HyperparameterSet
+
+WINDOW = 100
+"""Hyperparameter steps over which means are taken, roughly: the weight of a step falls by a factor of e within it."""
+
+FEWEST = 50
+"""Hyperparameter steps before the statistics are given."""
+
+ONE_DIRECTION = 0.9
+"""Share of the first direction above which a run is warned."""
+
+PULLED = 0.5
+"""Signal to noise above which a hyperparameter counts as still moving; over a window, five standard errors."""
+
+
+class HypergradientStatistics:
+    """Running first and second moments of the hypergradients.
+
+    Args:
+        hyperparameters: the set whose hypergradients come.
+
+    Attributes:
+        count: hypergradients so far.
+    """
+
+    def __init__(self, hyperparameters: HyperparameterSet) -> None:
+        self._hyperparameters = hyperparameters
+        self._mean: Tensor | None = None
+        self._second: Tensor | None = None
+        self._weight = 0.0
+        self._warned = False
+        self.count = 0
+
+    def update(self, hypergradient: Tensor) -> None:
+        """Take in the hypergradient of a step, `[h]`."""
+        gradient = hypergradient.detach().double()
+        if self._mean is None or self._second is None:
+            self._mean, self._second = torch.zeros_like(gradient), gradient.new_zeros(len(gradient), len(gradient))
+        keep = math.exp(-1 / WINDOW)
+        self._mean.mul_(keep).add_(gradient, alpha=1 - keep)
+        self._second.mul_(keep).add_(torch.outer(gradient, gradient), alpha=1 - keep)
+        self._weight = keep * self._weight + 1 - keep
+        self.count += 1
+
+    @property
+    def first_direction(self) -> float | None:
+        """Share of the first principal direction in the variation of the hypergradients, by their correlations.
+
+        It is 1 where all hypergradients rise and fall together, and 1 over their number where they are uncorrelated.
+        None before `FEWEST` steps, and where fewer than two hypergradients vary.
+        """
+        if self.count < FEWEST or self._mean is None or self._second is None:
+            return None
+        covariance = self._second / self._weight - torch.outer(self._mean, self._mean) / self._weight**2
+        deviations = covariance.diagonal().clamp_min(0).sqrt()
+        varies = deviations > 1e-9 * self._second.diagonal().sqrt()
+        if int(varies.sum()) < 2:
+            return None
+        correlations = (covariance / torch.outer(deviations, deviations))[varies][:, varies]
+        return float(torch.linalg.eigvalsh(correlations.cpu())[-1] / len(correlations))
+
+    @property
+    def signal_to_noise(self) -> Tensor | None:
+        """Mean over standard deviation of each hypergradient, `[h]`, with the sign of the mean; None at first."""
+        if self.count < FEWEST or self._mean is None or self._second is None:
+            return None
+        mean = self._mean / self._weight
+        variance = (self._second.diagonal() / self._weight - mean.square()).clamp_min(0)
+        return torch.where(mean == 0, mean, mean / variance.sqrt().clamp_min(1e-12 * mean.abs().amax()))
+
+    def metrics(self) -> dict[str, float]:
+        """What is logged: the share of the first direction, and the median of signal to noise."""
+        metrics = {}
+        if (share := self.first_direction) is not None:
+            metrics["stn/first_direction"] = share
+        if (ratios := self.signal_to_noise) is not None:
+            metrics["stn/signal_to_noise"] = float(ratios.abs().median())
+        return metrics
+
+    def look(self) -> None:
+        """Warn, once, of a run in which one direction is tuned, and not each hyperparameter."""
+        share = self.first_direction
+        if share is None or self._warned or self.count < 2 * FEWEST or len(self._hyperparameters) < 3:
+            return
+        if share > ONE_DIRECTION:
+            self._warned = True
+            warnings.warn(
+                f"The hypergradients of all {len(self._hyperparameters)} hyperparameters have risen and fallen "
+                f"together for some {WINDOW} steps (stn/first_direction: {share:.2f}), so that the run tunes one direction and "
+                "does not tell the hyperparameters apart. An uncentred response does this, STN(centred=False); so does "
+                "a response that has hardly been learned: use STN(), a longer warm-up, or a larger scale.",
+                stacklevel=2,
+            )
+
+    def pulled(self) -> dict[str, str]:
+        """Entries that the validation loss still moves consistently, by label: "up" or "down"."""
+        ratios = self.signal_to_noise
+        if ratios is None:
+            return {}
+        labelled = zip(self._hyperparameters.labels, ratios.tolist(), strict=True)
+        return {label: "down" if ratio > 0 else "up" for label, ratio in labelled if abs(ratio) > PULLED}
+
+    def report(self) -> None:
+        """At the end of a run, say which hyperparameters were still moving."""
+        pulled = self.pulled()
+        if pulled:
+            moves = ", ".join(f"{label} {way}" for label, way in pulled.items())
+            rank_zero_info(
+                f"Still moving at the end of the run: {moves}. Start them further that way, or train for longer, to "
+                "let them arrive."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments, their weight, and whether the warning was given."""
+        moments = [None if moment is None else moment.cpu() for moment in (self._mean, self._second)]
+        return {"moments": moments, "weight": self._weight, "count": self.count, "warned": self._warned}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        device = self._hyperparameters.unconstrained.device
+        self._mean, self._second = (None if m is None else m.to(device).clone() for m in state["moments"])
+        self._weight, self.count, self._warned = state["weight"], state["count"], state["warned"]
