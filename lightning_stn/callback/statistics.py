@@ -96,9 +96,10 @@ class HypergradientStatistics:
             self._warned = True
             warnings.warn(
                 f"The hypergradients of all {len(self._hyperparameters)} hyperparameters have risen and fallen "
-                f"together for some {WINDOW} steps (stn/first_direction: {share:.2f}), so that the run tunes one direction and "
-                "does not tell the hyperparameters apart. An uncentred response does this, STN(centred=False); so does "
-                "a response that has hardly been learned: use STN(), a longer warm-up, or a larger scale.",
+                f"together for some {WINDOW} steps (stn/first_direction: {share:.2f}), so that the run tunes one "
+                "direction and does not tell the hyperparameters apart. An uncentred response does this, "
+                "STN(centred=False); so does one that has hardly been learned: use STN(), a longer warm-up, or a "
+                "larger scale.",
                 stacklevel=2,
             )
 
