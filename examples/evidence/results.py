@@ -4,7 +4,10 @@
 |---|---|
 | `task`, `what`, `seed`, `trial` | the key of the run; `trial` is 0 but for searches |
 | `hyperparameters` | the constants of a plain run, or the start values of a converted one, natural units |
-| `settings` | arguments of `STNCallback`; of a converted run only |
+| `settings`, `response` | arguments of `STNCallback`, and of `STNModule`; of a converted run only |
+| `correlation` | median correlation over the run between the hypergradients of two hyperparameters |
+| `first_direction` | share of the first principal direction of these correlations |
+| `hypergradient` | mean and standard deviation over the run of each hypergradient, unconstrained units |
 | `epochs`, `pruned` | length of a whole run, and whether a pruner ended this one early |
 | `best_epoch`, `best_val_loss`, `last_val_loss` | lowest validation loss, its epoch, and the loss of the last epoch |
 | `test` | loss and metric on the test data at the best epoch, read once; None if no validation loss was finite |

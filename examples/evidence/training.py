@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tasks import Constants, Folders, Task
 
 import lightning_stn
 from lightning_stn import STNCallback, STNModule, WeightStep
+from lightning_stn.methods import OptimizerFactory, SharedAdam
 from lightning_stn.specifications import ResponseForm
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -64,6 +66,33 @@ def _values(module: L.LightningModule) -> dict[str, Any] | None:
     return module.hyperparameters.values() if isinstance(module, STNModule) else None
 
 
+class Hypergradients:
+    """The hypergradients of `lambda` at all steps of a run, as its optimiser gets them."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+
+    def recorded(self, factory: OptimizerFactory, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """An optimiser of the factory, whose steps are recorded."""
+        (unconstrained,) = groups[0]["params"]
+        optimizer = factory(groups)
+        optimizer.register_step_pre_hook(lambda *_: self.seen.append(unconstrained.grad.clone()))
+        return optimizer
+
+    def summary(self) -> dict[str, Any]:
+        """Median correlation between two hyperparameters, share of the first direction, mean and standard deviation."""
+        if len(self.seen) < 3:
+            return {"correlation": None, "first_direction": None, "hypergradient": None}
+        gradients = torch.stack(self.seen).double()
+        correlations = torch.corrcoef(gradients.T)
+        pairs = correlations[torch.triu(torch.ones_like(correlations), 1).bool()]
+        return {
+            "correlation": pairs.nanquantile(0.5).item(),
+            "first_direction": torch.linalg.eigvalsh(correlations.nan_to_num())[-1].item() / len(correlations),
+            "hypergradient": [gradients.mean(0).tolist(), gradients.std(0).tolist()],
+        }
+
+
 @dataclass(frozen=True)
 class Run:
     """How to train one network.
@@ -106,8 +135,10 @@ class Run:
         start = module.hyperparameters.values()
         clipping = {} if self.task.clip is None else {"weight_step": WeightStep(gradient_clip_val=self.task.clip)}
         settings = clipping | settings
-        row = self._train(module, [STNCallback(**settings)], {}, None)
-        return {"hyperparameters": start, "settings": {name: repr(value) for name, value in settings.items()}, **row}
+        factory, seen = settings.get("optimizer", SharedAdam), Hypergradients()
+        row = self._train(module, [STNCallback(**settings | {"optimizer": partial(seen.recorded, factory)})], {}, None)
+        described = {name: repr(value) for name, value in settings.items()}
+        return {"hyperparameters": start, "settings": described, "response": response, **row, **seen.summary()}
 
     def _train(
         self, module: L.LightningModule, callbacks: list[L.Callback], arguments: dict[str, Any], prune: Prune | None
