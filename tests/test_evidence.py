@@ -86,7 +86,7 @@ def rows(tmp_path: Path) -> Path:
             made_up("digits", f"guess-{g}", seed, 0, loss) for g, loss in (("0.1", 0.9), ("0.3", 0.8), ("0.5", 0.85))
         ]
         found += [made_up("digits", "random", seed, trial, 0.9 - 0.2 * trial) for trial in range(2)]
-        found += [made_up("digits", "stn", seed, 0, 0.75 + 0.001 * seed, 20.0)]
+        found += [made_up("digits", "stn", seed, 0, 0.75 + 0.001 * seed, 20.0) | {"correlation": 0.1 * seed}]
         found += [made_up("digits", "delta-stn", seed, 0, 0.7 + 0.1 * seed)]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in found))
@@ -111,5 +111,8 @@ def test_report_selects_by_validation_loss_and_pairs_by_seed(rows: Path, tmp_pat
     assert verdicts["delta-stn", "random"][2] == "+0.100"
     assert verdicts["delta-stn", "random at equal cost"][2] == "-0.100"  # the cost of one
     assert verdicts["delta-stn", "best guess"][4] == "tied"
+    pairs = {line[0]: line[1] for line in lines if len(line) == 2}
+    assert pairs["stn"] == "0.10"  # the mean correlation over the seeds
+    assert pairs["delta-stn"] == "+0.049 [-0.197, +0.295] (3)"  # its change of the test loss
     assert "- digits: 0.100 [0.100, 0.100], 2 trials, 3 seeds" in text
     assert (tmp_path / "evidence.png").stat().st_size > 10_000

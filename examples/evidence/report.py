@@ -22,6 +22,9 @@ from scipy.stats import t as student
 from tasks import TASKS
 from trials import GUESSES, METHODS, SEARCHES, WHAT
 
+DEFAULT = "stn"
+"""The method with all defaults."""
+
 RIVALS = ("none", "best guess", *SEARCHES)
 """What a self-tuned run is compared with, beside the converted and untuned network."""
 
@@ -171,6 +174,42 @@ def verdicts_table(task: str, found: Results, rows: Mapping[Key, Row], methods: 
     return lines
 
 
+def changes_table(found: Mapping[str, Results]) -> list[str]:
+    """What each change of the default method does to the test loss: the change minus the default, paired by seed."""
+    lines = [f"| change | {' | '.join(found)} |", "|---" * (1 + len(found)) + "|"]
+    for method in METHODS:
+        cells = [_change(by_name, method) for by_name in found.values()]
+        if method != DEFAULT and any(cells):
+            lines.append(f"| {method} | {' | '.join(cells)} |")
+    return lines if len(lines) > 2 else []
+
+
+def _change(found: Results, method: str) -> str:
+    """Mean difference, its 95% interval, and the number of seeds."""
+    change, digits = difference(found.get(method, {}), found.get(DEFAULT, {})), decimals(found)
+    if change is None:
+        return ""
+    if change.interval is None:
+        return f"{change.mean:+.{digits}f} (1 seed)"
+    low, high = change.interval
+    seeds = len(found[method].keys() & found[DEFAULT].keys())
+    return f"{change.mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}] ({seeds})"
+
+
+def correlations_table(found: Mapping[str, Results]) -> list[str]:
+    """Median correlation between the hypergradients of two hyperparameters: mean over the seeds."""
+    lines = [f"| correlation | {' | '.join(found)} |", "|---" * (1 + len(found)) + "|"]
+    for method in METHODS:
+        cells = []
+        for by_name in found.values():
+            rows = [result.row for result in by_name.get(method, {}).values()]
+            known = [row["correlation"] for row in rows if row.get("correlation") is not None]
+            cells.append(f"{statistics.mean(known):.2f}" if known else "")
+        if any(cells):
+            lines.append(f"| {method} | {' | '.join(cells)} |")
+    return lines if len(lines) > 2 else []
+
+
 def headroom_line(task: str, found: Results, rows: Mapping[Key, Row]) -> str:
     """The gain of random search over the best guess, at most 50 trials: the room that a task leaves for tuning."""
     guesses = found.get("best guess", {})
@@ -191,6 +230,12 @@ def report(rows: Mapping[Key, Row], methods: Sequence[str], trials: int) -> str:
     parts = [f"Of each search the best of {trials} trials; of each run its best epoch; both by validation loss."]
     parts += ["\n".join(scores_table(task, found[task])) for task in tasks]
     parts += ["\n".join(verdicts_table(task, found[task], rows, methods)) for task in tasks]
+    for title, table in (
+        (f"Each change of the default, test loss minus that of {DEFAULT}, 95% interval (seeds):", changes_table(found)),
+        ("Median correlation between the hypergradients of two hyperparameters:", correlations_table(found)),
+    ):
+        if table:
+            parts += [title, "\n".join(table)]
     parts.append("Headroom: test loss of the best guess minus that of random search, with its 95% interval.")
     parts.append("\n".join(headroom_line(task, found[task], rows) for task in tasks))
     hours = sum(row["cpu_seconds"] for row in rows.values()) / 3600
@@ -205,7 +250,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=here / "results.jsonl")
     parser.add_argument("--out", type=Path, default=here, help="folder of the figure")
     parser.add_argument("--trials", type=int, default=20, help="of each search that count")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="to compare and to plot")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=[DEFAULT, "delta-stn"], help="to compare and plot"
+    )
     args = parser.parse_args(arguments)
     rows = results.read(args.results)
     if not rows:
