@@ -34,12 +34,10 @@ class STNCallback(Callback):
             or `Warmup(300, "steps")` for training batches. In a run of unknown length a share is 1,000 batches.
         method: how the response is fitted: `STN()`, `DeltaSTN(...)`, another `Method`, or its name, "stn" or
             "delta-stn".
-        perturb: "example" draws a perturbation for each example, "batch" one for each mini-batch and rank, which costs
-            little more than plain training.
-        lr: learning rate of the hyperparameters, unconstrained units per step. None derives it from the run's length;
-            for "stn" it is 30 divided by the number of hyperparameter steps, kept between 3e-3 and 1e-1, and for
-            "delta-stn" a third of that. The paper uses 3e-3 for its convolutional networks, in runs of tens of
-            thousands of steps.
+        perturb: "batch" draws a perturbation for each mini-batch and rank, which every module supports and which costs
+            little more than plain training; "example" one for each example.
+        lr: learning rate of the hyperparameters, unconstrained units per step. None derives it from the run's length:
+            for "stn" it is 9 divided by the number of hyperparameter steps, kept between 1e-3 and 1e-1.
         anneal: whether the learning rates of hyperparameters and scales fall to zero along a half cosine, over the
             hyperparameter steps of the run; they stay constant in a run of unknown length.
         optimizer: builds the hyperparameter optimiser from parameter groups that carry their learning rates; the
