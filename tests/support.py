@@ -21,11 +21,11 @@ CLASSES = 3
 METHODS: dict[str, dict[str, Any]] = {
     "stn": {},
     "delta-stn": {"method": "delta-stn"},
-    "centred": {"method": {"name": "stn", "centred": True}},
+    "uncentred": {"method": {"name": "stn", "centred": False}},
 }
 """Settings of `STNCallback` by method."""
 
-METHOD_PARAMS = [*list(METHODS)[:2], pytest.param("centred", marks=pytest.mark.slow)]
+METHOD_PARAMS = [*list(METHODS)[:2], pytest.param("uncentred", marks=pytest.mark.slow)]
 every_method = pytest.mark.parametrize("method", METHOD_PARAMS)
 
 
