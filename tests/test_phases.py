@@ -31,6 +31,7 @@ def test_trace_counts_batches_and_epochs() -> None:
 
 @pytest.mark.parametrize("schedule", [PhaseSchedule(), PhaseSchedule(3, 2, 1), PhaseSchedule(2, 1, Warmup(7, "steps"))])
 def test_total_steps_agrees_with_the_trace(schedule: PhaseSchedule) -> None:
+    schedule = schedule.resolve(8 * 5)
     counts = Counter(event.phase for event in schedule.trace(epochs=8, batches_per_epoch=5))
     assert schedule.total_steps(40, 5) == counts[V]
     assert schedule.warmup_batches(5) == counts[W]
