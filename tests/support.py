@@ -98,6 +98,16 @@ class LitSmall(STNModule):
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
 
 
+class AfterEpoch(L.Callback):
+    """Ends a run after so many epochs, before its planned end."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop = trainer.current_epoch + 1 == self.epochs
+
+
 def trainer(*callbacks: L.Callback, **kwargs: Any) -> L.Trainer:
     defaults: dict[str, Any] = {
         "accelerator": "cpu",

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
-from support import LitSmall, fit, loader, random_gates, response_layers, small_net, trainer
+from support import AfterEpoch, LitSmall, fit, images, loader, random_gates, response_layers, small_net, trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_stn import STN, Float, PhaseSchedule, Scales, STNCallback, STNModule, Warmup, WeightStep
 from lightning_stn.binding import bind
 from lightning_stn.callback.stream import ValidationStream
 from lightning_stn.layers import ResponseLayer
+from lightning_stn.phases import UNKNOWN_LENGTH
 
 
 def callback(**kwargs: Any) -> STNCallback:
@@ -299,16 +302,6 @@ def test_two_optimizers_both_step() -> None:
     assert not any(torch.equal(p, before[name]) for name, p in module.net.named_parameters())
 
 
-class AfterEpoch(L.Callback):
-    """Ends a run after so many epochs, before its planned end."""
-
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        trainer.should_stop = trainer.current_epoch + 1 == self.epochs
-
-
 @pytest.mark.parametrize(("perturb", "tune_scales"), list(itertools.product(["example", "batch"], [True, False])))
 def test_resume_continues_phases_stream_optimizer_and_schedule(tmp_path: Path, perturb: str, tune_scales: bool) -> None:
     """Only the callback draws random numbers, so that the run must continue bit for bit."""
@@ -418,14 +411,33 @@ def test_default_learning_rate_depends_on_the_length_of_the_run() -> None:
 
 
 def test_run_of_unknown_length_has_a_default_learning_rate() -> None:
-    class Stop(L.Callback):
-        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-            trainer.should_stop = True
-
     cb = callback(lr=None)
-    run = trainer(cb, Stop(), max_epochs=-1)
+    run = trainer(cb, AfterEpoch(1), max_epochs=-1)
     run.fit(LitSmall(), loader(24), loader(16, seed=1))
     assert cb.state_dict()["optimizer"]["optimizer"]["param_groups"][0]["lr"] == 1e-2
+
+
+class Unsized(IterableDataset[tuple[Tensor, Tensor]]):
+    """Three batches of eight examples, whose number is not known."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(images(24))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "hyperparameter_steps"),
+    [(20, Warmup(2, "epochs"), 1), (-1, Warmup(UNKNOWN_LENGTH, "steps"), 0)],
+)
+def test_default_warmup_of_a_run_of_unknown_length_is_a_share_of_its_epochs_or_a_number_of_batches(
+    epochs: int, warmup: Warmup, hyperparameter_steps: int
+) -> None:
+    """The run ends after its third epoch."""
+    module, stn = LitSmall(), STNCallback(train_steps=2)
+    run = trainer(stn, AfterEpoch(3), max_epochs=epochs, limit_val_batches=1)
+    run.fit(module, DataLoader(Unsized(), batch_size=8), loader(16, seed=1))
+    assert stn.phases.warmup == warmup
+    assert module.events.count("weight") == 9
+    assert module.events.count("hyperparameter") == hyperparameter_steps
 
 
 def test_same_seed_gives_the_same_schedule_for_any_number_of_workers() -> None:
