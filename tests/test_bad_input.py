@@ -200,6 +200,7 @@ class Lit(STNModule):
         automatic: bool = False,
     ) -> None:
         super().__init__(hyperparameters=specifications or {"rate": Float(0.0, 0.9, init=0.1)})
+        self.hyperparameters.centred = True  # as the default method of STNCallback counts the response
         self.automatic_optimization = automatic
         self.net = self.convert(net(), dropout=dropout)
         self.beside = nn.Identity() if beside is None else beside
@@ -1369,6 +1370,7 @@ RUNS = {
         ValueError,
         r"do not support a perturbation for each example: net\.1 \(Tokens\)\. Share one .*perturb='batch'",
         lambda: Lit(net=lambda: nn.Sequential(nn.Flatten(), Tokens(), nn.Dropout(0.1), nn.Linear(36, 3))),
+        lambda: quick(perturb="example"),
     ),
     "fit: clipping by the callback in automatic optimization": starting(
         ValueError,
@@ -1478,14 +1480,19 @@ RUNS = {
         ValueError,
         r"one row per example, got 5 rows for an input of shape \[8, 1, 6, 6\]; keep the batch",
         lambda: Lit(beside=GaussianNoise("rate"), rows=5),
+        lambda: quick(perturb="example"),
     ),
     "fit: infer_batch_size returns text": running(
-        ValueError, "number of rows .*got '8'; if infer_batch_size is overridden, return", lambda: Lit(rows="8")
+        ValueError,
+        "number of rows .*got '8'; if infer_batch_size is overridden, return",
+        lambda: Lit(rows="8"),
+        lambda: quick(perturb="example"),
     ),
     "fit: a rate for each example of a batch-wise DropPath": running(
         ValueError,
         "DropPath: acts on the batch as a whole, but 'rate' has a value for each .*perturb='batch'",
         lambda: Lit(beside=DropPath("rate", mode="batch")),
+        lambda: quick(perturb="example"),
     ),
     "resume: another range": resuming(
         {"rate": Float(0.0, 0.5, init=0.1)},

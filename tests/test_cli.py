@@ -176,9 +176,10 @@ def test_cli_sets_every_argument_of_the_callback(tmp_path: Path) -> None:
         "warmup": {"length": 4, "unit": "steps"},
         "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}},
         "lr": 0.1,
-        "scales": {"tune": False, "lr": 0.2, "entropy_weight": 0.01},
+        "anneal": False,
+        "scales": {"tune": True, "lr": 0.2, "entropy_weight": 0.01},
         "method": {"class_path": "lightning_stn.DeltaSTN", "init_args": {"linearize": False, "passes": 2}},
-        "perturb": "batch",
+        "perturb": "example",
         "dataloader": None,
         "weight_step": {
             "gradient_clip_val": 1.0,
@@ -213,7 +214,8 @@ def test_cli_sets_every_argument_of_the_callback(tmp_path: Path) -> None:
 def test_cli_builds_the_optimiser_of_the_hyperparameters(
     tmp_path: Path, optimizer: Any, expected: dict[str, Any]
 ) -> None:
-    run = fit(config(tmp_path, callback={**CALLBACK, "optimizer": optimizer}))
+    settings = {**CALLBACK, "anneal": False, "scales": {"tune": True}, "optimizer": optimizer}
+    run = fit(config(tmp_path, callback=settings))
     lambdas, scales = callback_of(run).state_dict()["optimizer"]["optimizer"]["param_groups"]
     for group in (lambdas, scales):
         assert {name: group[name] for name in expected} == expected
@@ -237,7 +239,8 @@ def test_weight_optimiser_trains_response_weights_but_not_hyperparameters(tmp_pa
     L.seed_everything(3, workers=True)
     start = Configured(run.model.hyperparameters.specifications).state_dict()
     moved = {name for name, tensor in run.model.state_dict().items() if not torch.equal(tensor, start[name])}
-    assert moved == {name for name in start if not name.startswith("hyperparameters.")}
+    weights = {name for name in start if not name.startswith("hyperparameters.")}
+    assert moved == weights | {"hyperparameters.centred"}  # which is how the method counts the response
     assert any("response" in name for name in moved)
 
 

@@ -79,8 +79,8 @@ def test_hyperparameters_are_float32_and_move(accelerator: str, precision: str, 
     }
     assert module.samples == {torch.float32}
     state = stn.state_dict()["optimizer"]
-    entries = [tensor for entry in state["optimizer"]["state"].values() for tensor in entry.values()]
-    assert {tensor.dtype for tensor in entries} == {torch.float32}
+    entries = [value for entry in state["optimizer"]["state"].values() for value in entry.values()]
+    assert {entry.dtype for entry in entries if isinstance(entry, Tensor)} == {torch.float32}
     assert (state["scaler"] is not None) == (precision == "16-mixed")
     assert flat(module).isfinite().all()
     assert not torch.equal(flat(module), weights)

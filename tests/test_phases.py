@@ -1,3 +1,4 @@
+import math
 from collections import Counter
 
 import pytest
@@ -31,9 +32,31 @@ def test_trace_counts_batches_and_epochs() -> None:
 
 @pytest.mark.parametrize("schedule", [PhaseSchedule(), PhaseSchedule(3, 2, 1), PhaseSchedule(2, 1, Warmup(7, "steps"))])
 def test_total_steps_agrees_with_the_trace(schedule: PhaseSchedule) -> None:
+    schedule = schedule.resolve(8 * 5)
     counts = Counter(event.phase for event in schedule.trace(epochs=8, batches_per_epoch=5))
     assert schedule.total_steps(40, 5) == counts[V]
     assert schedule.warmup_batches(5) == counts[W]
+
+
+@pytest.mark.parametrize(
+    ("share", "batches", "epochs", "expected"),
+    [
+        (0.1, 205, 5, Warmup(20, "steps")),
+        (0.1, 205, math.inf, Warmup(20, "steps")),
+        (0.1, math.inf, 30, Warmup(3, "epochs")),
+        (0.1, math.inf, math.inf, Warmup(1000, "steps")),
+        (0.0, math.inf, math.inf, Warmup(0, "steps")),
+    ],
+)
+def test_share_resolves_to_batches_or_to_epochs_or_to_a_fixed_number_of_batches(
+    share: float, batches: float, epochs: float, expected: Warmup
+) -> None:
+    assert Warmup.parse(share).resolve(batches, epochs) == expected
+
+
+@pytest.mark.parametrize("warmup", [Warmup(7, "epochs"), Warmup(7, "steps")])
+def test_length_that_is_no_share_resolves_to_itself(warmup: Warmup) -> None:
+    assert warmup.resolve(100, 10) == warmup.resolve(math.inf) == warmup
 
 
 def test_immediate_schedule_runs_both_phases_after_one_batch() -> None:

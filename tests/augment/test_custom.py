@@ -8,7 +8,7 @@ import torchvision.transforms.v2.functional as tvf
 from support import fit, small_net
 from torch import Tensor
 
-from lightning_stn import Float, STNModule
+from lightning_stn import Float, STNCallback, STNModule
 
 
 class LitSharpness(STNModule):
@@ -37,7 +37,7 @@ class LitSharpness(STNModule):
 def test_custom_augmentation_in_the_training_loss_is_tuned() -> None:
     torch.manual_seed(0)
     module = LitSharpness()
-    fit(module)
+    fit(module, STNCallback(train_steps=2, warmup=0, perturb="example", lr=0.05, seed=1))
     assert len(module.sampled) == 6
     assert all(len(set(strengths)) == 8 for strengths in module.sampled)  # a value for each example of the batch
     assert module.hyperparameters.values()["sharpness"] != 0.5

@@ -88,7 +88,7 @@ def seconds(module: L.LightningModule, data: DataLoader[Any], batches: int) -> f
 
     callbacks: list[L.Callback] = [Watch()]
     if isinstance(module, SelfTunedAlexNet):
-        callbacks.append(STNCallback(dataloader=data, warmup=1, seed=0))
+        callbacks.append(STNCallback(dataloader=data, warmup=1, perturb="example", seed=0))
     L.Trainer(
         accelerator="cpu",
         max_epochs=1,

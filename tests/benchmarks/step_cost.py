@@ -75,12 +75,12 @@ class Bench:
 
     def shared(self) -> Seconds:
         """Hyperparameter steps with tuned scales, one perturbation for the batch."""
-        run = self.runner.fit(self.tuned, self.batches, train_steps=1, perturb="batch")
+        run = self.runner.fit(self.tuned, self.batches, train_steps=1, scales=Scales(tune=True), perturb="batch")
         return {"hyper_batch": run.hyperparameter_step()}
 
     def example(self) -> Seconds:
         """Both steps with a perturbation for each example."""
-        run = self.runner.fit(self.tuned, self.batches, train_steps=1, perturb="example")
+        run = self.runner.fit(self.tuned, self.batches, train_steps=1, scales=Scales(tune=True), perturb="example")
         return {"weight_example": run.weight_step(), "hyper_example": run.hyperparameter_step()}
 
     def delta(self) -> Seconds:

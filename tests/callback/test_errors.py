@@ -163,7 +163,7 @@ def test_fit_names_the_hook_for_a_batch_of_unknown_size() -> None:
             return object()
 
     with pytest.raises(ValueError, match="override infer_batch_size"):
-        fit(Strange())
+        fit(Strange(), STNCallback(perturb="example"))
 
 
 @pytest.mark.parametrize(
@@ -175,6 +175,7 @@ def test_fit_names_the_hook_for_a_batch_of_unknown_size() -> None:
         ({"warmup": 1.5}, "share of the run"),
         ({"lr": 0.0}, "lr to be positive"),
         ({"lr": float("nan")}, "lr to be positive"),
+        ({"anneal": 1}, "anneal to be True or False, got 1"),
         ({"scales": None}, "scales to be Scales"),
         ({"perturb": "row"}, "perturb='example' or perturb='batch', got 'row'"),
         ({"weight_step": 2}, "weight_step to be WeightStep"),

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
-from support import LitSmall, fit, loader, random_gates, response_layers, small_net, trainer
+from support import AfterEpoch, LitSmall, fit, images, loader, random_gates, response_layers, small_net, trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_stn import Float, PhaseSchedule, Scales, STNCallback, STNModule, Warmup, WeightStep
+from lightning_stn import STN, Float, PhaseSchedule, Scales, STNCallback, STNModule, Warmup, WeightStep
 from lightning_stn.binding import bind
 from lightning_stn.callback.stream import ValidationStream
 from lightning_stn.layers import ResponseLayer
+from lightning_stn.phases import UNKNOWN_LENGTH
 
 
 def callback(**kwargs: Any) -> STNCallback:
@@ -95,6 +98,7 @@ def test_warmup_changes_no_hyperparameter() -> None:
     before = {key: value.clone() for key, value in before.items()}
     with pytest.warns(UserWarning, match="ends before its first hyperparameter step"):
         fit(module, callback(warmup=2, lr=None), max_epochs=2)
+    before["centred"] = torch.tensor(True)  # how the method counts the response
     assert all(torch.equal(before[key], value) for key, value in module.hyperparameters.state_dict().items())
 
 
@@ -102,7 +106,7 @@ def test_run_changes_hyperparameters_scales_weights_and_response_weights() -> No
     module = LitSmall()
     random_gates(module, 0.1)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    fit(module, max_epochs=2)
+    fit(module, callback(scales=Scales(tune=True)), max_epochs=2)
     unmoved = [name for name, p in module.named_parameters() if torch.equal(p, before[name])]
     assert unmoved == []
 
@@ -118,7 +122,7 @@ def test_fixed_scales_do_not_change_and_need_one_row() -> None:
     module = random_gates(Watch(), 0.1)
     assert isinstance(module, Watch)
     start = module.hyperparameters.unconstrained.clone()
-    run = trainer(callback(scales=Scales(tune=False)), max_epochs=1)
+    run = trainer(callback(), max_epochs=1)
     run.fit(module, loader(24), loader(16, seed=1))
     assert set(rows) == {1}
     torch.testing.assert_close(module.hyperparameters.scale, torch.full((3,), 0.5))
@@ -139,7 +143,10 @@ def test_sample_in_the_weight_phase_has_one_row_or_one_per_example(perturb: str,
 
 
 @pytest.mark.filterwarnings("ignore:Found 1 module.s. in eval mode at the start of training")
-def test_hyperparameter_phase_changes_only_the_hyperparameters() -> None:
+@pytest.mark.parametrize("centred", [True, False])
+def test_hyperparameter_phase_changes_only_hyperparameters_and_base_weights_of_a_centred_response(
+    centred: bool,
+) -> None:
     """Compares weights, gradients, batch statistics, modes and the Trainer's stage before and after every phase."""
     snapshots = []
 
@@ -158,12 +165,14 @@ def test_hyperparameter_phase_changes_only_the_hyperparameters() -> None:
     module = LitSmall()
     random_gates(module, 0.1)
     module.net[7].eval()  # type: ignore[index]
-    fit(module, Spy(train_steps=1, warmup=0, lr=0.05), max_epochs=1)
+    fit(module, Spy(train_steps=1, warmup=0, lr=0.05, method=STN(centred=centred)), max_epochs=1)
+    base = {f"net.{place}.{name}" for place in (0, 5, 8) for name in ("weight", "bias")}
     assert len(snapshots) == 3
     for (tensors, *rest), (tensors_after, *rest_after) in snapshots:
         assert rest == rest_after
         assert rest[0] == []
-        assert all(torch.equal(value, tensors_after[key]) for key, value in tensors.items())
+        changed = {key for key, value in tensors.items() if not torch.equal(value, tensors_after[key])}
+        assert changed == (base if centred else set())
 
 
 def test_module_and_trainer_are_in_validation_mode_in_the_hyperparameter_phase() -> None:
@@ -311,8 +320,9 @@ def test_resume_continues_phases_stream_optimizer_and_schedule(tmp_path: Path, p
 
     whole = build()
     _, whole_callback = fit(whole, callback(**options), max_epochs=4)
-    half = build()
-    run, _ = fit(half, callback(**options), max_epochs=2)
+    half, stop = build(), AfterEpoch(2)
+    run = trainer(callback(**options), stop, max_epochs=4)
+    run.fit(half, loader(24), loader(16, seed=1))
     run.save_checkpoint(tmp_path / "half.ckpt")
     assert torch.load(tmp_path / "half.ckpt", weights_only=True)["callbacks"]
     resumed, resumed_callback = build(), callback(**{**options, "seed": 77})
@@ -395,20 +405,39 @@ def test_default_learning_rate_depends_on_the_length_of_the_run() -> None:
         run = trainer(cb, Stop(), max_epochs=epochs, min_steps=1)
         run.fit(LitSmall(), loader(24), loader(16, seed=1))
         groups = cb.state_dict()["optimizer"]["optimizer"]["param_groups"]
-        rates[epochs] = [group["lr"] for group in groups]
-    assert rates[40] == [pytest.approx(0.1)] * 2
-    assert rates[400] == [pytest.approx(30 / 1200)] * 2
+        rates[epochs] = [group["initial_lr"] for group in groups]
+    assert rates[40] == [pytest.approx(9 / 120)]
+    assert rates[400] == [pytest.approx(9 / 1200)]
 
 
 def test_run_of_unknown_length_has_a_default_learning_rate() -> None:
-    class Stop(L.Callback):
-        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-            trainer.should_stop = True
-
     cb = callback(lr=None)
-    run = trainer(cb, Stop(), max_epochs=-1)
+    run = trainer(cb, AfterEpoch(1), max_epochs=-1)
     run.fit(LitSmall(), loader(24), loader(16, seed=1))
     assert cb.state_dict()["optimizer"]["optimizer"]["param_groups"][0]["lr"] == 1e-2
+
+
+class Unsized(IterableDataset[tuple[Tensor, Tensor]]):
+    """Three batches of eight examples, whose number is not known."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(images(24))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "hyperparameter_steps"),
+    [(20, Warmup(2, "epochs"), 1), (-1, Warmup(UNKNOWN_LENGTH, "steps"), 0)],
+)
+def test_default_warmup_of_a_run_of_unknown_length_is_a_share_of_its_epochs_or_a_number_of_batches(
+    epochs: int, warmup: Warmup, hyperparameter_steps: int
+) -> None:
+    """The run ends after its third epoch."""
+    module, stn = LitSmall(), STNCallback(train_steps=2)
+    run = trainer(stn, AfterEpoch(3), max_epochs=epochs, limit_val_batches=1)
+    run.fit(module, DataLoader(Unsized(), batch_size=8), loader(16, seed=1))
+    assert stn.phases.warmup == warmup
+    assert module.events.count("weight") == 9
+    assert module.events.count("hyperparameter") == hyperparameter_steps
 
 
 def test_same_seed_gives_the_same_schedule_for_any_number_of_workers() -> None:
@@ -448,7 +477,7 @@ def test_evaluation_builds_effective_weights_once_per_loop(loop: str, monkeypatc
 
     monkeypatch.setattr(ResponseLayer, "effective", count)
     if loop == "fit":
-        fit(module, max_epochs=2)
+        fit(module, callback(method=STN(centred=False)), max_epochs=2)
     else:
         for _ in range(2):
             getattr(trainer(), loop)(module, loader(16), verbose=False)

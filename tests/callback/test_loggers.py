@@ -172,7 +172,8 @@ class LitChoice(LitSmall):
 
 def test_tensorboard_hparams_hold_initial_values_and_final_metrics(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path, name="run")
-    _, callback = train(logger, module=LitChoice())
+    stn = STNCallback(2, 1, warmup=0, perturb="example", lr=0.05, seed=1)
+    _, callback = train(logger, module=LitChoice(), callback=stn)
     starts, metrics = summary(logger)
     assert starts == {"stn/init/dropout": 0.05, "stn/init/noise": 0.1, "stn/init/length": 2, "stn/init/op": "mirror"}
     assert metrics == [*(f"stn/value/{n}" for n in [*NAMES, "op"]), "stn/train_loss", "stn/valid_loss", "val_loss"]

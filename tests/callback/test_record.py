@@ -21,7 +21,6 @@ TAGS = {
     *(f"stn/{kind}/{name}" for kind in ("value", "scale", "hypergrad", "lower", "upper") for name in NAMES),
     "stn/entropy",
     "stn/lr",
-    "stn/scale_lr",
     "stn/train_loss",
     "stn/valid_loss",
 }

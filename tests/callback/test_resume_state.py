@@ -161,4 +161,4 @@ def test_failed_resume_keeps_the_state_that_was_loaded(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has SGD"):
         fit.fit(LitSmall(), loader(64), loader(16, seed=1), ckpt_path=tmp_path / "saved.ckpt")
     assert stn.state_dict()["clock"] == saved["clock"]
-    assert stn.state_dict()["optimizer"]["class"] == saved["optimizer"]["class"] == "Adam"
+    assert stn.state_dict()["optimizer"]["class"] == saved["optimizer"]["class"] == "SharedAdam"

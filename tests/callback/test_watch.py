@@ -55,7 +55,7 @@ def test_non_finite_hypergradient_is_skipped_counted_and_reported_once(tmp_path:
     metrics = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
     assert "stn/skipped_steps" in metrics[0]
     state = stn._phase.optimizer.optimizer.state_dict()["state"]
-    assert all(tensor.isfinite().all() for entry in state.values() for tensor in entry.values())
+    assert all(torch.as_tensor(value).isfinite().all() for entry in state.values() for value in entry.values())
 
 
 def test_too_many_non_finite_hypergradients_in_a_row_end_the_run_and_keep_its_checkpoint(tmp_path: Any) -> None:
@@ -187,7 +187,8 @@ def test_run_reports_bounds_and_scales_once(drift: dict[str, float], messages: l
     """The run goes on, with finite hyperparameters and scales."""
     module = Drifting(**drift)
     lr, scale_lr = (0.5, 1e-6) if "towards" in drift else (1e-6, 0.5)
-    stn = callback(lr=lr, scales=Scales(lr=scale_lr, entropy_weight=0.0))
+    scales = Scales(tune=True, lr=scale_lr, entropy_weight=0.0)
+    stn = callback(perturb="example", lr=lr, anneal=False, optimizer=torch.optim.Adam, scales=scales)
     with pytest.warns(UserWarning, match="^The hyperparameter") as caught:
         run, _ = fit(module, stn, n=160, max_epochs=2)
     said = [text for warning in caught if (text := str(warning.message)).startswith("The hyperparameter")]

@@ -23,7 +23,7 @@ from delta.cases import (
 from support import LitSmall, fit, loader, small_net, trainer
 from torch import Tensor
 
-from lightning_stn import DeltaSTN, Float, HyperparameterSet, STNCallback
+from lightning_stn import STN, DeltaSTN, Float, HyperparameterSet, Scales, STNCallback
 from lightning_stn.binding import bind_weight_phase, unbind
 from lightning_stn.methods.base import recentre
 from lightning_stn.methods.delta import base_pass, response_pass, shared_pass
@@ -33,6 +33,7 @@ from lightning_stn.regularizers import Dropout
 DIRECT = {"method": DeltaSTN(linearize=False)}
 DELTA = {"method": "delta-stn"}
 SHARED = {"method": DeltaSTN(passes=1)}
+UNCENTRED = {"method": STN(centred=False)}
 all_fits = pytest.mark.parametrize("settings", [DELTA, SHARED, DIRECT], ids=["linearised", "shared", "direct"])
 
 
@@ -210,7 +211,7 @@ def test_fit_changes_all_state_and_the_network_exports(settings: dict[str, Any])
     torch.manual_seed(0)
     module = LitSmall()
     before = copy.deepcopy(module.state_dict())
-    _, stn = fit(module, callback(**settings))
+    _, stn = fit(module, callback(scales=Scales(tune=True), **settings))
     assert module.hyperparameters.centred
     for key, value in module.state_dict().items():
         assert torch.equal(value, before[key]) == (key == "hyperparameters.centred" and bool(before[key])), key
@@ -223,18 +224,18 @@ def test_fit_changes_all_state_and_the_network_exports(settings: dict[str, Any])
 
 def test_checkpoint_of_either_method_restores_whether_the_response_is_centred(tmp_path: Path) -> None:
     x = next(iter(loader(8)))[0]
-    for settings in (DELTA, {}):
+    for settings in (DELTA, UNCENTRED):
         module = LitSmall()
         run, _ = fit(module, callback(**settings))
         run.save_checkpoint(tmp_path / "saved.ckpt")
         loaded = LitSmall.load_from_checkpoint(tmp_path / "saved.ckpt")
-        assert loaded.hyperparameters.centred == bool(settings)
+        assert loaded.hyperparameters.centred == (settings == DELTA)
         torch.testing.assert_close(loaded.eval().net(x), module.eval().net(x))
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
-@pytest.mark.parametrize(("first", "then"), [({}, DELTA), (DELTA, {"method": "stn"})])
+@pytest.mark.parametrize(("first", "then"), [({}, DELTA), (UNCENTRED, DELTA), (DELTA, {}), (DELTA, UNCENTRED)])
 def test_resumed_run_continues_with_the_other_method(
     tmp_path: Path, first: dict[str, Any], then: dict[str, Any]
 ) -> None:
@@ -258,8 +259,8 @@ def test_resumed_run_continues_with_the_other_method(
     stn = callback(**then, on_resume_use=["method"])
     trainer(stn, max_epochs=3).fit(resumed, loader(24), loader(16, seed=1), ckpt_path=tmp_path / "saved.ckpt")
     torch.testing.assert_close(seen[0], expected)
-    assert resumed.hyperparameters.centred == (then == DELTA)
-    assert stn.state_dict()["settings"]["method"]["name"] == then["method"]
+    assert resumed.hyperparameters.centred == (then != UNCENTRED)
+    assert stn.state_dict()["settings"]["method"]["name"] == ("delta-stn" if then == DELTA else "stn")
 
 
 @pytest.mark.filterwarnings("ignore:Nothing read the hyperparameters")

@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveragi
 from support import images, loader, random_gates, trainer
 from torch import Tensor
 
+from lightning_stn import Scales
+
 pytestmark = [
     pytest.mark.skipif(not hasattr(callbacks, "EMAWeightAveraging"), reason="this Lightning has no such callback"),
     pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization"),
@@ -56,9 +58,13 @@ def expected_average(kind: str, states: list[dict[str, Tensor]], name: str) -> T
 def test_weights_are_averaged_and_hyperparameters_are_not(
     tmp_path: Path, kind: str, first: bool, automatic: bool
 ) -> None:
-    """At the end, and in checkpoints written after batches, after validation and at the ends of epochs."""
+    """At the end, and in checkpoints written after batches, after validation and at the ends of epochs.
+
+    Before `STNCallback` in the list, the average takes the weights before the hyperparameter step, which moves the base
+    weights; behind it, the weights after that step.
+    """
     L.seed_everything(3, verbose=False)
-    module, stn, trail = Traced(automatic), callback(), Trail()
+    module, stn, trail, averaging_trail = Traced(automatic), callback(scales=Scales(tune=True)), Trail(), Trail()
     random_gates(module, 0.1)
     savers = [
         ModelCheckpoint(tmp_path / "batch", "{step}", every_n_train_steps=4, save_top_k=-1),
@@ -66,8 +72,8 @@ def test_weights_are_averaged_and_hyperparameters_are_not(
         ModelCheckpoint(tmp_path / "epoch", "{step}", save_on_train_epoch_end=True, save_top_k=-1),
     ]
     others = [stn, trail, *savers]
-    averaging = average(kind)
-    run = trainer(*([averaging, *others] if first else [*others, averaging]), enable_checkpointing=True)
+    averaging = [average(kind), averaging_trail]
+    run = trainer(*([*averaging, *others] if first else [*others, *averaging]), enable_checkpointing=True)
     run.fit(module, loader(40), loader(16, seed=1))
 
     def check(state: dict[str, Tensor], step: int, averaged: bool) -> None:
@@ -76,7 +82,8 @@ def test_weights_are_averaged_and_hyperparameters_are_not(
             if name.startswith("hyperparameters.") or not averaged:
                 assert torch.equal(value, now[name]), name
             elif value.is_floating_point():
-                torch.testing.assert_close(value, expected_average(kind, trail.states[:step], name), msg=name)
+                expected = expected_average(kind, averaging_trail.states[:step], name)
+                torch.testing.assert_close(value, expected, msg=name)
                 assert not torch.equal(value, now[name]), name
 
     assert not torch.equal(trail.states[3]["hyperparameters.raw_scale"], trail.states[9]["hyperparameters.raw_scale"])

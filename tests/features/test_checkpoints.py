@@ -110,7 +110,7 @@ def test_best_checkpoint_holds_the_state_of_one_step(tmp_path: Path, automatic: 
             states.append({key: value.clone() for key, value in pl_module.state_dict().items()})
 
     L.seed_everything(3, verbose=False)
-    module, stn = Traced(automatic), callback()
+    module, stn = Traced(automatic), callback(scales=Scales(tune=True))
     saver = ModelCheckpoint(tmp_path, monitor="val_loss", mode="max")  # the best epoch is the first, not the last
     run = train(module, Keep(), saver, stn=stn, max_epochs=3, enable_checkpointing=True)
     assert not torch.equal(states[0]["hyperparameters.unconstrained"], states[2]["hyperparameters.unconstrained"])
@@ -130,8 +130,9 @@ def test_best_checkpoint_holds_the_state_of_one_step(tmp_path: Path, automatic: 
 def resume(
     folder: Path, checkpoint: Path | None, epochs: int = 4, module: LitSmall | None = None, **settings: Any
 ) -> tuple[LitSmall, STNCallback]:
+    """Train with scales that are tuned, so that their settings can be resumed too."""
     L.seed_everything(3, verbose=False)
-    module, stn = module or LitSmall(), callback(**settings)
+    module, stn = module or LitSmall(), callback(**{"scales": Scales(tune=True), **settings})
     run = trainer(stn, max_epochs=epochs)
     run.fit(module, ResumableLoader(images(8 * BATCHES), 8), loader(16, seed=1), ckpt_path=checkpoint)
     if checkpoint is None:
@@ -159,7 +160,8 @@ CHANGES: dict[str, Any] = {
     "lr": 0.2,
     "train_steps": 1,
     "scales": Scales(tune=False, entropy_weight=50.0),
-    "perturb": "batch",
+    "perturb": "example",
+    "anneal": False,
     "weight_step": WeightStep(gradient_clip_val=0.01),
     "seed": 7,
 }
@@ -199,7 +201,7 @@ def test_resumed_run_uses_a_named_setting(two: Two, name: str) -> None:
 def test_named_learning_rate_keeps_the_optimizer_state(two: Two) -> None:
     _, stn = resume(two.checkpoint.parent, two.checkpoint, lr=0.2, on_resume_use=["lr"])
     state = stn.state_dict()["optimizer"]["optimizer"]
-    assert [group["lr"] for group in state["param_groups"]] == [0.2, 0.05]
+    assert [group["initial_lr"] for group in state["param_groups"]] == [0.2, 0.05]
     assert state["state"][0]["step"] == 10  # five in each half of the run
 
 
@@ -220,13 +222,15 @@ def test_named_scale_setting_fixes_or_tunes_scales_from_the_resumed_step(tmp_pat
 
 def test_named_larger_entropy_weight_widens_the_scales_from_the_resumed_step(two: Two) -> None:
     module, _ = resume(
-        two.checkpoint.parent, two.checkpoint, scales=Scales(entropy_weight=50.0), on_resume_use=["scales"]
+        two.checkpoint.parent, two.checkpoint, scales=Scales(tune=True, entropy_weight=50.0), on_resume_use=["scales"]
     )
     assert (module.hyperparameters.scale > two.expected.hyperparameters.scale).all()
 
 
 def test_resume_refuses_another_optimizer_unless_it_is_named(two: Two) -> None:
-    with pytest.raises(ValueError, match=r"of class Adam, but this STNCallback has SGD.*on_resume_use=\['optimizer'\]"):
+    with pytest.raises(
+        ValueError, match=r"of class SharedAdam, but this STNCallback has SGD.*on_resume_use=\['optimizer'\]"
+    ):
         resume(two.checkpoint.parent, two.checkpoint, optimizer=torch.optim.SGD)
     starts = []
 

@@ -37,7 +37,8 @@ def test_learning_rates_of_weights_hyperparameters_and_scales_are_logged(
         scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=0.9)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
 
-    module, stn, monitor = Traced(automatic, configure), callback(scales=Scales(lr=0.02)), LearningRateMonitor(interval)
+    module, monitor = Traced(automatic, configure), LearningRateMonitor(interval)
+    stn = callback(anneal=False, scales=Scales(tune=True, lr=0.02))
     callbacks = [monitor, stn] if first else [stn, monitor]
     run = trainer(*callbacks, max_epochs=4, logger=CSVLogger(tmp_path))
     run.fit(module, loader(40), loader(16, seed=1))
@@ -51,7 +52,7 @@ def test_learning_rates_of_weights_hyperparameters_and_scales_are_logged(
 
 def test_default_learning_rate_is_logged(tmp_path: Path) -> None:
     module = LitSmall()
-    train(module, stn=callback(lr=None, scales=Scales(tune=False)), max_epochs=2, logger=CSVLogger(tmp_path))
+    train(module, stn=callback(lr=None, anneal=False), max_epochs=2, logger=CSVLogger(tmp_path))
     assert set(logged(tmp_path, "stn/lr").values()) == {0.1}
     assert logged(tmp_path, "stn/scale_lr") == {}
 

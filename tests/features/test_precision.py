@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from features.runs import MODES, Traced, callback, flat, train
 from lightning.pytorch.plugins import MixedPrecision
-from support import METHODS, every_method, random_gates, trainer
+from support import METHODS, every_method, loader, random_gates, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -76,7 +76,7 @@ class Watched(Traced):
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_hyperparameters_are_float32_and_move(precision: str, automatic: bool, method: str) -> None:
     L.seed_everything(3, verbose=False)
-    module, stn = Watched(automatic), callback(**METHODS[method])
+    module, stn = Watched(automatic), callback(scales=Scales(tune=True), **METHODS[method])
     start = module.hyperparameters.unconstrained.clone(), module.hyperparameters.raw_scale.clone()
     weights = flat(module)
     train(module, stn=stn, **settings_of(precision))
@@ -90,7 +90,8 @@ def test_hyperparameters_are_float32_and_move(precision: str, automatic: bool, m
         assert now.isfinite().all()
         assert (now != before).all()
     state = stn.state_dict()["optimizer"]["optimizer"]["state"]
-    assert {tensor.dtype for entry in state.values() for tensor in entry.values()} == {torch.float32}
+    entries = [value for entry in state.values() for value in entry.values()]
+    assert {entry.dtype for entry in entries if isinstance(entry, Tensor)} == {torch.float32}
     assert not torch.equal(flat(module), weights.to(flat(module).dtype))
 
 
@@ -99,7 +100,13 @@ def first_step(precision: str, **stn: Any) -> Tensor:
     L.seed_everything(3, verbose=False)
     module = Watched(configure=lambda optimizer: torch.optim.SGD(optimizer.param_groups[0]["params"], lr=1e-30))
     start = torch.cat([module.hyperparameters.unconstrained, module.hyperparameters.raw_scale])
-    settings = {"train_steps": 1, "lr": 1.0, "optimizer": torch.optim.SGD, "scales": Scales(entropy_weight=0.0), **stn}
+    settings = {
+        "train_steps": 1,
+        "lr": 1.0,
+        "optimizer": torch.optim.SGD,
+        "scales": Scales(tune=True, entropy_weight=0.0),
+        **stn,
+    }
     train(module, stn=callback(**settings), n=8, max_epochs=1, limit_val_batches=1, **settings_of(precision))
     return torch.cat([module.hyperparameters.unconstrained, module.hyperparameters.raw_scale]) - start
 
@@ -125,9 +132,7 @@ def test_small_hyperparameter_steps_accumulate(precision: str) -> None:
 
     module = Constant()
     start = module.hyperparameters.unconstrained.clone()
-    train(
-        module, stn=callback(train_steps=1, lr=3e-3, scales=Scales(tune=False)), max_epochs=4, **settings_of(precision)
-    )
+    train(module, stn=callback(train_steps=1, lr=3e-3, anneal=False), max_epochs=4, **settings_of(precision))
     steps = -torch.stack([start, *module.places]).diff(dim=0)
     taken = steps[(steps != 0).any(1)]
     assert len(taken) >= (18 if precision.startswith("16") else 20)  # the scaler may skip steps
@@ -141,8 +146,6 @@ class Overflows(Watched):
         super().__init__(automatic)
         self.phase = phase
         self.spoiled = spoiled
-        self.steps_taken = 0
-        self.trail: list[Tensor] = []
 
     def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_loss(batch, batch_idx)
@@ -154,9 +157,20 @@ class Overflows(Watched):
             return loss
         return loss * 1e6 if self.phase == "hyperparameter" and batch_idx in self.spoiled else loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        super().on_train_batch_end(outputs, batch, batch_idx)
-        self.trail.append(flat(self))
+
+class WeightSteps(L.Callback):
+    """Records whether weight steps move weights; goes before `STNCallback`, whose steps move base weights too."""
+
+    def __init__(self) -> None:
+        self.before = torch.zeros(0)
+        self.moved: list[bool] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.before = flat(pl_module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        assert flat(pl_module).isfinite().all()
+        self.moved.append(not torch.equal(flat(pl_module), self.before))
 
 
 @every_method
@@ -167,22 +181,18 @@ def test_a_scaler_recovers_from_an_overflow(precision: str, phase: str, automati
     """The two steps with an overflow are skipped, and no others; all values stay finite, and there is no warning."""
     if (precision, phase) == ("16-true", "weight"):
         pytest.skip("Lightning scales no loss of the weights in 16-true.")
-    if (method, phase) == ("centred", "weight"):
-        pytest.skip("The base weights of centred STN move in the hyperparameter phase too.")
     L.seed_everything(3, verbose=False)
     module, stn = Overflows(automatic, phase, range(2, 4)), callback(train_steps=1, **METHODS[method])
     settings = half_on_cpu(init_scale=2.0**13) if precision == "16-mixed" else {"precision": precision}
-    run = train(module, stn=stn, **settings)
-    places, weights = torch.stack(module.places), torch.stack(module.trail)
+    weight_steps, start = WeightSteps(), module.hyperparameters.unconstrained.clone()
+    run = trainer(weight_steps, stn, **settings)
+    run.fit(module, loader(40), loader(16, seed=1))
+    places = torch.stack([start, *module.places])
     assert places.isfinite().all()
-    assert weights.isfinite().all()
-    stood_still = {
-        "hyperparameter": (places[1:] == places[:-1]).all(1).tolist(),
-        "weight": (weights[1:] == weights[:-1]).all(1).tolist(),
-    }
-    skipped = [index in (1, 2) for index in range(9)]
-    assert stood_still[phase] == skipped
-    assert not any(stood_still["weight" if phase == "hyperparameter" else "hyperparameter"])
+    assert flat(module).isfinite().all()
+    moved = {"hyperparameter": (places[1:] != places[:-1]).any(1).tolist(), "weight": weight_steps.moved}
+    assert moved[phase] == [index not in (2, 3) for index in range(10)]
+    assert moved["weight" if phase == "hyperparameter" else "hyperparameter"] == [True] * 10
     scale = stn.state_dict()["optimizer"]["scaler"]["scale"]
     assert scale == 2.0**15 / (4 if phase == "hyperparameter" else 1)
     if precision == "16-mixed":
@@ -221,7 +231,13 @@ def test_overflow_of_one_optimizer_lowers_the_shared_scale() -> None:
     L.seed_everything(3, verbose=False)
     module = Infinite()
     first, second = module.net[0].weight.clone(), module.net[8].weight.clone()  # type: ignore[index, union-attr, operator]
-    run = train(module, n=8, stn=callback(train_steps=1), max_epochs=1, **half_on_cpu(init_scale=64.0))
+    run = train(
+        module,
+        n=8,
+        stn=callback(train_steps=1, method=STN(centred=False)),
+        max_epochs=1,
+        **half_on_cpu(init_scale=64.0),
+    )
     assert run.precision_plugin.state_dict()["scale"] == 32.0
     assert torch.equal(module.net[0].weight, first)  # type: ignore[index, union-attr, arg-type]
     assert not torch.equal(module.net[8].weight, second)  # type: ignore[index, union-attr, arg-type]
@@ -348,7 +364,7 @@ def test_regularisers_and_augmentations_work_in_every_precision(precision: str, 
         module = LitWords(nn.GRU)  # some CPUs have no LSTM in float16, not even torch's
     start = module.hyperparameters.unconstrained.clone()
     # Not linearised: both call their networks part by part.
-    chosen = {"stn": STN(), "centred": STN(centred=True), "delta-stn": DeltaSTN(linearize=False)}[method]
+    chosen = {"stn": STN(), "uncentred": STN(centred=False), "delta-stn": DeltaSTN(linearize=False)}[method]
     stn = STNCallback(1, 1, 0, lr=0.05, seed=1, method=chosen)
     run = trainer(stn, max_epochs=2, **settings_of(precision))
     run.fit(module, data(24, 0), data(16, 1))

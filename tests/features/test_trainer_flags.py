@@ -291,7 +291,8 @@ def test_learning_rate_search_does_not_change_the_run_after_it(tmp_path: Path, h
     L.seed_everything(3, verbose=False)
     module = Tunable(automatic)
     before = {key: value.clone() for key, value in module.state_dict().items()}
-    stn, settings = callback(), {"num_training_steps": 25, "max_lr": 1.0, "early_stop_threshold": None}
+    before["hyperparameters.centred"] = torch.tensor(True)  # how the method counts the response
+    stn, settings = callback(perturb="example"), {"num_training_steps": 25, "max_lr": 1.0, "early_stop_threshold": None}
     finder = LearningRateFinder(**settings)  # type: ignore[arg-type]
     at_start: list[Any] = []
 
@@ -322,7 +323,7 @@ def test_learning_rate_search_does_not_change_the_run_after_it(tmp_path: Path, h
 @pytest.mark.parametrize("automatic", MODES)
 def test_the_tuner_finds_a_batch_size(tmp_path: Path, automatic: bool) -> None:
     module = Tunable(automatic)
-    run = trainer(callback(), max_epochs=1, default_root_dir=tmp_path)
+    run = trainer(callback(perturb="example"), max_epochs=1, default_root_dir=tmp_path)
     size = Tuner(run).scale_batch_size(module, steps_per_trial=2, max_trials=3)
     assert size == module.batch_size == (16 if lightning_before("2.6") else 8)  # the next size, or the last one tried
     assert set(module.events) == {"weight"}

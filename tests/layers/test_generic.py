@@ -140,7 +140,7 @@ class LitTokens(LitSmall):
 def test_fit_refuses_a_row_per_example_for_generic_responses() -> None:
     message = r"body\.2 \(Tokens\)\. Share one perturbation over the batch with STNCallback\(perturb='batch'"
     with pytest.raises(ValueError, match=message):
-        fit(LitTokens())
+        fit(LitTokens(), STNCallback(perturb="example"))
 
 
 def test_generic_response_trains_with_a_shared_row() -> None:

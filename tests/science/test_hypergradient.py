@@ -68,7 +68,7 @@ def make_leaves(hyperparameters: HyperparameterSet) -> Leaves:
 
 
 def make_optimizer(hyperparameters: HyperparameterSet, entropy_weight: float = 0.0) -> HyperparameterOptimizer:
-    scales = Scales(entropy_weight=entropy_weight)
+    scales = Scales(tune=True, entropy_weight=entropy_weight)
     return HyperparameterOptimizer(hyperparameters, torch.optim.SGD, lr=0.1, scales=scales)
 
 
@@ -161,7 +161,7 @@ def test_run_moves_hyperparameters_and_scales_only_with_trained_gates(frozen, mo
     for gate in gates(module):
         gate.requires_grad_(not frozen)
     before = module.hyperparameters.unconstrained.detach().clone(), module.hyperparameters.raw_scale.detach().clone()
-    fit(module, STNCallback(1, 1, warmup=0, lr=0.05, scales=Scales(entropy_weight=0.0), seed=1))
+    fit(module, STNCallback(1, 1, warmup=0, lr=0.05, scales=Scales(tune=True, entropy_weight=0.0), seed=1))
     after = module.hyperparameters.unconstrained, module.hyperparameters.raw_scale
     for old, new in zip(before, after, strict=True):
         assert (old != new).tolist() == [moved] * len(old)

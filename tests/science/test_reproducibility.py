@@ -64,7 +64,7 @@ def warmup_samples(torch_seed: int, seed: int) -> Tensor:
     """The samples `[step, n, h]` of a warm-up, in which the hyperparameters do not change."""
     L.seed_everything(torch_seed, verbose=False)
     module = Watched()
-    trainer(STNCallback(2, 1, warmup=Warmup(6, "steps"), seed=seed), max_epochs=2).fit(
+    trainer(STNCallback(2, 1, warmup=Warmup(6, "steps"), perturb="example", seed=seed), max_epochs=2).fit(
         module, loader(32), loader(16, seed=1)
     )
     return torch.stack(module.samples[:6])

@@ -21,7 +21,7 @@ def make_optimizer(
     tuned: HyperparameterSet, lr: float = 0.1, scale_lr: float = 0.1, entropy_weight: float = 0.0
 ) -> HyperparameterOptimizer:
     return HyperparameterOptimizer(
-        tuned, torch.optim.SGD, lr=lr, scales=Scales(lr=scale_lr, entropy_weight=entropy_weight)
+        tuned, torch.optim.SGD, lr=lr, scales=Scales(tune=True, lr=scale_lr, entropy_weight=entropy_weight)
     )
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_stn import Float, ResumableLoader, STNCallback, STNModule, WeightStep, functional
+from lightning_stn import Float, ResumableLoader, Scales, STNCallback, STNModule, WeightStep, functional
 from lightning_stn.binding import bind_weight_phase
 from lightning_stn.layers import ResponseLayer
 
@@ -166,7 +166,12 @@ def train(
     L.seed_everything(seed, verbose=False)
     ranks = 1 if strategy == "one" else 2
     lit = (Sharded if strategy == "fsdp" else Lit)(**(module or {}))
-    settings = {"train_steps": 2, "valid_steps": 1, "warmup": 0, "lr": 0.05, "seed": seed, **stn}
+    # Both kinds of steps with a row per example, and steps of about `lr` for every hyperparameter.
+    settings = {
+        **{"train_steps": 2, "valid_steps": 1, "warmup": 0, "perturb": "example", "lr": 0.05, "seed": seed},
+        **{"scales": Scales(tune=True), "optimizer": torch.optim.Adam, "anneal": False},
+        **stn,
+    }
     if "weight_step" in stn:
         settings["weight_step"] = WeightStep(**stn["weight_step"])
     callbacks: list[L.Callback] = [ByExample(**settings)]

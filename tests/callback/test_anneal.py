@@ -1,0 +1,104 @@
+"""Learning rates of the hyperparameter steps, which fall along a half cosine over a run of known length."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import AfterEpoch, LitSmall, loader, trainer
+
+from lightning_stn import Float, HyperparameterSet, Scales, STNCallback
+from lightning_stn.methods import HyperparameterOptimizer
+
+LR, SCALE_LR = 0.05, 0.02
+Rates = list[list[float]]
+
+
+class Recording(torch.optim.SGD):
+    """Records the learning rates of its parameter groups in every step."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rates: Rates = []
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        self.rates.append([group["lr"] for group in self.param_groups])
+        return super().step(closure)
+
+
+def run(
+    *callbacks: Any, checkpoint: Path | None = None, save: Path | None = None, epochs: int = 2, **settings: Any
+) -> Rates:
+    """Train on five batches an epoch; return the rates of all hyperparameter steps."""
+    arguments = {key: settings.pop(key) for key in list(settings) if key not in ("max_steps",)}
+    defaults = {"lr": LR, "scales": Scales(tune=True, lr=SCALE_LR), "optimizer": Recording, "seed": 1}
+    stn = STNCallback(**{"train_steps": 2, "warmup": 0, **defaults, **arguments})
+    fit = trainer(stn, *callbacks, max_epochs=epochs, limit_val_batches=1, **settings)
+    fit.fit(LitSmall(), loader(40), loader(16, seed=1), ckpt_path=checkpoint)
+    if save is not None:
+        fit.save_checkpoint(save)
+    optimizer = stn._phase.optimizer.optimizer
+    assert isinstance(optimizer, Recording)
+    return optimizer.rates
+
+
+def half_cosine(steps: int, *initial: float) -> Rates:
+    """Rates of each step of a run."""
+    return [[rate * (1 + math.cos(math.pi * step / steps)) / 2 for rate in initial] for step in range(steps)]
+
+
+def approx(rates: Rates) -> Any:
+    return [pytest.approx(row) for row in rates]
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({}, 5),
+        ({"valid_steps": 2}, 10),
+        ({"epochs": 3, "warmup": 1}, 5),
+        ({"epochs": -1, "max_steps": 9}, 4),
+        ({"epochs": 2, "max_steps": 8}, 4),
+    ],
+    ids=str,
+)
+def test_rates_fall_along_a_half_cosine_over_the_hyperparameter_steps(settings: dict[str, Any], steps: int) -> None:
+    assert run(**settings) == approx(half_cosine(steps, LR, SCALE_LR))
+
+
+@pytest.mark.parametrize("settings", [{"anneal": False}, {"epochs": -1}], ids=["not annealed", "unknown length"])
+def test_rates_stay_constant_without_annealing_and_in_a_run_of_unknown_length(settings: dict[str, Any]) -> None:
+    assert run(AfterEpoch(2), **settings) == [[LR, SCALE_LR]] * 5
+
+
+def test_resumed_run_continues_the_curve(tmp_path: Path) -> None:
+    saved = tmp_path / "first.ckpt"
+    first = run(AfterEpoch(2), epochs=4, save=saved)
+    resumed = run(epochs=4, checkpoint=saved)
+    assert [len(first), len(resumed)] == [5, 5]
+    assert first + resumed == approx(half_cosine(10, LR, SCALE_LR))
+
+
+def test_rate_named_on_resume_is_the_initial_rate_of_the_rest_of_the_curve(tmp_path: Path) -> None:
+    """The rate of the scales, which is not named, continues its curve."""
+    saved = tmp_path / "first.ckpt"
+    run(AfterEpoch(2), epochs=4, save=saved)
+    resumed = run(epochs=4, checkpoint=saved, lr=4 * LR, on_resume_use=["lr"])
+    assert resumed == approx(half_cosine(10, 4 * LR, SCALE_LR)[5:])
+
+
+def test_resumed_run_keeps_to_constant_rates_unless_annealing_is_named(tmp_path: Path) -> None:
+    saved = tmp_path / "first.ckpt"
+    run(AfterEpoch(2), epochs=4, save=saved, anneal=False)
+    with pytest.warns(UserWarning, match=r"anneal=True \(it stays False\)"):
+        assert run(epochs=4, checkpoint=saved) == [[LR, SCALE_LR]] * 5
+    assert run(epochs=4, checkpoint=saved, on_resume_use=["anneal"]) == approx(half_cosine(10, LR, SCALE_LR)[5:])
+
+
+def test_annealing_counts_from_the_initial_rate_and_ends_at_zero() -> None:
+    hyperparameters = HyperparameterSet({"rate": Float(0.0, 0.9, init=0.1)})
+    optimizer = HyperparameterOptimizer(hyperparameters, torch.optim.SGD, lr=LR)
+    for share, rate in ((0.5, LR / 2), (0.5, LR / 2), (1.0, 0.0), (1.5, 0.0), (0.0, LR)):
+        optimizer.anneal(share)
+        assert optimizer.rates == {"lr": pytest.approx(rate)}
