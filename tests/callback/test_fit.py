@@ -467,6 +467,7 @@ def test_conversion_covers_every_layer_of_the_small_network() -> None:
 def test_evaluation_builds_effective_weights_once_per_loop(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = LitSmall()
     random_gates(module, 0.1)
+    STN(centred=False).prepare(module, module.hyperparameters)
     builds = []
     effective = ResponseLayer.effective
 
