@@ -20,7 +20,8 @@ from lightning_stn.regularizers import Dropout, LockedDropout
 def tuned(net: nn.Module, dropout: str | None = None, centred: bool = False) -> nn.Module:
     """A converted network; with `centred` its response is centred as in Delta-STN, and `lambda` has moved since."""
     hyperparameters = HyperparameterSet({"rate": Float(0.0, 0.9, init=0.3), "length": Integer(0, 4, init=1)})
-    net = random_gates(convert(net, hyperparameters, dropout=dropout), 0.3)
+    recentre(convert(net, hyperparameters, dropout=dropout), hyperparameters, False)
+    random_gates(net, 0.3)
     recentre(net, hyperparameters, centred)
     if centred:
         hyperparameters.unconstrained += 0.5

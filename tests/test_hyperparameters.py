@@ -147,6 +147,7 @@ def test_noise_depends_on_the_generator_alone() -> None:
 
 def test_set_reads_the_bound_sample() -> None:
     hyperparameters = both()
+    hyperparameters.centred = False
     assert hyperparameters["rate"].item() == pytest.approx(0.25)
     assert hyperparameters["count"].item() == 4
     sample = hyperparameters.sample(6)

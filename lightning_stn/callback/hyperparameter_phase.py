@@ -1,5 +1,6 @@
 """The hyperparameter phase: from a validation batch by way of its hypergradient to a step of the hyperparameters."""
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -41,7 +42,7 @@ class HyperparameterPhase:
         settings: with learning rate and seed resolved.
         factory: builds the hyperparameter optimiser.
         dataloader: validation batches; None for those of module, datamodule or Trainer, see `tuning_loader`.
-        steps: hyperparameter steps of the whole run; None where its length is not known.
+        batches: training batches of the whole run; infinity where they are not known.
 
     Attributes:
         optimizer: steps the hyperparameters.
@@ -57,7 +58,7 @@ class HyperparameterPhase:
         settings: Settings,
         factory: OptimizerFactory,
         dataloader: Iterable[Any] | None,
-        steps: int | None,
+        batches: float,
     ) -> None:
         assert settings.lr is not None
         assert settings.seed is not None
@@ -65,7 +66,7 @@ class HyperparameterPhase:
         self._per_example = settings.perturb == "example"
         self._seed = settings.seed
         self._dataloader = dataloader
-        self._annealed_over = steps if settings.anneal else None
+        self._annealed_over = batches if settings.anneal else math.inf
         self.optimizer = HyperparameterOptimizer(
             module.hyperparameters,
             factory,
@@ -94,13 +95,14 @@ class HyperparameterPhase:
         """A generator of noise that depends on nothing but the seed, the rank, the phase and the step."""
         return torch.Generator().manual_seed(derive_seed(self._seed, trainer.global_rank, phase.value, step))
 
-    def step(self, trainer: Trainer, module: STNModule, number: int) -> HyperparameterStep:
+    def step(self, trainer: Trainer, module: STNModule, number: int, batches: int) -> HyperparameterStep:
         """One step on the validation loss, differentiated through the response alone.
 
         Args:
             trainer: the Trainer of the run.
             module: the module of the run.
             number: hyperparameter steps taken before.
+            batches: training batches finished.
         """
 
         def validation_loss() -> Tensor:
@@ -118,8 +120,8 @@ class HyperparameterPhase:
         if admitted:
             self.statistics.update(hypergradient[0])
         before = module.hyperparameters.unconstrained.clone()
-        if self._annealed_over:
-            self.optimizer.anneal(number / self._annealed_over)
+        if math.isfinite(self._annealed_over):
+            self.optimizer.anneal((batches - 1) / self._annealed_over)  # the last step is not zero
         self.optimizer.step(admitted=admitted)
         self._method.follow(module, module.hyperparameters, module.hyperparameters.unconstrained - before)
         return HyperparameterStep(loss, hypergradient if admitted else None)

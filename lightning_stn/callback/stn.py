@@ -31,7 +31,8 @@ class STNCallback(Callback):
         train_steps: training batches in a weight phase.
         valid_steps: validation batches in the hyperparameter phase that follows.
         warmup: how long only the weights learn at the start: a whole number of epochs, a float for a share of the run,
-            or `Warmup(300, "steps")` for training batches. In a run of unknown length a share is 1,000 batches.
+            or `Warmup(300, "steps")` for training batches. Where the batches of a run are not known, a share is one of
+            its epochs, and 1,000 batches where these are not known either.
         method: how the response is fitted: `STN()`, `DeltaSTN(...)`, another `Method`, or its name, "stn" or
             "delta-stn".
         perturb: "batch" draws a perturbation for each mini-batch and rank, which every module supports and which costs
@@ -39,7 +40,7 @@ class STNCallback(Callback):
         lr: learning rate of the hyperparameters, unconstrained units per step. None derives it from the run's length:
             for "stn" it is 9 divided by the number of hyperparameter steps, kept between 1e-3 and 1e-1.
         anneal: whether the learning rates of hyperparameters and scales fall to zero along a half cosine, over the
-            hyperparameter steps of the run; they stay constant in a run of unknown length.
+            training batches of the run; they stay constant in a run of unknown length.
         optimizer: builds the hyperparameter optimiser from parameter groups that carry their learning rates; the
             optimiser's default rate is not used.
         scales: how the perturbation scales are tuned.
@@ -138,9 +139,9 @@ class STNCallback(Callback):
         if not module.automatic_optimization:
             self._schedulers.restore(trainer)
         check_optimizers(trainer, module)
-        steps = self._resolve(trainer)
+        batches = self._resolve(trainer)
         self._prepare(module)
-        self._phase = HyperparameterPhase(trainer, module, self._settings, self._factory, self._dataloader, steps)
+        self._phase = HyperparameterPhase(trainer, module, self._settings, self._factory, self._dataloader, batches)
         self._recorder = Recorder(module.hyperparameters, self._phase)
         surroundings = self._resume(module)
         for entries in (module.hyperparameters.unconstrained, module.hyperparameters.raw_scale):
@@ -156,11 +157,11 @@ class STNCallback(Callback):
         self._settings.method.prepare(module, module.hyperparameters)
         module._weight_phase = self._settings.weight_phase
 
-    def _resolve(self, trainer: Trainer) -> int | None:
+    def _resolve(self, trainer: Trainer) -> float:
         """Choose, equally on all ranks, the values that the arguments leave to the run.
 
         Returns:
-            Hyperparameter steps of the whole run; None where its length is not known.
+            Training batches of the whole run; infinity where they are not known.
         """
         settings = self._settings
         batches = _run_length(trainer, settings)
@@ -175,7 +176,7 @@ class STNCallback(Callback):
             lr=settings.method.rates.derive(steps) if settings.lr is None else settings.lr,
             seed=int(trainer.strategy.broadcast(torch.initial_seed() if settings.seed is None else settings.seed)),
         )
-        return steps
+        return batches
 
     def _resume(self, module: STNModule) -> Surroundings:
         """Continue from a checkpoint, if there is one; returns the surroundings, which are given back later."""
@@ -233,8 +234,9 @@ class STNCallback(Callback):
         due = self._clock.finish_batch(trainer.current_epoch)
         for _ in range(due):
             with trainer.profiler.profile("[STNCallback]hyperparameter_step"):  # type: ignore[attr-defined]
-                self._recorder.update(self._phase.step(trainer, module, self._clock.hyperparameter_steps))
-                self._clock.finish_hyperparameter_step()
+                clock = self._clock
+                self._recorder.update(self._phase.step(trainer, module, clock.hyperparameter_steps, clock.batches))
+                clock.finish_hyperparameter_step()
         self._metric_steps.finish_batch(module, self._settings.weight_step, batch_idx)
         if self._phase.watch.gives_up:
             trainer.should_stop = True

@@ -1,6 +1,7 @@
 """Learning rates of the hyperparameter steps, which fall along a half cosine over a run of known length."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,9 @@ def run(
     return optimizer.rates
 
 
-def half_cosine(steps: int, *initial: float) -> Rates:
-    """Rates of each step of a run."""
-    return [[rate * (1 + math.cos(math.pi * step / steps)) / 2 for rate in initial] for step in range(steps)]
+def half_cosine(total: int, after: Iterable[int], *initial: float) -> Rates:
+    """Rates of the steps after these training batches, in a run of `total` batches."""
+    return [[rate * (1 + math.cos(math.pi * (batch - 1) / total)) / 2 for rate in initial] for batch in after]
 
 
 def approx(rates: Rates) -> Any:
@@ -53,18 +54,18 @@ def approx(rates: Rates) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("settings", "steps"),
+    ("settings", "total", "after"),
     [
-        ({}, 5),
-        ({"valid_steps": 2}, 10),
-        ({"epochs": 3, "warmup": 1}, 5),
-        ({"epochs": -1, "max_steps": 9}, 4),
-        ({"epochs": 2, "max_steps": 8}, 4),
+        ({}, 10, [2, 4, 6, 8, 10]),
+        ({"valid_steps": 2}, 10, [2, 2, 4, 4, 6, 6, 8, 8, 10, 10]),
+        ({"epochs": 3, "warmup": 1}, 15, [7, 9, 11, 13, 15]),
+        ({"epochs": -1, "max_steps": 9}, 9, [2, 4, 6, 8]),
+        ({"epochs": 2, "max_steps": 8}, 8, [2, 4, 6, 8]),
     ],
     ids=str,
 )
-def test_rates_fall_along_a_half_cosine_over_the_hyperparameter_steps(settings: dict[str, Any], steps: int) -> None:
-    assert run(**settings) == approx(half_cosine(steps, LR, SCALE_LR))
+def test_rates_fall_along_a_half_cosine_over_the_run(settings: dict[str, Any], total: int, after: list[int]) -> None:
+    assert run(**settings) == approx(half_cosine(total, after, LR, SCALE_LR))
 
 
 @pytest.mark.parametrize("settings", [{"anneal": False}, {"epochs": -1}], ids=["not annealed", "unknown length"])
@@ -77,7 +78,17 @@ def test_resumed_run_continues_the_curve(tmp_path: Path) -> None:
     first = run(AfterEpoch(2), epochs=4, save=saved)
     resumed = run(epochs=4, checkpoint=saved)
     assert [len(first), len(resumed)] == [5, 5]
-    assert first + resumed == approx(half_cosine(10, LR, SCALE_LR))
+    assert first + resumed == approx(half_cosine(20, range(2, 21, 2), LR, SCALE_LR))
+
+
+@pytest.mark.parametrize(("first", "then", "after"), [(1, 2, [12, 14, 16, 18, 20]), (2, 1, range(11, 21))])
+def test_curve_does_not_depend_on_phases_that_a_resumed_run_changes(
+    tmp_path: Path, first: int, then: int, after: Iterable[int]
+) -> None:
+    saved = tmp_path / "first.ckpt"
+    run(AfterEpoch(2), epochs=4, save=saved, train_steps=first)
+    resumed = run(epochs=4, checkpoint=saved, train_steps=then, on_resume_use=["train_steps"])
+    assert resumed == approx(half_cosine(20, after, LR, SCALE_LR))
 
 
 def test_rate_named_on_resume_is_the_initial_rate_of_the_rest_of_the_curve(tmp_path: Path) -> None:
@@ -85,7 +96,7 @@ def test_rate_named_on_resume_is_the_initial_rate_of_the_rest_of_the_curve(tmp_p
     saved = tmp_path / "first.ckpt"
     run(AfterEpoch(2), epochs=4, save=saved)
     resumed = run(epochs=4, checkpoint=saved, lr=4 * LR, on_resume_use=["lr"])
-    assert resumed == approx(half_cosine(10, 4 * LR, SCALE_LR)[5:])
+    assert resumed == approx(half_cosine(20, range(12, 21, 2), 4 * LR, SCALE_LR))
 
 
 def test_resumed_run_keeps_to_constant_rates_unless_annealing_is_named(tmp_path: Path) -> None:
@@ -93,7 +104,9 @@ def test_resumed_run_keeps_to_constant_rates_unless_annealing_is_named(tmp_path:
     run(AfterEpoch(2), epochs=4, save=saved, anneal=False)
     with pytest.warns(UserWarning, match=r"anneal=True \(it stays False\)"):
         assert run(epochs=4, checkpoint=saved) == [[LR, SCALE_LR]] * 5
-    assert run(epochs=4, checkpoint=saved, on_resume_use=["anneal"]) == approx(half_cosine(10, LR, SCALE_LR)[5:])
+    assert run(epochs=4, checkpoint=saved, on_resume_use=["anneal"]) == approx(
+        half_cosine(20, range(12, 21, 2), LR, SCALE_LR)
+    )
 
 
 def test_annealing_counts_from_the_initial_rate_and_ends_at_zero() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_stn import ConversionError, Float, HyperparameterSet, STNCallback, convert, export
 from lightning_stn.binding import bind
 from lightning_stn.layers import GenericResponse
+from lightning_stn.methods.base import recentre
 
 
 class Tokens(nn.Module):
@@ -158,4 +159,6 @@ def test_parametrised_layers_respond_in_their_original_parameters(wrap: Any) -> 
     convert(net, hyperparameters)
     torch.testing.assert_close(net(x), expected)
     random_gates(net)
+    recentre(net, hyperparameters, False)  # moves the base weights
+    hyperparameters.unconstrained += 1.0
     assert not torch.allclose(net(x), expected)

@@ -20,7 +20,6 @@ from lightning_stn.randomness import derive_seed
 from lightning_stn.regularizers import L2Penalty
 
 SEED, EPOCHS, LR = 1, 4, 0.05
-HYPERPARAMETER_STEPS = EPOCHS * 3 // 2
 SPECIFICATIONS = {"gain": Float(0.0, None, init=0.5), "decay": Float(1e-6, 1.0, init=1e-3, log=True)}
 
 
@@ -93,7 +92,7 @@ def run_plain_loop(method: Method, perturb: str, scales: Scales) -> tuple[nn.Mod
             )
             optimizer.receive(hypergradient)
             before = hyperparameters.unconstrained.clone()
-            optimizer.anneal(hyperparameter_steps / HYPERPARAMETER_STEPS)
+            optimizer.anneal((steps - 1) / (3 * EPOCHS))
             optimizer.step()
             method.follow(root, hyperparameters, hyperparameters.unconstrained - before)
             hyperparameter_steps += 1
