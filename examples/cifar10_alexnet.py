@@ -143,14 +143,7 @@ def run(seed: int, args: argparse.Namespace, name: str, callbacks: list[L.Callba
 def compare_networks(seed: int, args: argparse.Namespace) -> dict[str, Scores]:
     """Train the networks from one seed; print their scores, and plot the schedules."""
     print(f"\nSeed {seed}, {args.epochs} epochs", flush=True)
-    stn = STNCallback(
-        train_steps=2,
-        valid_steps=1,
-        warmup=5,
-        lr=args.hyperparameter_lr,
-        method=args.method,
-        perturb=args.perturb,
-    )
+    stn = STNCallback(lr=args.hyperparameter_lr, method=args.method, perturb=args.perturb)
     title = f"Regularisation schedules that one self-tuned run of AlexNet found, seed {seed}"
     picture = args.out / f"seed{seed}" / "schedules.png"
     return compare(args.networks, lambda *what: run(seed, args, *what), stn, picture, title, COLUMNS, UNITS)
@@ -164,9 +157,9 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=0.25, help="of the layers; 1 for AlexNet's")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--lr", type=float, default=0.03, help="of SGD with momentum; 0.01 in the paper")
-    parser.add_argument("--hyperparameter-lr", type=float, help="of Adam; by default from the length of the run")
+    parser.add_argument("--hyperparameter-lr", type=float, help="by default from the length of the run")
     parser.add_argument("--method", choices=("stn", "delta-stn"), default="stn")
-    parser.add_argument("--perturb", choices=("example", "batch"), default="example")
+    parser.add_argument("--perturb", choices=("batch", "example"), default="batch")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--seed", "--seeds", type=int, nargs="+", default=[0], help="one comparison for each of them")
     parser.add_argument("--num-workers", type=int, default=0)

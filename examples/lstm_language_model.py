@@ -347,11 +347,9 @@ def compare_networks(seed: int, args: argparse.Namespace) -> dict[str, Scores]:
     """Train the networks from one seed; print their scores, and plot the schedules."""
     print(f"\nSeed {seed}, {args.epochs} epochs", flush=True)
     stn = STNCallback(
-        train_steps=args.train_steps,
         method=args.method,
         perturb=args.perturb,
         weight_step=WeightStep(gradient_clip_val=args.clip),
-        warmup=args.warmup,
     )
     title = f"Regularisation schedules that one self-tuned run of a language model found, seed {seed}"
     picture = args.out / f"seed{seed}" / "schedules.png"
@@ -371,8 +369,6 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=10.0, help="of plain SGD; 30 in the paper")
     parser.add_argument("--clip", type=float, default=0.25, help="largest norm of the gradient")
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--warmup", type=int, default=3, help="epochs before tuning starts")
-    parser.add_argument("--train-steps", type=int, default=2, help="training stretches for each validation stretch")
     parser.add_argument("--method", choices=("stn", "delta-stn"), default="stn")
     parser.add_argument("--perturb", choices=("batch", "example"), default="batch", help="example: unrolled, slower")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
