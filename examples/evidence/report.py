@@ -174,6 +174,37 @@ def verdicts_table(task: str, found: Results, rows: Mapping[Key, Row], methods: 
     return lines
 
 
+def summary_table(found: Mapping[str, Results]) -> list[str]:
+    """A row for each task: the self-tuned run with all defaults, and its difference of test loss to each rival."""
+    rivals = (*RIVALS, f"{DEFAULT}:untuned")
+    known = [rival for rival in rivals if any(rival in by_name for by_name in found.values())]
+    lines = [
+        f"| task | self-tuned, test loss | cost, plain runs | {' | '.join(f'minus {rival}' for rival in known)} |",
+        "|---" * (3 + len(known)) + "|",
+    ]
+    for task, by_name in found.items():
+        ours, plain = by_name.get(DEFAULT, {}), by_name.get("none", {})
+        if not ours or not plain:
+            continue
+        cost = statistics.mean(r.cpu_seconds for r in ours.values()) / statistics.mean(
+            r.cpu_seconds for r in plain.values()
+        )
+        cells = [_verdict(ours, by_name.get(rival, {}), decimals(by_name)) for rival in known]
+        score = spread([result.test_loss for result in ours.values()], decimals(by_name))
+        lines.append(f"| {task} | {score} | {cost:.1f} | {' | '.join(cells)} |")
+    return lines if len(lines) > 2 else []
+
+
+def _verdict(ours: Mapping[int, Result], theirs: Mapping[int, Result], digits: int) -> str:
+    """Mean difference, half of its 95% interval, verdict, and number of seeds."""
+    compared = difference(ours, theirs)
+    if compared is None:
+        return ""
+    seeds = len(ours.keys() & theirs.keys())
+    half = "" if compared.interval is None else f" ± {(compared.interval[1] - compared.interval[0]) / 2:.{digits}f}"
+    return f"{compared.mean:+.{digits}f}{half}, {compared.verdict}" + (f" ({seeds} seeds)" if seeds > 1 else "")
+
+
 def changes_table(found: Mapping[str, Results]) -> list[str]:
     """What each change of the default method does to the test loss: the change minus the default, paired by seed."""
     lines = [f"| change | {' | '.join(found)} |", "|---" * (1 + len(found)) + "|"]
@@ -228,6 +259,8 @@ def report(rows: Mapping[Key, Row], methods: Sequence[str], trials: int) -> str:
     tasks = [task for task in TASKS if any(key.task == task for key in rows)]
     found = {task: collect(rows, task, trials) for task in tasks}
     parts = [f"Of each search the best of {trials} trials; of each run its best epoch; both by validation loss."]
+    if summary := summary_table(found):
+        parts += ["Differences are paired by seed, with half of their 95% interval:", "\n".join(summary)]
     parts += ["\n".join(scores_table(task, found[task])) for task in tasks]
     parts += ["\n".join(verdicts_table(task, found[task], rows, methods)) for task in tasks]
     for title, table in (
