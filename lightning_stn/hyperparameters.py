@@ -37,7 +37,7 @@ class HyperparameterSet(nn.Module):
             choice of a `Categorical`.
         raw_scale: `rho`, `[h]`; the perturbation scale is `softplus(rho)`.
         centred: whether the response is counted from the current hyperparameters, `W + diag(V (h - lambda)) R`, so that
-            the base weights are those at `lambda`, or from zero, as in the first paper; initially True.
+            the base weights are those at `lambda`, or from zero, as in the first paper; initially False.
         networks: the networks that respond to the set, as `convert` returned them.
         current_pass: what the networks run for now; `running` changes it for the duration of a block.
         names: the names, in the order of the entries.
@@ -70,7 +70,7 @@ class HyperparameterSet(nn.Module):
         self._specifications: dict[str, Hyperparameter] = {}
         self.slices: dict[str, slice] = {}
         self._frozen = False
-        self.centred = True
+        self.centred = False
         self.networks: list[nn.Module] = []
         self.current_pass = Pass()
         self._read: dict[str, bool] = {}  # a dictionary, since compiled graphs can write to one

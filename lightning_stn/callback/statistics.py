@@ -90,12 +90,12 @@ class HypergradientStatistics:
     def look(self) -> None:
         """Warn, once, of a run in which one direction is tuned, and not each hyperparameter."""
         share = self.first_direction
-        if share is None or self._warned or self.count < 2 * FEWEST or len(self._hyperparameters) < 3:
+        if share is None or self._warned or self.count < 2 * FEWEST or len(self._hyperparameters.names) < 3:
             return
         if share > ONE_DIRECTION:
             self._warned = True
             warnings.warn(
-                f"The hypergradients of all {len(self._hyperparameters)} hyperparameters have risen and fallen "
+                f"The hypergradients of all {len(self._hyperparameters.names)} hyperparameters have risen and fallen "
                 f"together for some {WINDOW} steps (stn/first_direction: {share:.2f}), so that the run tunes one "
                 "direction and does not tell the hyperparameters apart. An uncentred response does this, "
                 "STN(centred=False); so does one that has hardly been learned: use STN(), a longer warm-up, or a "

@@ -77,7 +77,7 @@ def test_choice_moves_from_a_destructive_operation_to_the_right_one(problem: str
     choices, mirrored, right = PROBLEMS[problem]
     torch.manual_seed(seed)
     module = LitChoosing(choices)
-    callback = STNCallback(train_steps=2, warmup=20, perturb="example", lr=0.1, seed=seed)
+    callback = STNCallback(train_steps=2, warmup=20, perturb="example", lr=0.1, anneal=False, seed=seed)
     order = torch.Generator().manual_seed(seed)
     train = DataLoader(data(1, mirrored=False), batch_size=32, shuffle=True, generator=order)
     valid = DataLoader(data(2, mirrored=mirrored), batch_size=64)
