@@ -71,7 +71,7 @@ class LitChoosing(STNModule):
         return torch.optim.Adam(self.parameters(), lr=3e-3)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_choice_moves_from_a_destructive_operation_to_the_right_one(problem: str, seed: int) -> None:
     choices, mirrored, right = PROBLEMS[problem]
