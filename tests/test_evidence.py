@@ -116,3 +116,17 @@ def test_report_selects_by_validation_loss_and_pairs_by_seed(rows: Path, tmp_pat
     assert pairs["delta-stn"] == "+0.049 [-0.197, +0.295] (3)"  # its change of the test loss
     assert "- digits: 0.100 [0.100, 0.100], 2 trials, 3 seeds" in text
     assert (tmp_path / "evidence.png").stat().st_size > 10_000
+
+
+def test_readme_gives_the_figures_of_the_committed_results(tmp_path: Path) -> None:
+    text = python("import report; report.main()", "--out", str(tmp_path))
+    table = [line for line in text.splitlines() if line.endswith("seeds) |")]
+    readme = (SUITE.parents[1] / "README.md").read_text()
+    evidence = readme[readme.index("## Evidence") :]
+    rows = [line for line in evidence[: evidence.index("A tie means")].splitlines() if line.startswith("|")][2:]
+    assert len(table) == len(rows) == 6
+    for ours, theirs in zip(table, rows, strict=True):
+        (_, score, cost, none, guess, *_, untuned) = [cell.strip() for cell in ours.strip("|").split("|")]
+        cells = [cell.strip() for cell in theirs.strip("|").split("|")][1:]
+        differences = [cell.removesuffix(" (5 seeds)") for cell in (none, guess, untuned)]
+        assert [score, cost, *differences] == cells

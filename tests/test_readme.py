@@ -25,9 +25,10 @@ QUICK_START = "class LitDigits(STNModule):"
 EXISTING_MODULE = "class Tuned(STNModule, YourLitModule):"
 OWN_LAYER = "@register_response(MyLinear)"
 OWN_DROP_PATH = "@register_tunable(MyDropPath, "
-INSTALL = "pip install -e "
+INSTALL = 'pip install -e ".[examples]"'
+EVIDENCE = "python examples/evidence/report.py"
 COMMAND_LINE = "python examples/digits_cli.py fit"
-RUN_HERE = [QUICK_START, EXISTING_MODULE, OWN_LAYER, OWN_DROP_PATH, INSTALL, COMMAND_LINE]
+RUN_HERE = [QUICK_START, EXISTING_MODULE, OWN_LAYER, OWN_DROP_PATH, INSTALL, EVIDENCE, COMMAND_LINE]
 """A line of each block that a test below runs."""
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -236,7 +237,7 @@ def test_registered_drop_path_trains_as_torchvision_s(
     assert exported.drop_path.drop_prob == ours.hyperparameters.values()["rate"]
 
 
-@pytest.mark.parametrize("line", [INSTALL, COMMAND_LINE])
+@pytest.mark.parametrize("line", [INSTALL, EVIDENCE, COMMAND_LINE])
 def test_shell_commands_are_well_formed_and_name_files_and_extras_that_exist(line: str) -> None:
     code = block(line)
     subprocess.run(["sh", "-n"], input=code, text=True, check=True)
