@@ -17,7 +17,7 @@ from lightning_stn.callback.watch import Watch
 from lightning_stn.methods import HyperparameterOptimizer, OptimizerFactory
 from lightning_stn.methods.hypergradient import own_scaler
 from lightning_stn.module import STNModule
-from lightning_stn.phases import Phase
+from lightning_stn.phases import Phase, PhaseClock
 from lightning_stn.randomness import derive_seed
 
 
@@ -95,15 +95,15 @@ class HyperparameterPhase:
         """A generator of noise that depends on nothing but the seed, the rank, the phase and the step."""
         return torch.Generator().manual_seed(derive_seed(self._seed, trainer.global_rank, phase.value, step))
 
-    def step(self, trainer: Trainer, module: STNModule, number: int, batches: int) -> HyperparameterStep:
+    def step(self, trainer: Trainer, module: STNModule, clock: PhaseClock) -> HyperparameterStep:
         """One step on the validation loss, differentiated through the response alone.
 
         Args:
             trainer: the Trainer of the run.
             module: the module of the run.
-            number: hyperparameter steps taken before.
-            batches: training batches finished.
+            clock: position of the run.
         """
+        number = clock.hyperparameter_steps
 
         def validation_loss() -> Tensor:
             with trainer.precision_plugin.forward_context():
@@ -121,7 +121,7 @@ class HyperparameterPhase:
             self.statistics.update(hypergradient[0])
         before = module.hyperparameters.unconstrained.clone()
         if math.isfinite(self._annealed_over):
-            self.optimizer.anneal((batches - 1) / self._annealed_over)  # the last step is not zero
+            self.optimizer.anneal((clock.batches - 1) / self._annealed_over)  # the last step is not zero
         self.optimizer.step(admitted=admitted)
         self._method.follow(module, module.hyperparameters, module.hyperparameters.unconstrained - before)
         return HyperparameterStep(loss, hypergradient if admitted else None)

@@ -73,6 +73,7 @@ class Settings:
     def from_state(cls, state: Mapping[str, Any]) -> "Settings":
         """The settings that a `state_dict` was taken of."""
         groups: dict[str, Any] = {"warmup": Warmup, "scales": Scales, "weight_step": WeightStep}
+        # Runs saved before `anneal` existed had constant rates.
         known = {"anneal": False} | {name: value for name, value in state.items() if name in setting_names()}
         for name in groups.keys() & known:
             names = {field.name for field in fields(groups[name])}

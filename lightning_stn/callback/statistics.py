@@ -43,7 +43,7 @@ class HypergradientStatistics:
 
     def update(self, hypergradient: Tensor) -> None:
         """Take in the hypergradient of a step, `[h]`."""
-        gradient = hypergradient.detach().double()
+        gradient = hypergradient.detach().cpu().double()  # on the CPU, since MPS has no float64
         if self._mean is None or self._second is None:
             self._mean, self._second = torch.zeros_like(gradient), gradient.new_zeros(len(gradient), len(gradient))
         keep = math.exp(-1 / WINDOW)
@@ -67,7 +67,7 @@ class HypergradientStatistics:
         if int(varies.sum()) < 2:
             return None
         correlations = (covariance / torch.outer(deviations, deviations))[varies][:, varies]
-        return float(torch.linalg.eigvalsh(correlations.cpu())[-1] / len(correlations))
+        return float(torch.linalg.eigvalsh(correlations)[-1] / len(correlations))
 
     @property
     def signal_to_noise(self) -> Tensor | None:
@@ -79,18 +79,18 @@ class HypergradientStatistics:
         return torch.where(mean == 0, mean, mean / variance.sqrt().clamp_min(1e-12 * mean.abs().amax()))
 
     def metrics(self) -> dict[str, float]:
-        """What is logged: the share of the first direction, and the median of signal to noise."""
+        """What is logged: share of the first direction, median of signal to noise. Warns if one direction is tuned."""
         metrics = {}
         if (share := self.first_direction) is not None:
             metrics["stn/first_direction"] = share
+            self._look(share)
         if (ratios := self.signal_to_noise) is not None:
             metrics["stn/signal_to_noise"] = float(ratios.abs().median())
         return metrics
 
-    def look(self) -> None:
+    def _look(self, share: float) -> None:
         """Warn, once, of a run in which one direction is tuned, and not each hyperparameter."""
-        share = self.first_direction
-        if share is None or self._warned or self.count < 2 * FEWEST or len(self._hyperparameters.names) < 3:
+        if self._warned or self.count < 2 * FEWEST or len(self._hyperparameters.names) < 3:
             return
         if share > ONE_DIRECTION:
             self._warned = True
@@ -123,11 +123,10 @@ class HypergradientStatistics:
 
     def state_dict(self) -> dict[str, Any]:
         """Moments, their weight, and whether the warning was given."""
-        moments = [None if moment is None else moment.cpu() for moment in (self._mean, self._second)]
+        moments = [None if moment is None else moment.clone() for moment in (self._mean, self._second)]
         return {"moments": moments, "weight": self._weight, "count": self.count, "warned": self._warned}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state."""
-        device = self._hyperparameters.unconstrained.device
-        self._mean, self._second = (None if m is None else m.to(device).clone() for m in state["moments"])
+        self._mean, self._second = (None if m is None else m.cpu().clone() for m in state["moments"])
         self._weight, self.count, self._warned = state["weight"], state["count"], state["warned"]

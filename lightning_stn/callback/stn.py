@@ -234,9 +234,8 @@ class STNCallback(Callback):
         due = self._clock.finish_batch(trainer.current_epoch)
         for _ in range(due):
             with trainer.profiler.profile("[STNCallback]hyperparameter_step"):  # type: ignore[attr-defined]
-                clock = self._clock
-                self._recorder.update(self._phase.step(trainer, module, clock.hyperparameter_steps, clock.batches))
-                clock.finish_hyperparameter_step()
+                self._recorder.update(self._phase.step(trainer, module, self._clock))
+                self._clock.finish_hyperparameter_step()
         self._metric_steps.finish_batch(module, self._settings.weight_step, batch_idx)
         if self._phase.watch.gives_up:
             trainer.should_stop = True
@@ -245,7 +244,6 @@ class STNCallback(Callback):
         if self._clock.batches % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._recorder.record(trainer, self._clock.batches)
             self._phase.watch.look()
-            self._phase.statistics.look()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Step the schedulers that follow a metric of the epoch; unbind the sample of an epoch that ended early."""

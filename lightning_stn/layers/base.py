@@ -108,7 +108,7 @@ class ResponseLayer(BoundModule):
         return _added_names(name)[0]
 
     def stores_response(self, name: str) -> bool:
-        """Whether one parameter has response weights of its own."""
+        """Whether the layer stores `R` for one parameter."""
         return getattr(self, _added_names(name)[0]) is not None
 
     def response(self, name: str) -> Tensor:

@@ -41,8 +41,8 @@ class DeltaSTN(Method):
 
     name = "delta-stn"
     centred = True
-    # A third of STN's: with a centred response a step of the hyperparameters leaves the network as it is, and the
-    # weights have to follow by training before the next hypergradient can tell how far to go.
+    # Small steps, since a step of the hyperparameters leaves the network as it is: the weights have to follow by
+    # training before the next hypergradient can tell how far to go.
     rates = Rates(travel=10.0, smallest=1e-3, largest=3e-2, unknown=3e-3)
 
     def __post_init__(self) -> None:

@@ -3,8 +3,8 @@
     python tests/benchmarks/stability.py            # all networks: plain, centred by batch or example, uncentred
     python tests/benchmarks/stability.py --networks mlp --steps 200
 
-Every network learns handwritten digits with two tuned dropouts and five further hyperparameters that act on nothing, so
-that all seven perturb the response. The hyperparameters stay at their start. A figure is the mean cross entropy over
+Every network learns handwritten digits. One hyperparameter is the rate of its dropouts; six further ones act on
+nothing, but all seven perturb the response. The hyperparameters stay at their start. A figure is the mean cross entropy over
 the training images at the end, without dropout, at the current hyperparameters; `diverged` where it is not finite or
 above that of guessing.
 """

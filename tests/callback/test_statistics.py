@@ -66,8 +66,8 @@ def test_one_direction_is_reported_once(common: float, warns: bool) -> None:
     found = statistics(draw(2 * FEWEST, 3, common=common))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found.look()
-        found.look()
+        found.metrics()
+        found.metrics()
     assert len(caught) == warns
     if warns:
         assert "tunes one direction" in str(caught[0].message)
