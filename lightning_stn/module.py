@@ -51,8 +51,8 @@ class STNModule(L.LightningModule):
     Args:
         *args: passed to the next base, as is `**kwargs`, so that an existing module keeps its constructor.
         hyperparameters: name to `Float`, `Integer` or `Categorical`.
-        response: what layers learn beside their weights: "full", gates and response weights, or "gates" alone, which
-            halves the parameters that conversion adds and more.
+        response: what layers learn beside their weights: "full", gates and response weights, or "gates" alone, so
+            that conversion adds no parameters as large as the weights.
 
     Attributes:
         hyperparameters: the `HyperparameterSet`; `self.hyperparameters["name"]` reads the active value.

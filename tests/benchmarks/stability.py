@@ -4,9 +4,9 @@
     python tests/benchmarks/stability.py --networks mlp --steps 200
 
 Every network learns handwritten digits. One hyperparameter is the rate of its dropouts; six further ones act on
-nothing, but all seven perturb the response. The hyperparameters stay at their start. A figure is the mean cross entropy over
-the training images at the end, without dropout, at the current hyperparameters; `diverged` where it is not finite or
-above that of guessing.
+nothing, but all seven perturb the response. The hyperparameters stay at their start. A figure is the mean cross
+entropy over the training images at the end, without dropout, at the current hyperparameters; `diverged` where it is
+not finite or above that of guessing.
 """
 
 import argparse
