@@ -103,9 +103,7 @@ def bind_weight_phase(hyperparameters: HyperparameterSet, sample: Tensor) -> Non
         ValueError: the sample has another shape.
     """
     _check_sample(hyperparameters, sample)
-    hyperparameters.current_pass = Pass(
-        hyperparameters.from_centre(sample), values=hyperparameters.bound_values(sample)
-    )
+    hyperparameters.current_pass = Pass(hyperparameters.gate_input(sample), values=hyperparameters.bound_values(sample))
 
 
 def _check_sample(hyperparameters: HyperparameterSet, sample: Tensor) -> None:
@@ -140,5 +138,5 @@ def bind(hyperparameters: HyperparameterSet, sample: Tensor, *, frozen: bool = F
         ValueError: the sample has another shape.
     """
     _check_sample(hyperparameters, sample)
-    with hyperparameters.running(Pass(hyperparameters.from_centre(sample), frozen=frozen)):
+    with hyperparameters.running(Pass(hyperparameters.gate_input(sample), frozen=frozen)):
         yield

@@ -14,10 +14,8 @@ from lightning_stn.schedule import Schedule, Value
 from lightning_stn.specifications import Hyperparameter, ResponseForm, check_specifications, empty_schedule
 from lightning_stn.transforms import positive, positive_inverse
 
-_STATE = ("unconstrained", "raw_scale")
-"""Tensors of the state dict, `[h]` each."""
-
-_CENTRED = "centred"
+_STATE = ("unconstrained", "raw_scale")  # tensors of the state dict, `[h]` each
+_COORDINATES = ("centred", "gate_scale")  # a bool and a float of the state dict: how gates count
 
 
 class HyperparameterSet(nn.Module):
@@ -38,6 +36,7 @@ class HyperparameterSet(nn.Module):
         raw_scale: `rho`, `[h]`; the perturbation scale is `softplus(rho)`.
         centred: whether the response is counted from the current hyperparameters, `W + diag(V (h - lambda)) R`, so that
             the base weights are those at `lambda`, or from zero, as in the first paper; initially False.
+        gate_scale: what gates multiply a hyperparameter by, `W + diag(V s (h - lambda)) R`; initially 1.0.
         networks: the networks that respond to the set, as `convert` returned them.
         current_pass: what the networks run for now; `running` changes it for the duration of a block.
         names: the names, in the order of the entries.
@@ -70,7 +69,7 @@ class HyperparameterSet(nn.Module):
         self._specifications: dict[str, Hyperparameter] = {}
         self.slices: dict[str, slice] = {}
         self._frozen = False
-        self.centred = False
+        self.centred, self.gate_scale = False, 1.0
         self.networks: list[nn.Module] = []
         self.current_pass = Pass()
         self._read: dict[str, bool] = {}  # a dictionary, since compiled graphs can write to one
@@ -244,9 +243,10 @@ class HyperparameterSet(nn.Module):
         """`lambda` as a sample of one row, `[1, h]`."""
         return self.unconstrained.unsqueeze(0)
 
-    def from_centre(self, sample: Tensor) -> Tensor:
-        """A sample relative to the centre of the response, as response layers read it; gradients reach the sample."""
-        return sample - self.unconstrained if self.centred else sample
+    def gate_input(self, sample: Tensor) -> Tensor:
+        """What gates read for a sample: its distance from the centre, scaled; gradients reach the sample."""
+        distance = sample - self.unconstrained if self.centred else sample
+        return distance if self.gate_scale == 1.0 else self.gate_scale * distance
 
     @contextmanager
     def running(self, run: Pass) -> Iterator[None]:
@@ -263,12 +263,9 @@ class HyperparameterSet(nn.Module):
         return self.centred and self.current_pass.sample is None
 
     def bound_sample(self) -> Tensor:
-        """What response layers read: the sample of the current pass or, without one, the current hyperparameters.
-
-        `[n, h]` or `[1, h]`, counted from the centre of the response.
-        """
+        """What gates read, `[n, h]` or `[1, h]`: for the sample of the current pass or, without one, for `lambda`."""
         sample = self.current_pass.sample
-        return self.from_centre(self.current()) if sample is None else sample
+        return self.gate_input(self.current()) if sample is None else sample
 
     def bound_values(self, sample: Tensor) -> dict[str, Tensor]:
         """Natural units of a sample, by name: `[n]`, or a scalar for what the batch shares."""
@@ -311,7 +308,8 @@ class HyperparameterSet(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         for name in _STATE:
             destination[prefix + name] = getattr(self, name)
-        destination[prefix + _CENTRED] = torch.tensor(self.centred)
+        for name in _COORDINATES:
+            destination[prefix + name] = torch.tensor(getattr(self, name))
 
     def _load_from_state_dict(
         self,
@@ -324,9 +322,9 @@ class HyperparameterSet(nn.Module):
         error_msgs: list[str],
     ) -> None:
         known = {prefix + name: name for name in _STATE}
-        centred = prefix + _CENTRED
-        missing = [key for key in (*known, centred) if key not in state_dict]
-        unexpected = [key for key in state_dict if key.startswith(prefix) and key not in (*known, centred)]
+        keys = [*known, *(prefix + name for name in _COORDINATES)]
+        missing = [key for key in keys if key not in state_dict]
+        unexpected = [key for key in state_dict if key.startswith(prefix) and key not in keys]
         present = {key: getattr(self, name) for key, name in known.items() if key in state_dict}
         misfits = [
             f"{key} has {state_dict[key].numel()} entries, but the hyperparameters {list(self.names)} have "
@@ -340,7 +338,8 @@ class HyperparameterSet(nn.Module):
             unexpected_keys += unexpected
         if misfits or (strict and (missing or unexpected)):
             return  # Load all or nothing: torch raises only after it has visited every module.
-        self.centred = bool(state_dict.get(centred, self.centred))
+        for name in _COORDINATES:
+            setattr(self, name, torch.as_tensor(state_dict.get(prefix + name, getattr(self, name))).item())
         for key, own in present.items():
             own.copy_(state_dict[key])
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from lightning_stn import (
+    STN,
     Categorical,
     ConversionError,
     DeltaSTN,
@@ -200,7 +201,7 @@ class Lit(STNModule):
         automatic: bool = False,
     ) -> None:
         super().__init__(hyperparameters=specifications or {"rate": Float(0.0, 0.9, init=0.1)})
-        self.hyperparameters.centred = True  # as the default method of STNCallback counts the response
+        STN().prepare(self, self.hyperparameters)  # as the callback does before it checks anything else
         self.automatic_optimization = automatic
         self.net = self.convert(net(), dropout=dropout)
         self.beside = nn.Identity() if beside is None else beside

@@ -240,7 +240,8 @@ def test_weight_optimiser_trains_response_weights_but_not_hyperparameters(tmp_pa
     start = Configured(run.model.hyperparameters.specifications).state_dict()
     moved = {name for name, tensor in run.model.state_dict().items() if not torch.equal(tensor, start[name])}
     weights = {name for name in start if not name.startswith("hyperparameters.")}
-    assert moved == weights | {"hyperparameters.centred"}  # which is how the method counts the response
+    coordinates = {"hyperparameters.centred", "hyperparameters.gate_scale"}  # how the method counts the response
+    assert moved == weights | coordinates
     assert any("response" in name for name in moved)
 
 

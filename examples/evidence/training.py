@@ -126,19 +126,17 @@ class Run:
         """Training batches of the run."""
         return self.length * len(self.task.loaders(self.seed, self.folders).train)
 
-    def tuned(
-        self, settings: dict[str, Any], start: Constants | None = None, response: ResponseForm = "full"
-    ) -> dict[str, Any]:
-        """Train the self-tuned module with `STNCallback(**settings)`. Returns the fields of a row."""
+    def tuned(self, settings: dict[str, Any], start: Constants, response: ResponseForm) -> dict[str, Any]:
+        """Train the self-tuned module from these values by `STNCallback(**settings)`. Returns the fields of a row."""
         L.seed_everything(self.seed, verbose=False)
         module = self.task.tuned(start, self.folders, response)
-        start = module.hyperparameters.values()
+        begin = module.hyperparameters.values()
         clipping = {} if self.task.clip is None else {"weight_step": WeightStep(gradient_clip_val=self.task.clip)}
         settings = clipping | settings
         factory, seen = settings.get("optimizer", SharedAdam), Hypergradients()
         row = self._train(module, [STNCallback(**settings | {"optimizer": partial(seen.recorded, factory)})], {}, None)
         described = {name: repr(value) for name, value in settings.items()}
-        return {"hyperparameters": start, "settings": described, "response": response, **row, **seen.summary()}
+        return {"hyperparameters": begin, "settings": described, "response": response, **row, **seen.summary()}
 
     def _train(
         self, module: L.LightningModule, callbacks: list[L.Callback], arguments: dict[str, Any], prune: Prune | None

@@ -177,19 +177,21 @@ class Method:
         travel: sets the learning rate to this distance, divided by the number of hyperparameter steps, at most 0.1;
             None for the method's own rule.
         response: argument of `STNModule`.
+        start: the guess from which the run starts; see `at_fraction`.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
     travel: float | None = None
     response: ResponseForm = "full"
+    start: float = 0.1
     searches: bool = False
 
     def train(self, place: Place) -> Row:
         """Train once."""
-        return self.run(place.run)
+        return self.run(place.run, guess(self.start)(place.run.task))
 
-    def run(self, run: Run, start: Constants | None = None, **settings: Any) -> Row:
-        """Train once, from other start values or with further settings."""
+    def run(self, run: Run, start: Constants, **settings: Any) -> Row:
+        """Train once from these values, with further settings."""
         settings = self.settings | settings
         if self.travel is not None:
             steps = run.batches * 0.9 / settings.get("train_steps", PhaseSchedule().train_steps)
@@ -214,14 +216,15 @@ class Control:
 
     def train(self, place: Place) -> Row:
         """Train at constants, or with a warm-up that lasts the whole run."""
-        constants = None
         if self.values == "final":
             tuned = place.rows.get(place.key._replace(what=self.method))
             if tuned is None:
                 raise Waiting(f"the final values of {self.method}")
             constants = tuned["final"]
+        else:
+            constants = guess(METHODS[self.method].start)(place.run.task)
         if not self.converted:
-            return place.run.plain(constants or place.run.task.start)
+            return place.run.plain(constants)
         never = Warmup(place.run.length, "epochs")
         return METHODS[self.method].run(place.run, constants, warmup=never)
 
@@ -260,12 +263,16 @@ METHODS: dict[str, Method] = {
     "uncentred": Method({"method": STN(centred=False)}),
     "per-example": Method({"perturb": "example"}),
     "gates": Method(response="gates"),
+    "whole-gates": Method({"method": STN(gate_scale=1.0)}),
     "adam": Method({"optimizer": torch.optim.Adam}),
     "constant-rate": Method({"anneal": False}),
     "tuned-scales": Method({"scales": Scales(tune=True)}),
     "slower": Method(travel=3.0),
     "faster": Method(travel=27.0),
     "more-steps": Method({"train_steps": 2}),
+    "late-start": Method({"warmup": Warmup(5, "epochs")}),
+    "from-0.2": Method(start=0.2),
+    "from-0.05": Method(start=0.05),
 }
 """Self-tuned runs: `stn` with all defaults, Delta-STN, the first version, and `stn` with one setting changed."""
 

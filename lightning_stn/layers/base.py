@@ -93,7 +93,7 @@ class ResponseLayer(BoundModule):
     def make_plain(self) -> None:
         """Turn this layer into the plain layer at the current hyperparameters, in place."""
         if self._hyperparameters is not None:
-            current = self._hyperparameters.from_centre(self._hyperparameters.current())
+            current = self._hyperparameters.gate_input(self._hyperparameters.current())
             for name, tensor in self.effective(current).items():
                 setattr(self, name, nn.Parameter(tensor.detach(), requires_grad=getattr(self, name).requires_grad))
         for added in [added for name in self._parameters for added in _added_names(name)]:

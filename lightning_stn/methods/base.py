@@ -1,5 +1,6 @@
 """Base class of the methods: how a response is counted and fitted, and how fast hyperparameters may move."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -78,6 +79,11 @@ class Method(ABC):
         """Whether the base weights move along a centred response when the hyperparameters step."""
         return False
 
+    @property
+    def resolved_gate_scale(self) -> float:
+        """What gates multiply a hyperparameter by; see `HyperparameterSet.gate_scale`."""
+        return 1.0
+
     @abstractmethod
     def objective(
         self, root: nn.Module, hyperparameters: HyperparameterSet, loss: Callable[[], Tensor]
@@ -96,6 +102,7 @@ class Method(ABC):
     def prepare(self, root: nn.Module, hyperparameters: HyperparameterSet) -> None:
         """Count responses as this method does, without a change in what networks compute."""
         recentre(root, hyperparameters, self.centred)
+        rescale_gates(root, hyperparameters, self.resolved_gate_scale)
 
     def follow(self, root: nn.Module, hyperparameters: HyperparameterSet, step: Tensor) -> None:
         """Adapt the networks to a step that the hyperparameters have taken.
@@ -162,19 +169,42 @@ def recentre(root: nn.Module, hyperparameters: HyperparameterSet, centred: bool)
     hyperparameters.centred = centred
 
 
+def rescale_gates(root: nn.Module, hyperparameters: HyperparameterSet, scale: float) -> None:
+    """Give the gates another scale, and change their weights so that networks compute the same as before.
+
+    Args:
+        root: the module that owns all networks which respond to the set.
+        hyperparameters: the set.
+        scale: the new `HyperparameterSet.gate_scale`.
+    """
+    ratio = hyperparameters.gate_scale / scale
+    if not math.isclose(ratio, 1.0, rel_tol=1e-6):  # Scales pass through float32 in checkpoints.
+        with torch.no_grad():
+            for gates in {g for layer in _layers(root, hyperparameters) for g in map(layer.gates, layer.responding)}:
+                gates.mul_(ratio)
+    hyperparameters.gate_scale = scale
+
+
 def shift_base(root: nn.Module, hyperparameters: HyperparameterSet, shift: Tensor) -> None:
-    """Move the base weights along the response, `W += diag(V d) R`.
+    """Move the base weights along the response, `W += diag(V s d) R`.
 
     Args:
         root: the module that owns all networks which respond to the set.
         hyperparameters: the set.
         shift: `d`, `[h]`, unconstrained units.
     """
+    read = hyperparameters.gate_scale * shift.unsqueeze(0)
     with torch.no_grad():
-        for layer in root.modules():
-            if isinstance(layer, ResponseLayer) and layer.hyperparameters is hyperparameters:
-                for name, moved in layer.effective(like(shift.unsqueeze(0), layer)).items():
-                    getattr(layer, name).copy_(moved)
+        for layer in _layers(root, hyperparameters):
+            for name, moved in layer.effective(like(read, layer)).items():
+                getattr(layer, name).copy_(moved)
+
+
+def _layers(root: nn.Module, hyperparameters: HyperparameterSet) -> Iterator[ResponseLayer]:
+    """The layers that respond to the set."""
+    for layer in root.modules():
+        if isinstance(layer, ResponseLayer) and layer.hyperparameters is hyperparameters:
+            yield layer
 
 
 def like(sample: Tensor, layer: ResponseLayer) -> Tensor:

@@ -42,8 +42,9 @@ def parameter_groups(
         if not number and not (rate is None and name != "lr"):
             raise ValueError(f"parameter_groups: expected {name} to be positive, got {rate!r}; give a number.")
     if gate_lr is None:
-        centre = hyperparameters.from_centre(hyperparameters.unconstrained)
-        squared_norm = (centre.square() + hyperparameters.scale.square()).sum().item()
+        centre = hyperparameters.gate_input(hyperparameters.unconstrained)
+        spread = hyperparameters.gate_scale * hyperparameters.scale
+        squared_norm = (centre.square() + spread.square()).sum().item()
         gate_lr = lr / max(1.0, squared_norm)
     if response_lr is None:
         response_lr = lr

@@ -1,7 +1,9 @@
 """Self-Tuning Networks, MacKay et al. (2019), arXiv:1903.03088."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -22,12 +24,16 @@ class STN(Method):
             alone. False counts from zero, `W(h) = W + diag(V h) R`, as in the paper: there the gates learn mostly
             `V lambda`, which acts as a second learning rate of `W`, and hypergradients of different hyperparameters
             are nearly the same.
+        gate_scale: `s` in `W(h) = W + diag(V s (h - lambda)) R`. It does not limit what the response can be, but under
+            Adam its gates move at `s` times the learning rate of the weights, under SGD at its square times it.
+            None for 0.5 where the response is centred, and for 1.0, the paper's, where it is not.
 
     Raises:
-        ValueError: `centred` is not a bool.
+        ValueError: `centred` is not a bool, or `gate_scale` is not a positive number.
     """
 
     centred: bool = True
+    gate_scale: float | None = None
 
     name = "stn"
     rates = Rates(travel=9.0, smallest=1e-3, largest=1e-1, unknown=1e-2)
@@ -36,6 +42,10 @@ class STN(Method):
         """Check the settings."""
         if not isinstance(self.centred, bool):
             raise ValueError(f"STN: expected centred to be True or False, got {self.centred!r}.")
+        scale: Any = self.gate_scale
+        number = isinstance(scale, int | float) and not isinstance(scale, bool) and 0 < scale < math.inf
+        if not number and scale is not None:
+            raise ValueError(f"STN: expected gate_scale to be a positive number, got {scale!r}; give one, or None.")
 
     def objective(
         self, root: nn.Module, hyperparameters: HyperparameterSet, loss: Callable[[], Tensor]
@@ -43,6 +53,13 @@ class STN(Method):
         """Evaluate the training loss once; see `Method.objective`."""
         value = loss()
         return value, value
+
+    @property
+    def resolved_gate_scale(self) -> float:
+        """`gate_scale`, or its default."""
+        if self.gate_scale is None:
+            return 0.5 if self.centred else 1.0
+        return self.gate_scale
 
     @property
     def moves_base(self) -> bool:

@@ -291,7 +291,8 @@ def test_learning_rate_search_does_not_change_the_run_after_it(tmp_path: Path, h
     L.seed_everything(3, verbose=False)
     module = Tunable(automatic)
     before = {key: value.clone() for key, value in module.state_dict().items()}
-    before["hyperparameters.centred"] = torch.tensor(True)  # how the method counts the response
+    # How the method counts the response:
+    before |= {"hyperparameters.centred": torch.tensor(True), "hyperparameters.gate_scale": torch.tensor(0.5)}
     stn, settings = callback(perturb="example"), {"num_training_steps": 25, "max_lr": 1.0, "early_stop_threshold": None}
     finder = LearningRateFinder(**settings)  # type: ignore[arg-type]
     at_start: list[Any] = []

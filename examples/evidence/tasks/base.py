@@ -22,10 +22,6 @@ Strengths = Mapping[str, str | float]
 """Strength of each regulariser by name: a constant, or the name of the hyperparameter that tunes it."""
 
 
-START = 0.1
-"""Guess from which self-tuned runs start; see `at_fraction`."""
-
-
 class Loaders(NamedTuple):
     """Batches of one run; the validation examples select and tune, the test examples are read once."""
 
@@ -153,19 +149,13 @@ class Task:
         """No regularisation."""
         return dict.fromkeys(self.space, 0)
 
-    @property
-    def start(self) -> Constants:
-        """The values from which tuning starts: the guess of a tenth."""
-        return {name: at_fraction(name, specification, START) for name, specification in self.space.items()}
-
     def build(self, constants: Constants | None, folders: Folders) -> PlainModule:
         """The plain module at constants; None for no regularisation."""
         return self._begun(self.plain(strengths=self.off if constants is None else constants), folders)
 
-    def tuned(self, start: Constants | None, folders: Folders, response: ResponseForm) -> STNModule:
-        """The self-tuned module, from these values or from `self.start`."""
-        begins = self.start if start is None else start
-        specifications = {name: replace(spec, init=_inside(spec, begins[name])) for name, spec in self.space.items()}
+    def tuned(self, start: Constants, folders: Folders, response: ResponseForm) -> STNModule:
+        """The self-tuned module, whose hyperparameters start at these values."""
+        specifications = {name: replace(spec, init=_inside(spec, start[name])) for name, spec in self.space.items()}
         return self._begun(self.self_tuned(specifications, response), folders)
 
     def _begun(self, module: Any, folders: Folders) -> Any:
