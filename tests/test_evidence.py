@@ -47,7 +47,7 @@ def test_runs_are_appended_once_and_a_line_that_was_cut_off_is_run_again(tmp_pat
     out, before = tmp_path / "rows.jsonl", tmp_path / "before.jsonl"
     options = ["--tasks", "digits", "--seeds", "0", "--epochs", "1", "--trials", "2", "--out", str(out)]
     first = [*options, "--what", "none", "random", "stn"]
-    second = [*options, "--what", "none", "random", "stn", "stn:final", "delta-stn:final"]
+    second = [*options, "--what", "none", "random", "stn", "stn:final", "delta-stn:final", "--machine", "other"]
     said = python(CUT_OFF, json.dumps([first, second, str(out), str(before)]))
     assert "delta-stn:final seed 0 trial 0: skipped, needs the final values of delta-stn" in said
     rows = read(before)
@@ -56,8 +56,9 @@ def test_runs_are_appended_once_and_a_line_that_was_cut_off_is_run_again(tmp_pat
     assert all(row["test"]["accuracy"] > 0 and len(row["curve"]) == 1 for row in rows)
     text = before.read_text()[:-100]
     assert out.read_text().startswith(text)
-    again, final = (json.loads(line) for line in out.read_text()[len(text) + 1 :].splitlines())
-    assert (again["what"], final["what"]) == ("stn", "stn:final")
+    unit, again, final = (json.loads(line) for line in out.read_text()[len(text) + 1 :].splitlines())
+    assert (unit["what"], again["what"], final["what"]) == ("none", "stn", "stn:final")
+    assert unit["machine"] == "other"  # each machine has its own unit of cost
     assert again["best_val_loss"] == rows[3]["best_val_loss"]
     assert final["hyperparameters"] == again["final"]
 
@@ -116,6 +117,20 @@ def test_report_selects_by_validation_loss_and_pairs_by_seed(rows: Path, tmp_pat
     assert pairs["delta-stn"] == "+0.049 [-0.197, +0.295] (3)"  # its change of the test loss
     assert "- digits: 0.100 [0.100, 0.100], 2 trials, 3 seeds" in text
     assert (tmp_path / "evidence.png").stat().st_size > 10_000
+
+
+def test_cost_is_counted_in_plain_runs_of_the_same_machine(rows: Path, tmp_path: Path) -> None:
+    found = [made_up("digits", "none", 0, 0, 5.0, 30.0) | {"machine": "other"}]
+    found += [made_up("digits", "gates", 0, 0, 0.7, 90.0) | {"machine": "other"}]
+    found += [made_up("digits", "adam", 0, 0, 0.7, 90.0) | {"machine": "unknown"}]
+    with rows.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in found)
+    text = python("import report; report.main()", "--results", str(rows), "--out", str(tmp_path), "--trials", "2")
+    cost = {
+        line.split("|")[1].strip(): line.split("|")[6].strip() for line in text.splitlines() if line.count("|") == 8
+    }
+    assert (cost["stn"], cost["gates"], cost["adam"]) == ("2.0", "3.0", "")
+    assert "| none | 1.010 ± 0.010 |" in text  # the loss of the first machine
 
 
 def test_readme_gives_the_figures_of_the_committed_results(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The figure: lowest validation loss so far against CPU seconds spent, a panel for each task."""
+"""The figure: lowest validation loss so far against the CPU time spent, a panel for each task."""
 
 import math
 import statistics
@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-from results import Key, Row
+from results import Key, Row, plain_runs
 from trials import GUESSES, METHODS, SEARCHES
 
 matplotlib.use("Agg")
@@ -20,19 +20,19 @@ COLOURS = {name: f"C{number}" for number, name in enumerate([*METHODS, "guesses"
 """Colour of each line, the same in every panel and for every choice of methods."""
 
 Curve = list[tuple[float, float]]
-"""CPU seconds spent, and the lowest validation loss so far."""
+"""Cost so far in plain runs, and the lowest validation loss so far."""
 
 
 def progress(rows: Iterable[Row]) -> Curve:
-    """The lowest validation loss so far, over the CPU seconds of runs one after the other."""
+    """The lowest validation loss so far, over the cost of runs one after the other."""
     curve: Curve = []
     best, before = float("inf"), 0.0
     for row in rows:
         for _, loss, seconds in row["curve"]:
             if loss is not None and loss < best:
                 best = loss
-                curve.append((before + seconds, best))
-        before += row["cpu_seconds"]
+                curve.append((before + plain_runs(row, seconds), best))
+        before += plain_runs(row)
     return [*curve, (before, best)] if curve else []
 
 
@@ -43,8 +43,8 @@ def plot(rows: Mapping[Key, Row], tasks: Sequence[str], methods: Sequence[str], 
     figure, grid = plt.subplots(-(-len(tasks) // columns), columns, figsize=size, layout="constrained", squeeze=False)
     for task, axes in zip(tasks, grid.flat, strict=False):
         lines = {name: over_seeds(curves(rows, task, name, trials)) for name in [*methods, "guesses", *SEARCHES]}
-        _panel(axes, {name: line for name, line in lines.items() if len(line.seconds)}, methods)
-        axes.set(title=task, xscale="log", xlabel="CPU seconds", ylabel="best validation loss so far")
+        _panel(axes, {name: line for name, line in lines.items() if len(line.costs)}, methods)
+        axes.set(title=task, xscale="log", xlabel="CPU time, plain runs", ylabel="best validation loss so far")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -59,9 +59,9 @@ def plot(rows: Mapping[Key, Row], tasks: Sequence[str], methods: Sequence[str], 
 
 
 class Line(NamedTuple):
-    """Times at which every seed has a loss, `[t]`, and the loss of each seed at these times, `[seeds, t]`."""
+    """Costs at which every seed has a loss, `[t]`, and the loss of each seed at these costs, `[seeds, t]`."""
 
-    seconds: np.ndarray
+    costs: np.ndarray
     losses: np.ndarray
 
 
@@ -74,32 +74,32 @@ def _panel(axes: Axes, lines: Mapping[str, Line], methods: Sequence[str]) -> Non
     top, first = ends.max() + margin, math.inf
     for name, line in lines.items():
         mean, tuned = line.losses.mean(0), name in methods
-        (drawn,) = axes.plot(line.seconds, mean, "-" if tuned else "--", color=COLOURS[name], label=name, linewidth=2)
-        axes.plot(line.seconds[-1], mean[-1], "o", color=drawn.get_color())
+        (drawn,) = axes.plot(line.costs, mean, "-" if tuned else "--", color=COLOURS[name], label=name, linewidth=2)
+        axes.plot(line.costs[-1], mean[-1], "o", color=drawn.get_color())
         if tuned:
             lowest, highest = line.losses.min(0), line.losses.max(0)
-            axes.fill_between(line.seconds, lowest, highest, color=drawn.get_color(), alpha=0.15, linewidth=0)
-        first = min(first, line.seconds[mean <= top][0])
-    last = max(line.seconds[-1] for line in lines.values())
+            axes.fill_between(line.costs, lowest, highest, color=drawn.get_color(), alpha=0.15, linewidth=0)
+        first = min(first, line.costs[mean <= top][0])
+    last = max(line.costs[-1] for line in lines.values())
     axes.set(ylim=(ends.min() - 0.3 * margin, top), xlim=(0.8 * first, 1.25 * last))
 
 
 def over_seeds(found: Sequence[Curve]) -> Line:
-    """The curves of several seeds on common times."""
+    """The curves of several seeds at common costs."""
     if not found:
         return Line(np.empty(0), np.empty((0, 0)))
     first = max(curve[0][0] for curve in found)
     last = max(statistics.mean(curve[-1][0] for curve in found), first)
-    times = np.geomspace(first, last, 200)
+    costs = np.geomspace(first, last, 200)
     losses = []
     for curve in found:
-        seconds, best = np.array(curve).T
-        losses.append(best[np.searchsorted(seconds, times, side="right") - 1])
-    return Line(times, np.stack(losses))
+        spent, best = np.array(curve).T
+        losses.append(best[np.searchsorted(spent, costs, side="right") - 1])
+    return Line(costs, np.stack(losses))
 
 
 def curves(rows: Mapping[Key, Row], task: str, name: str, trials: int) -> list[Curve]:
-    """The progress of each seed of an entry; "guesses" are all guesses, one after the other."""
+    """The progress of each seed of an entry whose cost is known; "guesses" are all guesses, one after the other."""
     entries = GUESSES if name == "guesses" else (name,)
     seeds = sorted({key.seed for key in rows if key.task == task and key.what in entries})
     wanted = [(entry, trial) for entry in entries for trial in range(trials if name in SEARCHES else 1)]
@@ -108,4 +108,4 @@ def curves(rows: Mapping[Key, Row], task: str, name: str, trials: int) -> list[C
         keys = [Key(task, entry, seed, trial) for entry, trial in wanted]
         if all(key in rows for key in keys):
             found.append(progress([rows[key] for key in keys]))
-    return [curve for curve in found if curve]
+    return [curve for curve in found if curve and math.isfinite(curve[-1][0])]

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import results
 from figure import plot
-from results import Key, Row
+from results import Key, Row, plain_runs
 from scipy.stats import t as student
 from tasks import TASKS
 from trials import GUESSES, METHODS, SEARCHES, WHAT
@@ -34,11 +34,11 @@ class Result(NamedTuple):
 
     Args:
         row: the run that validation selects.
-        cpu_seconds: of all runs.
+        cost: of all runs, in plain runs; nan if their cost on this machine is not known.
     """
 
     row: Row
-    cpu_seconds: float
+    cost: float
 
     @property
     def test_loss(self) -> float:
@@ -55,7 +55,7 @@ def select(rows: Sequence[Row]) -> Result | None:
     finished = [row for row in rows if row["best_val_loss"] is not None]
     if not finished:
         return None
-    return Result(min(finished, key=lambda row: row["best_val_loss"]), sum(row["cpu_seconds"] for row in rows))
+    return Result(min(finished, key=lambda row: row["best_val_loss"]), sum(map(plain_runs, rows)))
 
 
 def collect(rows: Mapping[Key, Row], task: str, trials: int) -> Results:
@@ -79,10 +79,10 @@ def at_equal_cost(rows: Mapping[Key, Row], task: str, search: str, ours: Mapping
     found = {}
     for seed, result in ours.items():
         trials = results.trials(rows.values(), task, search, seed)
-        spent = list(accumulate(row["cpu_seconds"] for row in trials))
-        if not spent or spent[-1] < result.cpu_seconds:
+        spent = list(accumulate(map(plain_runs, trials)))
+        if not spent or not spent[-1] >= result.cost:
             continue  # the search has not run for as long
-        affordable = sum(seconds <= result.cpu_seconds for seconds in spent)
+        affordable = sum(cost <= result.cost for cost in spent)
         best = select(trials[: max(1, affordable)])
         if best is not None:
             found[seed] = best
@@ -102,18 +102,21 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
     return f"{statistics.mean(values):.{digits}f}{deviation}"
 
 
+def mean_cost(by_seed: Mapping[int, Result]) -> str:
+    """Mean cost in plain runs, over the seeds of which it is known."""
+    costs = [result.cost for result in by_seed.values() if math.isfinite(result.cost)]
+    return f"{statistics.mean(costs):.1f}" if costs else ""
+
+
 def scores_table(task: str, found: Results) -> list[str]:
     """Scores and cost of every entry, mean and standard deviation over the seeds."""
     metric, digits = TASKS[task].metric, decimals(found)
-    plain = [result.cpu_seconds for result in found.get("none", {}).values()]
-    unit = statistics.mean(plain) if plain else None
     lines = [
         f"| {task} | test loss | {metric} | validation loss, best epoch | last epoch | cost, plain runs | seeds |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, by_seed in found.items():
         rows = [result.row for result in by_seed.values()]
-        cost = statistics.mean(result.cpu_seconds for result in by_seed.values())
         last = [row["last_val_loss"] for row in rows if row["last_val_loss"] is not None]
         cells = [
             name,
@@ -121,7 +124,7 @@ def scores_table(task: str, found: Results) -> list[str]:
             spread([row["test"][metric] for row in rows], digits),
             spread([row["best_val_loss"] for row in rows], digits),
             spread(last, digits) if last else "not finite",
-            "" if unit is None else f"{cost / unit:.1f}",
+            mean_cost(by_seed),
             str(len(rows)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -183,15 +186,12 @@ def summary_table(found: Mapping[str, Results]) -> list[str]:
         "|---" * (3 + len(known)) + "|",
     ]
     for task, by_name in found.items():
-        ours, plain = by_name.get(DEFAULT, {}), by_name.get("none", {})
-        if not ours or not plain:
+        ours = by_name.get(DEFAULT, {})
+        if not ours:
             continue
-        cost = statistics.mean(r.cpu_seconds for r in ours.values()) / statistics.mean(
-            r.cpu_seconds for r in plain.values()
-        )
         cells = [_verdict(ours, by_name.get(rival, {}), decimals(by_name)) for rival in known]
         score = spread([result.test_loss for result in ours.values()], decimals(by_name))
-        lines.append(f"| {task} | {score} | {cost:.1f} | {' | '.join(cells)} |")
+        lines.append(f"| {task} | {score} | {mean_cost(ours)} | {' | '.join(cells)} |")
     return lines if len(lines) > 2 else []
 
 

@@ -12,14 +12,19 @@
 | `best_epoch`, `best_val_loss`, `last_val_loss` | lowest validation loss, its epoch, and the loss of the last epoch |
 | `test` | loss and metric on the test data at the best epoch, read once; None if no validation loss was finite |
 | `cpu_seconds` | of training on one thread, validation included, test excluded |
+| `machine` | label of the machine; seconds of two machines cannot be compared |
 | `curve` | for each epoch its number, its validation loss, and the CPU seconds so far |
 | `values_at_best`, `final` | hyperparameters at the best and after the last epoch; None for a plain run |
 | `versions`, `date` | versions of the packages, commit of the clone, and day of the run |
+
+The unit of cost is one plain run of the same task without regularisation, `none`, on the same machine. So `none` may
+stand in the file once for each machine.
 """
 
 import json
 import math
 import os
+import statistics
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,16 +47,44 @@ def key(row: Row) -> Key:
     return Key(row["task"], row["what"], row["seed"], row["trial"])
 
 
-def read(path: Path) -> dict[Key, Row]:
-    """All runs in the file, the first of each key; a line that was cut off while it was written is skipped."""
-    rows: dict[Key, Row] = {}
+UNIT = "none"
+"""The entry whose runs are the unit of cost."""
+
+
+def lines(path: Path) -> list[Row]:
+    """All runs in the file; a line that was cut off while it was written is skipped."""
+    rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
-            row = json.loads(line)
+            rows.append(json.loads(line))
         except json.JSONDecodeError:
             continue
-        rows.setdefault(key(row), row)
     return rows
+
+
+def read(path: Path) -> dict[Key, Row]:
+    """The first run of each key; `unit` is the mean of `cpu_seconds` of its plain runs, None if there are none."""
+    found = lines(path)
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for row in found:
+        if row["what"] == UNIT:
+            seconds.setdefault((row["task"], machine(row)), []).append(row["cpu_seconds"])
+    rows: dict[Key, Row] = {}
+    for row in found:
+        plain = seconds.get((row["task"], machine(row)))
+        rows.setdefault(key(row), {**row, "unit": statistics.mean(plain) if plain else None})
+    return rows
+
+
+def machine(row: Row) -> str:
+    """The label of the machine, empty where none was given."""
+    return str(row.get("machine", ""))
+
+
+def plain_runs(row: Row, seconds: float | None = None) -> float:
+    """The cost of a run, or of some seconds of it, in plain runs; nan if their cost on its machine is not known."""
+    seconds = row["cpu_seconds"] if seconds is None else seconds
+    return float(seconds / row["unit"]) if row["unit"] else math.nan
 
 
 def append(path: Path, row: Row) -> None:

@@ -7,6 +7,8 @@
     python examples/evidence/run.py --data-dir DIR --what random --trials 50
     python examples/evidence/run.py --data-dir DIR --epochs 1 --trials 2 --out /tmp/smoke.jsonl
 
+CPU seconds are compared within a machine only: give each a label by `--machine`, and run `--what none` on each.
+
 `--data-dir` holds `cifar10/{train,test}/<class>/*` and `wikitext2/{valid,test}.txt`; without `cifar10/train`,
 torchvision downloads CIFAR-10. A run that is in the file is skipped, so that a command that was cut off goes on where
 it stopped.
@@ -39,7 +41,7 @@ def planned(tasks: Sequence[str], what: Sequence[str], seeds: Sequence[int], tri
                     yield Key(task, name, seed, trial)
 
 
-def train(key: Key, rows: dict[Key, Row], folders: Folders, epochs: int | None) -> Row:
+def train(key: Key, rows: dict[Key, Row], folders: Folders, epochs: int | None, machine: str) -> Row:
     """Train one run, and return its row.
 
     Raises:
@@ -47,18 +49,24 @@ def train(key: Key, rows: dict[Key, Row], folders: Folders, epochs: int | None) 
     """
     run = Run(TASKS[key.task], key.seed, folders, epochs)
     fields = WHAT[key.what].train(Place(key, run, rows))
-    return {**key._asdict(), **fields, **provenance()}
+    return {**key._asdict(), **fields, "machine": machine, **provenance()}
 
 
-def run_missing(keys: Sequence[Key], out: Path, folders: Folders, epochs: int | None = None) -> None:
+def is_there(key: Key, rows: Sequence[Row], machine: str) -> bool:
+    """Whether the file has this run; of the unit of cost, whether it has it from this machine."""
+    own = [row for row in rows if results.key(row) == key]
+    return any(key.what != results.UNIT or results.machine(row) == machine for row in own)
+
+
+def run_missing(keys: Sequence[Key], out: Path, folders: Folders, epochs: int | None, machine: str) -> None:
     """Train every run that is not in the file, and append it."""
     for key in keys:
         rows = results.read(out)
-        if key in rows:
+        if is_there(key, results.lines(out), machine):
             continue
         label = f"{key.task} {key.what} seed {key.seed} trial {key.trial}"
         try:
-            row = train(key, rows, folders, epochs)
+            row = train(key, rows, folders, epochs, machine)
         except Waiting as missing:
             print(f"{label}: skipped, needs {missing}", flush=True)
             continue
@@ -66,12 +74,12 @@ def run_missing(keys: Sequence[Key], out: Path, folders: Folders, epochs: int | 
         print(f"{label}: validation {row['best_val_loss']:.4f} in {row['cpu_seconds']:.0f} CPU s", flush=True)
 
 
-def print_missing(keys: Sequence[Key], out: Path) -> None:
+def print_missing(keys: Sequence[Key], out: Path, machine: str) -> None:
     """Print how many runs of each task and entry are there and missing."""
-    rows = results.read(out)
+    rows = results.lines(out)
     counts: dict[tuple[str, str], list[int]] = {}
     for key in keys:
-        counts.setdefault((key.task, key.what), [0, 0])[key not in rows] += 1
+        counts.setdefault((key.task, key.what), [0, 0])[not is_there(key, rows, machine)] += 1
     print(f"{'task':<16}{'what':<28}{'there':>7}{'missing':>9}")
     for (task, what), (there, missing) in counts.items():
         print(f"{task:<16}{what:<28}{there:>7}{missing:>9}")
@@ -100,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, help="another length of every run, for a quick look; needs --out")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="holds cifar10/ and wikitext2/")
     parser.add_argument("--cache-dir", type=Path, default=Path("runs/evidence"), help="for what is computed once")
+    parser.add_argument("--machine", default="", help="label, where runs come from more than one machine")
     parser.add_argument("--out", type=Path, default=OUT, help="file of results")
     parser.add_argument("--list", action="store_true", help="show what is missing, and run nothing")
     args = parser.parse_args(arguments)
@@ -112,9 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     keys = list(planned(selected(args.tasks, list(TASKS)), selected(args.what, list(WHAT)), args.seeds, args.trials))
     if args.list:
-        print_missing(keys, args.out)
+        print_missing(keys, args.out, args.machine)
     else:
-        run_missing(keys, args.out, Folders(args.data_dir, args.cache_dir), args.epochs)
+        run_missing(keys, args.out, Folders(args.data_dir, args.cache_dir), args.epochs, args.machine)
 
 
 if __name__ == "__main__":
