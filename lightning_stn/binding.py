@@ -122,7 +122,7 @@ def unbind(hyperparameters: HyperparameterSet) -> None:
 
 def cache_effective_parameters(hyperparameters: HyperparameterSet, keep: bool) -> None:
     """Start or end the reuse of effective parameters, for a loop in which weights and hyperparameters stay the same."""
-    hyperparameters.current_pass = Pass(cache={} if keep else None)
+    hyperparameters.current_pass = Pass(keep=keep)
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 """What one run of a network is for, as an immutable value."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
+
+from lightning_stn.effective import EffectiveParameters
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +23,11 @@ class Pass:
         held: identities of the parameters that train in other passes, and get no gradient in this one.
         tangent: whether the response enters as the tangent of a forward-mode derivative at the base weights.
         extra: whether this is a further pass over the batch of a step, which logs nothing and keeps no hidden state.
-        cache: effective parameters at the current hyperparameters, by layer, filled as layers compute; None keeps none.
         refusal: why no response layer may compute in this pass; empty where layers may compute.
+        keep: whether effective parameters are kept for the whole pass; with a sample they always are.
+
+    Attributes:
+        effective: the effective parameters that have been read so far; None where none are kept.
     """
 
     sample: Tensor | None = None
@@ -31,5 +36,11 @@ class Pass:
     held: frozenset[int] = frozenset()
     tangent: bool = False
     extra: bool = False
-    cache: dict[int, dict[str, Tensor]] | None = None
     refusal: str = ""
+    keep: bool = False
+    effective: EffectiveParameters | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        """Keep effective parameters, apart from those of the pass that this one was derived from."""
+        if self.keep or self.sample is not None:
+            object.__setattr__(self, "effective", EffectiveParameters())

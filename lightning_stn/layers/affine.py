@@ -39,8 +39,8 @@ class AffineResponse(ResponseLayer):
             "end; write 'channel_dim = -1' in its body if that is the last one."
         )
 
-    def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
-        """`W x + b` with the given parameters; `args` are the further arguments of the plain layer's `forward`."""
+    def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+        """`W x + b` with the given parameters; then the further arguments of the plain layer's `forward`."""
         raise NotImplementedError(
             f"{type(self).__name__} does not define affine; define affine(self, input, weight, bias, *args), which "
             f"returns the output of {self.plain.__name__} with these parameters, and without a bias where it is None."
@@ -63,23 +63,26 @@ class AffineResponse(ResponseLayer):
         weight = self.weight.new_empty(self.weight.shape) if self.response_weight is None else self.response_weight
         self.plain.reset_parameters(SimpleNamespace(weight=weight, bias=self.response_bias))
 
-    def forward(self, input: Tensor, *args: Any) -> Tensor:
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Compute at the bound sample; see `ResponseLayer.forward`."""
         if self._hyperparameters is None or not self._linear:
-            output: Tensor = super().forward(input, *args)
+            output: Tensor = super().forward(input, *args, **kwargs)
             return output
-        # By hand, since torch's forward-mode rule would also multiply by the tangent of the weight, which has none.
+        with self.reading_base():
+            return self._forward_linearized(self._hyperparameters.bound_sample(), input, *args, **kwargs)
+
+    def _forward_linearized(self, sample: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """By hand, since torch's forward-mode rule would also multiply by the tangent of the weight, which has none."""
         primal, tangent = dual.parts(input)
         with torch.no_grad():
-            tangent = None if tangent is None else self.affine(tangent, self.weight, None, *args)
-        sample = self._hyperparameters.bound_sample()
+            tangent = None if tangent is None else self.affine(tangent, self.weight, None, *args, **kwargs)
         if self._folds_response(sample, primal):
-            return self._forward_folded(sample, primal, tangent, *args)
-        output = self.affine(primal, self.weight, self.bias, *args)
+            return self._forward_folded(sample, primal, tangent, *args, **kwargs)
+        output = self.affine(primal, self.weight, self.bias, *args, **kwargs)
         # Here the gates act on the output, even those of a shared row.
         rows = sample.expand(len(output), -1) if len(sample) == 1 and output.dim() >= 1 - self.channel_dim else sample
         self._check_rows(rows, primal, output)
-        response = self._respond(output.new_zeros(()), output, rows, primal.detach(), *args)
+        response = self._respond(output.new_zeros(()), output, rows, primal.detach(), *args, **kwargs)
         return dual.respond(output, tangent, response, may_modify=True)
 
     def _folds_response(self, sample: Tensor, input: Tensor) -> bool:
@@ -91,7 +94,9 @@ class AffineResponse(ResponseLayer):
             return False
         return input.dim() < 1 - self.channel_dim or self.weight.numel() <= input.numel() * self.growth
 
-    def _forward_folded(self, sample: Tensor, input: Tensor, tangent: Tensor | None, *args: Any) -> Tensor:
+    def _forward_folded(
+        self, sample: Tensor, input: Tensor, tangent: Tensor | None, *args: Any, **kwargs: Any
+    ) -> Tensor:
         """A linearised pass at a shared row, whose gates are folded into the response weights.
 
         Args:
@@ -99,6 +104,7 @@ class AffineResponse(ResponseLayer):
             input: the primal of the input.
             tangent: the tangent of the output that comes from the input, overwritten; None for zero.
             *args: see `affine`.
+            **kwargs: see `affine`.
         """
         responses = {
             name: self.response(name) * self.broadcast_gates(name, self.gated(name, sample)[0])
@@ -108,44 +114,47 @@ class AffineResponse(ResponseLayer):
             name: dual.share_gradient(getattr(self, name), response, may_modify=False)
             for name, response in responses.items()
         }
-        output = self.affine(input, shared["weight"], shared.get("bias", self.bias), *args)
+        output = self.affine(input, shared["weight"], shared.get("bias", self.bias), *args, **kwargs)
         with torch.no_grad():
-            response = self.affine(input, responses["weight"], responses.get("bias"), *args)
+            response = self.affine(input, responses["weight"], responses.get("bias"), *args, **kwargs)
         return dual.with_tangent(output, response if tangent is None else tangent.add_(response))
 
     def _check_rows(self, sample: Tensor, input: Tensor, output: Tensor) -> None:
         if output.dim() < 1 - self.channel_dim or output.shape[0] != sample.shape[0]:
             raise self.rows_error(sample, input)
 
-    def _respond(self, start: Tensor, output: Tensor, sample: Tensor, input: Tensor, *args: Any) -> Tensor:
+    def _respond(
+        self, start: Tensor, output: Tensor, sample: Tensor, input: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
         """`start + (V h_n) * (R x) + (C h_n) * r`, in a shape that broadcasts over `output`."""
         if "weight" in self.responding:
             gates = functional.align(self.gated("weight", sample), output, self.channel_dim)
-            start = torch.addcmul(start, gates, self.affine(input, self.response("weight"), None, *args))
+            start = torch.addcmul(start, gates, self.affine(input, self.response("weight"), None, *args, **kwargs))
         if "bias" in self.responding:
             shift = self.gated("bias", sample) * self.response("bias")
             start = start + functional.align(shift, output, self.channel_dim)
         return start
 
-    def forward_effective(self, effective: dict[str, Tensor], input: Tensor, *args: Any) -> Tensor:
+    def forward_shared(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """`W x + b` with effective weight and bias."""
-        weight, bias = effective.get("weight", self.weight), effective.get("bias", self.bias)
         # Neither the compiler nor the transforms of torch.func support `with_gate_gradient`.
         if not self._frozen or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-            return self.affine(input, weight, bias, *args)
+            output: Tensor = super().forward_shared(input, *args, **kwargs)
+            return output
         assert self._hyperparameters is not None
+        weight, bias = self.weight, self.bias
         return functional.with_gate_gradient(
-            self.affine(input, weight.detach(), None if bias is None else bias.detach(), *args),
-            self.gated("weight", self._hyperparameters.bound_sample())[0] if "weight" in effective else None,
-            bias if "bias" in effective else None,
+            self.affine(input, weight.detach(), None if bias is None else bias.detach(), *args, **kwargs),
+            self.gated("weight", self._hyperparameters.bound_sample())[0] if "weight" in self.responding else None,
+            bias if "bias" in self.responding else None,
             input,
-            self.response("weight") if "weight" in effective else weight,
-            lambda input, response: self.affine(input, response, None, *args),
+            self.response("weight") if "weight" in self.responding else weight,
+            lambda input, response: self.affine(input, response, None, *args, **kwargs),
             self.channel_dim,
         )
 
-    def forward_per_example(self, sample: Tensor, input: Tensor, *args: Any) -> Tensor:
+    def forward_per_example(self, sample: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Compute base and response products side by side, and gate the second by example and channel."""
-        output = self.affine(input, self.weight, self.bias, *args)
+        output = self.affine(input, self.weight, self.bias, *args, **kwargs)
         self._check_rows(sample, input, output)
-        return self._respond(output, output, sample, input, *args)
+        return self._respond(output, output, sample, input, *args, **kwargs)

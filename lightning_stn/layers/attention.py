@@ -47,6 +47,8 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
     per_example = True
     # Even if only `out_proj` responds: torch's layer reads the weight of `out_proj` without calling its forward.
     container = True
+    # Transformer layers do so, to choose their fast path.
+    readable = frozenset({"in_proj_bias"})
 
     def __init__(self, *args: Any, hyperparameters: HyperparameterSet, **kwargs: Any) -> None:
         super().__init__(*args, hyperparameters=hyperparameters, **kwargs)
@@ -93,12 +95,12 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
             sample = self._hyperparameters.bound_sample()
             if len(sample) == 1:  # Gating the projections takes fewer passes than gating the weights.
                 sample = sample.expand(query.shape[0 if self.batch_first else 1], -1)
-                return self.forward_per_example(sample, query, key, value, *args, **kwargs)
+                with self.reading_base():
+                    return self.forward_per_example(sample, query, key, value, *args, **kwargs)
         return super().forward(query, key, value, *args, **kwargs)
 
-    def forward_effective(
+    def forward_shared(
         self,
-        effective: dict[str, Tensor],
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -113,8 +115,7 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
         swap = self.batch_first and query.dim() == 3
         if swap:
             query, key, value = swap_batch_and_time(query, key, value)
-        parameters = {n: effective.get(n, getattr(self, n)) for n in (*_PACKED, "bias_k", "bias_v", *_SEPARATE)}
-        output_weight, output_bias = self._output_parameters()
+        parameters = {name: getattr(self, name) for name in (*_PACKED, "bias_k", "bias_v", *_SEPARATE)}
         output, weights = F.multi_head_attention_forward(
             query,
             key,
@@ -123,8 +124,8 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
             self.num_heads,
             add_zero_attn=self.add_zero_attn,
             dropout_p=self.dropout,
-            out_proj_weight=output_weight,
-            out_proj_bias=output_bias,
+            out_proj_weight=self.out_proj.weight,
+            out_proj_bias=self.out_proj.bias,
             training=self.training,
             key_padding_mask=key_padding_mask,
             need_weights=need_weights,
@@ -135,14 +136,6 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
             **parameters,
         )
         return output.transpose(0, 1) if swap else output, weights
-
-    def _output_parameters(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of the output projection at a sample of one row."""
-        projection: nn.Linear = self.out_proj
-        if not isinstance(projection, ResponseLayer) or projection.hyperparameters is None:
-            return projection.weight, projection.bias
-        effective = projection._cached_effective(projection.hyperparameters.bound_sample())
-        return effective.get("weight", projection.weight), effective.get("bias", projection.bias)
 
     def forward_per_example(
         self,

@@ -1,7 +1,8 @@
 """Base class of response layers."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -10,9 +11,6 @@ from torch import Tensor, nn
 from lightning_stn import dual, functional
 from lightning_stn.binding import BoundModule
 from lightning_stn.hyperparameters import HyperparameterSet
-
-_NO_CACHE_WHEN_COMPILED = torch.__version__ < "2.6"
-"""In torch 2.4 compiled graphs lose tensors that a dictionary outside the graph holds."""
 
 
 def _added_names(name: str) -> tuple[str, str]:
@@ -31,13 +29,15 @@ class ResponseLayer(BoundModule):
     With `response="gates"` of the set there are gates alone: `W` itself takes the place of `R`, `W(h) = (1 + diag(V h))
     W`, and a parameter with a gate for each entry, such as a bias, is shifted by its gate, `b(h) = b + C h`.
 
-    For a sample of one row the effective parameters are built once, and the plain layer runs on them. For a sample
-    with a row for each example, the base and response products are computed side by side and the gates act on the
-    outputs, so that no example's weights are built; families without such a computation refuse the sample.
+    With a sample of one row, whoever reads a responding parameter as an attribute gets the effective one: the plain
+    `forward`, another method, or a parent module. It is built at the first reading of a pass. For a sample with a row
+    for each example, the base and response products are computed side by side and the gates act on the outputs, so
+    that no example's weights are built; families without such a computation refuse the sample.
 
     A family subclasses this class and its torch layer, in that order, and defines `plain`. A family that supports a
-    row for each example also sets `per_example` and defines `forward_per_example`. The response weights and the gate
-    of a parameter called `weight` are called `response_weight` and `weight_gate`.
+    row for each example also sets `per_example` and defines `forward_per_example`, in which attributes are the base
+    parameters. The response weights and the gate of a parameter called `weight` are called `response_weight` and
+    `weight_gate`.
 
     Args:
         *args: positional arguments of the torch layer.
@@ -50,6 +50,8 @@ class ResponseLayer(BoundModule):
     """Whether the layer supports a sample with a row for each example."""
     container: ClassVar[bool] = False
     """Whether to convert the layer even if only its children have trainable parameters."""
+    readable: ClassVar[frozenset[str]] = frozenset()
+    """Parameters of which other modules only ask whether they exist."""
 
     responding: tuple[str, ...] = ()
     """Names of the parameters that respond: those that were trainable when the response was added."""
@@ -79,7 +81,6 @@ class ResponseLayer(BoundModule):
         self.attach(hyperparameters)
         hyperparameters.freeze()
         parameters = dict(self._parameters)
-        self.responding = tuple(name for name, base in parameters.items() if base is not None and base.requires_grad)
         for name, base in parameters.items():
             added: list[nn.Parameter | None] = [None, None]
             if base is not None and base.requires_grad:
@@ -88,6 +89,7 @@ class ResponseLayer(BoundModule):
                 added = [stored, nn.Parameter(gates)]
             for new_name, parameter in zip(_added_names(name), added, strict=True):
                 self.register_parameter(new_name, parameter)
+        self.responding = tuple(name for name, base in parameters.items() if base is not None and base.requires_grad)
         self.reset_response()
 
     def make_plain(self) -> None:
@@ -95,12 +97,18 @@ class ResponseLayer(BoundModule):
         if self._hyperparameters is not None:
             current = self._hyperparameters.gate_input(self._hyperparameters.current())
             for name, tensor in self.effective(current).items():
-                setattr(self, name, nn.Parameter(tensor.detach(), requires_grad=getattr(self, name).requires_grad))
+                setattr(self, name, nn.Parameter(tensor.detach(), requires_grad=self.base(name).requires_grad))
         for added in [added for name in self._parameters for added in _added_names(name)]:
             self._parameters.pop(added, None)
         self.__dict__.pop("responding", None)
         self.detach()
         self.__class__ = self.plain  # type: ignore[assignment]
+
+    def base(self, name: str) -> Tensor:
+        """`W` of one parameter, whatever the current pass."""
+        base = self._parameters[name]
+        assert base is not None
+        return base
 
     @staticmethod
     def response_name(name: str) -> str:
@@ -116,9 +124,10 @@ class ResponseLayer(BoundModule):
         stored: Tensor | None = getattr(self, _added_names(name)[0])
         if stored is not None:
             return stored
-        base: Tensor = getattr(self, name)
-        if base.numel() == self.gate_size(name):
-            return torch.ones_like(base)
+        base = self.base(name)
+        with self.reading_base():
+            if base.numel() == self.gate_size(name):
+                return torch.ones_like(base)
         return base.detach() if self._linear else base  # The base weights learn outside the tangent alone.
 
     def gates(self, name: str) -> Tensor:
@@ -134,7 +143,8 @@ class ResponseLayer(BoundModule):
     def reset_response(self) -> None:
         """Draw every `R`; gates keep their values."""
         if any(map(self.stores_response, self.responding)):
-            self.draw_response()
+            with self.reading_base():
+                self.draw_response()
 
     def draw_response(self) -> None:
         """Draw every `R` from a normal distribution with the root mean square of its base parameter.
@@ -144,7 +154,7 @@ class ResponseLayer(BoundModule):
         """
         with torch.no_grad():
             for name in self.responding:
-                base, response = getattr(self, name), self.response(name)
+                base, response = self.base(name), self.response(name)
                 rms = base.square().mean().sqrt()
                 if base.numel() > 1 and base.amin() < base.amax():
                     response.normal_().mul_(rms)
@@ -169,12 +179,68 @@ class ResponseLayer(BoundModule):
         return {name: self._effective(name, sample) for name in self.responding}
 
     def _effective(self, name: str, sample: Tensor) -> Tensor:
-        base, response, gated = getattr(self, name), self.response(name), self.gated(name, sample)[0]
+        base, response = self.base(name), self.response(name)
+        with self.reading_base():
+            gated = self.broadcast_gates(name, self.gated(name, sample)[0])
         if self._frozen:
             base, response = base.detach(), response.detach()
         if self._linear:
-            return dual.respond(base, None, response * self.broadcast_gates(name, gated), may_modify=False)
-        return functional.effective_parameter(base, response, self.broadcast_gates(name, gated))
+            return dual.respond(base, None, response * gated, may_modify=False)
+        return functional.effective_parameter(base, response, gated)
+
+    def __getattr__(self, name: str) -> Any:
+        """A parameter as the current pass has it, and every other attribute as it is."""
+        value: Any = super().__getattr__(name)
+        if name not in self.__dict__.get("responding", ()) or "_reads_base" in self.__dict__:
+            return value
+        return self._read(name, value)
+
+    def _read(self, name: str, base: Tensor) -> Tensor:
+        """A responding parameter at the bound sample.
+
+        Raises:
+            RuntimeError: layers may not compute now.
+            ValueError: the bound sample has a row for each example.
+        """
+        hyperparameters = self._hyperparameters
+        if hyperparameters is None:
+            return base
+        run = hyperparameters.current_pass
+        if run.refusal:
+            raise RuntimeError(run.refusal)
+        if hyperparameters.at_centre or run.effective is None:  # between passes a parameter is itself
+            return base
+        sample = hyperparameters.bound_sample()
+        if len(sample) > 1:
+            if name in self.readable:
+                return base
+            raise ValueError(
+                f"{self.plain.__name__}: {name!r} is read outside the layer's own forward, which cannot perturb each "
+                f"example differently, under a sample of {len(sample)} rows; share one row over the batch with "
+                "STNCallback(perturb='batch'), leave the layer plain with convert(exclude=...), or read "
+                f"layer.base({name!r}), which does not respond."
+            )
+        lam = hyperparameters.unconstrained if run.sample is None else run.sample
+        sources = [self.gates(name), base, lam, *([self.response(name)] if self.stores_response(name) else [])]
+        label = f"{name!r} of {self.plain.__name__}"
+        return run.effective.get(sources, lambda: self._effective(name, sample), label)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move or cast the parameters; layers that keep lists of them read the base parameters."""
+        with self.reading_base():
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def reading_base(self) -> Iterator[None]:
+        """Inside this context `self.<name>` is the base parameter, whatever the current pass."""
+        if "_reads_base" in self.__dict__:
+            yield
+            return
+        self.__dict__["_reads_base"] = True
+        try:
+            yield
+        finally:
+            del self.__dict__["_reads_base"]
 
     def add_response(self, output: Tensor, gates: Tensor, response: Tensor, *, may_modify: bool = True) -> Tensor:
         """`output + gates * response`; in a linearised pass the second term is the tangent of `output`.
@@ -194,15 +260,19 @@ class ResponseLayer(BoundModule):
 
         With a row for each example the effective parameters are not built.
         """
-        base: Tensor = getattr(self, name)
+        base = self.base(name)
         if self._hyperparameters is None or name not in self.responding:
             return base.square().sum().reshape(1)
         sample = self._hyperparameters.bound_sample()
         with torch.autocast(base.device.type, enabled=False):
             if len(sample) == 1 and not self._linear:
-                return self._effective(name, sample).square().sum().reshape(1)
+                with self._effective_pass(self._hyperparameters):
+                    effective: Tensor = getattr(self, name)
+                return effective.square().sum().reshape(1)
             response, gated = self.response(name), self.gated(name, sample)
-            products = [self.unit_sums(name, *pair) for pair in ((base, base), (base, response), (response, response))]
+            with self.reading_base():
+                pairs = ((base, base), (base, response), (response, response))
+                products = [self.unit_sums(name, *pair) for pair in pairs]
             return products[0].sum() + 2 * gated @ products[1] + gated.square() @ products[2]
 
     def unit_sums(self, name: str, a: Tensor, b: Tensor) -> Tensor:
@@ -220,20 +290,6 @@ class ResponseLayer(BoundModule):
         """Whether the response enters as a tangent now."""
         return self._hyperparameters is not None and self._hyperparameters.current_pass.tangent
 
-    def _cached_effective(self, sample: Tensor) -> dict[str, Tensor]:
-        """`effective(sample)`, computed once for all batches of an evaluation loop; empty at the centre."""
-        assert self._hyperparameters is not None
-        cache = self._hyperparameters.current_pass.cache
-        if self._hyperparameters.at_centre:
-            return {}
-        if cache is None or torch.is_grad_enabled():
-            return self.effective(sample)
-        if _NO_CACHE_WHEN_COMPILED and torch.compiler.is_compiling():
-            return self.effective(sample)
-        if id(self) not in cache:
-            cache[id(self)] = self.effective(sample)
-        return cache[id(self)]
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute at the bound sample.
 
@@ -247,18 +303,28 @@ class ResponseLayer(BoundModule):
         if self._hyperparameters.current_pass.refusal:
             raise RuntimeError(self._hyperparameters.current_pass.refusal)
         sample = self._hyperparameters.bound_sample()
-        if sample.shape[0] == 1:
-            return self.forward_effective(self._cached_effective(sample), *args, **kwargs)
-        return self.forward_per_example(sample, *args, **kwargs)
+        if len(sample) == 1:
+            with self._effective_pass(self._hyperparameters):
+                return self.forward_shared(*args, **kwargs)
+        with self.reading_base():
+            return self.forward_per_example(sample, *args, **kwargs)
 
-    def forward_effective(self, effective: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        """Run the plain layer with effective parameters; a parameter missing in `effective` has its base value."""
-        with self.shadowed(effective):
-            return self.plain.forward(self, *args, **kwargs)
+    def _effective_pass(self, hyperparameters: HyperparameterSet) -> AbstractContextManager[None]:
+        """The current pass, in which parameters are effective ones; between steps and loops, one for this call."""
+        if hyperparameters.at_centre or hyperparameters.current_pass.effective is not None:
+            return nullcontext()
+        return hyperparameters.running(replace(hyperparameters.current_pass, keep=True))
+
+    def forward_shared(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the layer with one row; by default the plain layer, which reads the effective parameters."""
+        return self.plain.forward(self, *args, **kwargs)
 
     def forward_per_example(self, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the layer with a row for each example; by default such a sample is refused."""
-        raise ValueError(
+        raise self._row_error(sample)
+
+    def _row_error(self, sample: Tensor) -> ValueError:
+        return ValueError(
             f"{type(self).__name__}: expected a sample of one row, since this module cannot perturb each example "
             f"differently, got {len(sample)} rows; share one row over the batch with STNCallback(perturb='batch'), or "
             "leave the module plain with convert(exclude=...)."
@@ -267,12 +333,14 @@ class ResponseLayer(BoundModule):
     @contextmanager
     def shadowed(self, parameters: dict[str, Any]) -> Iterator[None]:
         """Inside this context `self.<name>` is the given value instead of the parameter."""
+        before = {name: self.__dict__[name] for name in parameters if name in self.__dict__}
         self.__dict__.update(parameters)
         try:
             yield
         finally:
             for name in parameters:
                 del self.__dict__[name]
+            self.__dict__.update(before)
 
     def rows_error(self, sample: Tensor, input: Tensor) -> ValueError:
         """The error for a sample whose rows do not match the examples of the input."""

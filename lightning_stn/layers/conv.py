@@ -39,7 +39,7 @@ class _ResponseConv(AffineResponse):
 
     def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
         """The convolution of torch's layer, padding modes included."""
-        output: Tensor = self._conv_forward(input, weight, bias)  # type: ignore[operator]
+        output: Tensor = self._conv_forward(input, weight, bias)
         return output
 
 
@@ -75,11 +75,11 @@ class _ResponseConvTranspose(_ResponseConv):
             return a * b
         return (a * b).flatten(2).sum(2).reshape(self.groups, -1, self.out_channels // self.groups).sum(1).flatten()
 
-    def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
-        """The transposed convolution of torch's layer; `args` may hold its `output_size`."""
-        output_padding = self._output_padding(  # type: ignore[operator]
+    def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, output_size: Any = None) -> Tensor:
+        """The transposed convolution of torch's layer."""
+        output_padding = self._output_padding(
             input,
-            args[0] if args else None,
+            output_size,
             self.stride,
             self.padding,
             self.kernel_size,

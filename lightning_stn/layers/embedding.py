@@ -52,7 +52,7 @@ class ResponseEmbedding(ResponseLayer, nn.Embedding):
         Raises:
             ValueError: the bound sample has neither one row nor a row per example.
         """
-        base = self._look_up(input, self.weight)
+        base = self._look_up(input, self.base("weight"))
         if self._hyperparameters is None or self._hyperparameters.at_centre:
             return base
         gates = self.gated("weight", self._hyperparameters.bound_sample())

@@ -40,7 +40,10 @@ class NormResponse(ResponseLayer):
         if self._hyperparameters is None or not self._linear:
             output: Tensor = super().forward(input, *args)
             return output
-        sample = self._hyperparameters.bound_sample()
+        with self.reading_base():
+            return self._forward_linearized(self._hyperparameters.bound_sample(), input, *args)
+
+    def _forward_linearized(self, sample: Tensor, input: Tensor, *args: Any) -> Tensor:
         # Without scale and shift the Jacobian of a normalisation is symmetric, whatever its statistics.
         with self.shadowed(dict.fromkeys(self._affine_names)):
             normalised = dual.apply_symmetric(lambda input: self.plain.forward(self, input, *args), input)
@@ -144,7 +147,8 @@ class _BatchNormResponse(NormResponse):
             sample = hyperparameters.bound_sample()
             # With one value per channel torch raises; leave that case to it.
             if len(sample) == 1 and "weight" in self._affine_names and input.numel() > input.shape[1]:
-                return self._forward_fused(sample, input)
+                with self.reading_base():
+                    return self._forward_fused(sample, input)
         output: Tensor = super().forward(input, *args)
         return output
 
@@ -154,7 +158,7 @@ class _BatchNormResponse(NormResponse):
         The scale of a channel commutes with the symmetric Jacobian of the normalisation, so the Jacobian of the whole
         layer is symmetric too, and the jvp is computed as a vjp.
         """
-        self._check_input_dim(input)  # type: ignore[operator]
+        self._check_input_dim(input)
         primal, tangent = dual.parts(input)
         responses = {name: self._shifts(name, sample)[0] for name in self.responding}
         shared = {

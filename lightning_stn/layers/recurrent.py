@@ -2,8 +2,8 @@
 
 import functools
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import torch
@@ -65,16 +65,11 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
             for tensor in tensors:
                 tensor.uniform_(-bound, bound)
 
-    @contextmanager
-    def shadowed(self, parameters: dict[str, Any]) -> Iterator[None]:
-        """Inside this context the torch layer's `forward` runs with the given tensors instead of the parameters."""
-        flat = [parameters.get(name, getattr(self, name)) for name in self._flat_weights_names]
+    def forward_shared(self, input: Tensor | PackedSequence, hx: Any = None) -> Any:
+        """Run torch's kernels on the effective parameters."""
+        flat = [getattr(self, name) for name in self._flat_weights_names]
         if not torch.is_grad_enabled():
-            # Torch's CPU kernels sum in another order where no weight requires a gradient. Inside transforms of
-            # torch.func, which forbid requires_grad_, the last bit may differ.
-            with suppress(RuntimeError):
-                for name, tensor in parameters.items():
-                    tensor.requires_grad_(getattr(self, name).requires_grad)
+            flat = [_like_trained(*pair) for pair in zip(flat, map(self.base, self._flat_weights_names), strict=True)]
         # Private names of nn.RNNBase, the same in torch 2.4 to 2.14: the list that `forward` reads, and the weak
         # references that it compares with the parameters. None in their place keeps it from rebuilding the list after
         # a functional_call.
@@ -82,12 +77,8 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
         if torch.is_grad_enabled() and not self.training:
             # cuDNN has a backward in training mode only; without dropout both modes compute the same.
             shadows.update(training=True, dropout=0.0)
-        originals = {name: self.__dict__[name] for name in shadows}
-        self.__dict__.update(shadows)
-        try:
-            yield
-        finally:
-            self.__dict__.update(originals)
+        with self.shadowed(shadows):
+            return super().forward_shared(input, hx)
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
@@ -100,7 +91,8 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
         if self._hyperparameters is not None and self._linear:
             sample = self._hyperparameters.bound_sample()
             if len(sample) == 1:
-                return self.forward_per_example(sample.expand(self._batch(input) or 1, -1), input, hx)
+                with self.reading_base():
+                    return self.forward_per_example(sample.expand(self._batch(input) or 1, -1), input, hx)
         return super().forward(input, hx)
 
     def forward_per_example(self, sample: Tensor, input: Tensor | PackedSequence, hx: Any = None) -> Any:
@@ -262,6 +254,19 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
             f"as dimension {0 if self.batch_first else 1} of the input (batch_first={self.batch_first}), got {got}; "
             "bring the input to that layout, or share one row over the batch with STNCallback(perturb='batch')."
         )
+
+
+def _like_trained(tensor: Tensor, base: Tensor) -> Tensor:
+    """An effective parameter without a graph that says whether its base trains.
+
+    Torch's CPU kernels sum in another order where no weight requires a gradient. Inside transforms of torch.func, which
+    forbid `requires_grad_`, the last bit may differ.
+    """
+    if tensor is base or tensor.requires_grad or not base.requires_grad:
+        return tensor
+    with suppress(RuntimeError):
+        return tensor.detach().requires_grad_()
+    return tensor
 
 
 def _promote(pre_activations: Tensor, *state: Tensor) -> tuple[Tensor, State]:

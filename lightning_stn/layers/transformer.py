@@ -28,14 +28,10 @@ class _ResponseContainer(ResponseLayer):
             elif isinstance(child, BoundModule):
                 child.attach(hyperparameters)
 
-    def forward_effective(self, effective: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Run torch's `forward`."""
-        output: Tensor = self.plain.forward(self, *args, **kwargs)
-        return output
-
     def forward_per_example(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run torch's `forward`; the children gate by example."""
-        return self.forward_effective({}, *args, **kwargs)
+        output: Tensor = self.forward_shared(*args, **kwargs)
+        return output
 
 
 class _ResponseTransformerLayer(_ResponseContainer):
@@ -85,7 +81,7 @@ class ResponseTransformerEncoderLayer(_ResponseTransformerLayer, nn.TransformerE
     def forward_per_example(self, sample: Tensor, src: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Check the rows, then run torch's `forward`."""
         self.check_rows(sample, src)
-        return self.forward_effective({}, src, *args, **kwargs)
+        return super().forward_per_example(sample, src, *args, **kwargs)
 
 
 @register_response(nn.TransformerDecoderLayer)
@@ -101,7 +97,7 @@ class ResponseTransformerDecoderLayer(_ResponseTransformerLayer, nn.TransformerD
     def forward_per_example(self, sample: Tensor, tgt: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Check the rows, then run torch's `forward`."""
         self.check_rows(sample, tgt)
-        return self.forward_effective({}, tgt, *args, **kwargs)
+        return super().forward_per_example(sample, tgt, *args, **kwargs)
 
 
 @register_response(nn.TransformerEncoder)

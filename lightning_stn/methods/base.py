@@ -197,7 +197,7 @@ def shift_base(root: nn.Module, hyperparameters: HyperparameterSet, shift: Tenso
     with torch.no_grad():
         for layer in _layers(root, hyperparameters):
             for name, moved in layer.effective(like(read, layer)).items():
-                getattr(layer, name).copy_(moved)
+                layer.base(name).copy_(moved)
 
 
 def _layers(root: nn.Module, hyperparameters: HyperparameterSet) -> Iterator[ResponseLayer]:

@@ -98,7 +98,7 @@ class L2Penalty(Penalty):
             if isinstance(module, ResponseLayer)
             else module.get_parameter(parameter).square().sum()
             for name, (module, parameter) in found.items()
-            if self._decays(name, module, parameter)
+            if self._decays(name, module._parameters[parameter], type(module))
         ]
         if unknown or not norms:
             raise ValueError(
@@ -107,10 +107,10 @@ class L2Penalty(Penalty):
             )
         return self.weighted((sum(norms[1:], start=norms[0]) / 2).reshape(-1))
 
-    def _decays(self, name: str, module: nn.Module, parameter: str) -> bool:
+    def _decays(self, name: str, parameter: Tensor | None, kind: type[nn.Module]) -> bool:
         if self.names:
             return any(fnmatchcase(name, pattern) for pattern in self.names)
-        return "Norm" not in type(module).__name__ and module.get_parameter(parameter).dim() > 1
+        return "Norm" not in kind.__name__ and parameter is not None and parameter.dim() > 1
 
 
 def _decaying(net: nn.Module, held: frozenset[int]) -> Iterator[tuple[str, tuple[nn.Module, str]]]:

@@ -51,7 +51,8 @@ class WeightDrop(Regularizer):
         for name in self.names:
             path, _, parameter = name.rpartition(".")
             layer = self.module.get_submodule(path)
-            weight = getattr(layer, parameter)
+            weight = layer._parameters[parameter]
+            assert weight is not None
             mask = functional.keep_mask(weight.shape, rate, weight.device).to(weight.dtype)
             yield name, weight * mask
             if isinstance(layer, ResponseLayer) and parameter in layer.responding and layer.stores_response(parameter):

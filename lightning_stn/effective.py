@@ -1,0 +1,106 @@
+"""Effective parameters of one pass, each built once however often it is read."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+
+class _Entry(NamedTuple):
+    """An effective parameter, its version, and the tensors it was built from with theirs."""
+
+    effective: Tensor
+    version: int
+    sources: tuple[Tensor, ...]
+    states: tuple[object, ...]
+
+
+class EffectiveParameters:
+    """Effective parameters by key, each built at its first reading and again when what it was built from changes.
+
+    Under `torch.compile`, inside transforms of `torch.func`, and in a backward pass, where activation checkpoints
+    compute again, each reading builds.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[tuple[int, bool], _Entry] = {}
+
+    def get(self, sources: Sequence[Tensor], build: Callable[[], Tensor], label: str) -> Tensor:
+        """The effective parameter that `build` returns.
+
+        Args:
+            sources: what it is built from; the first is its gate, which modules that share the parameter share too.
+            build: computes it.
+            label: name of the parameter, for error messages.
+
+        Raises:
+            RuntimeError: it was modified in place since an earlier reading.
+        """
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return build()
+        if torch._C._current_graph_task_id() != -1 or any(type(source) not in _PLAIN for source in sources):
+            return _unseen_by_checkpoints(build)
+        self._check_unmodified(id(sources[0]), label)
+        key, states = (id(sources[0]), torch.is_grad_enabled()), tuple(map(_state, sources))
+        entry = self._entries.get(key)
+        if entry is not None and entry.states == states and _same(entry.sources, sources):
+            return entry.effective
+        effective = _unseen_by_checkpoints(build)
+        self._entries[key] = _Entry(effective, _version(effective), tuple(sources), states)
+        if effective.requires_grad:
+            # A backward pass frees the graph behind it, so that the next reading needs another one.
+            effective.register_hook(lambda _: self._forget(key))  # type: ignore[no-untyped-call]
+        return effective
+
+    def _forget(self, key: tuple[int, bool]) -> None:
+        self._entries.pop(key, None)
+
+    def _check_unmodified(self, gate: int, label: str) -> None:
+        for grad in (False, True):
+            entry = self._entries.get((gate, grad))
+            if entry is not None and _version(entry.effective) != entry.version:
+                raise RuntimeError(
+                    f"{label} was modified in place while its network ran with a response: the change is lost, since "
+                    "what the network reads there is computed from the parameter. Constrain the parameter after the "
+                    "step of the optimiser instead, in on_train_batch_end, by torch.nn.utils.parametrize, or leave the "
+                    "module plain with convert(exclude=...)."
+                )
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "EffectiveParameters":
+        """An empty one, since graphs cannot be copied."""
+        return EffectiveParameters()
+
+    def __reduce__(self) -> tuple[type["EffectiveParameters"], tuple[()]]:
+        """Pickle an empty one, for the same reason."""
+        return EffectiveParameters, ()
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+"""Types whose changes can be seen; sharded tensors are others."""
+
+
+def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    return all(x is y for x, y in zip(a, b, strict=True))
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _state(tensor: Tensor) -> tuple[object, ...]:
+    """What changes with the entries of a tensor, but for changes through `.data`."""
+    return tensor.data_ptr(), tensor.dtype, tensor.requires_grad, _version(tensor)
+
+
+def _unseen_by_checkpoints(build: Callable[[], Tensor]) -> Tensor:
+    """Build with hooks that keep what backward needs.
+
+    An activation checkpoint counts the tensors that its region saves, in forward and when it computes again. The
+    effective parameter may be built in one of both, and read from before in the other.
+    """
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        return build()
+    with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+        return build()
