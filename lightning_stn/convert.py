@@ -8,6 +8,7 @@ from torch import nn
 
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers import ResponseLayer, generic_response, response_type
+from lightning_stn.layers.base import owners
 from lightning_stn.regularizers import Dropout, DropPath, Regularizer, Tunable, tunable_type
 from lightning_stn.regularizers.registry import is_tunable
 
@@ -87,7 +88,7 @@ def convert(
     parameters get a generic response, which needs a sample that the batch shares (`STNCallback(perturb="batch")`).
     Parameters that do not require a gradient do not respond, so a frozen backbone stays plain. Modules without
     parameters stay as they are, except those registered with `lightning_stn.regularizers.register_tunable`. A parameter
-    that two modules share gets a response in each.
+    that two modules share has one response, and stays shared in the export.
 
     Args:
         net: the network; it is changed and returned.
@@ -133,9 +134,10 @@ def convert(
         )
     for tuning in tunings:
         tuning.add_hyperparameters(modules, hyperparameters)
+    owned = owners(hyperparameters.networks, hyperparameters)
     for module in modules.values():
         if (response := _response(module)) is not None:
-            response.adopt(module, hyperparameters)
+            response.adopt(module, hyperparameters, owned)
     for tuning in tunings:
         tuning.adopt(modules, hyperparameters)
     hyperparameters.networks.append(net)

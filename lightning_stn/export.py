@@ -16,8 +16,7 @@ def export(net: nn.Module) -> nn.Module:
     Response layers become the plain layers that they replaced, with their effective weights. Tuned dropouts become
     torch's, at the current rate. Other regularisers and augmentations act in training only and become `nn.Identity`. A
     wrapper such as `WeightDrop` is replaced by the module that it wraps. All other types, names and state-dict keys are
-    those before the conversion. A parameter that two modules shared is no longer shared where the modules responded,
-    since their effective weights differ.
+    those before the conversion. Parameters that were shared stay shared, and keep their attributes.
 
     Args:
         net: a network that `convert` returned, on any device; it is not changed.
@@ -40,6 +39,8 @@ def export(net: nn.Module) -> nn.Module:
             "pass what convert() returned."
         )
     plain = copy.deepcopy(net)
+    for original, copied in zip(net.parameters(), plain.parameters(), strict=True):
+        vars(copied).update(vars(original))  # torch does not copy the attributes of a Parameter
     with torch.no_grad():
         for module in list(plain.modules()):
             if isinstance(module, ResponseLayer):

@@ -75,13 +75,31 @@ def test_exported_network_can_be_trained() -> None:
     assert all(parameter.grad is not None for parameter in exported.parameters())
 
 
-def test_export_unties_weights_with_different_effective_values() -> None:
-    encoder, decoder = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
-    decoder.weight = encoder.weight
-    net = tuned(nn.Sequential(encoder, decoder))
-    assert net[0].weight is net[1].weight  # type: ignore[index]
-    exported, indices = export(net), torch.arange(5)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_export_keeps_tied_weights_tied(reverse: bool) -> None:
+    """So that its state dict, loaded into a new plain network, gives the same network."""
+
+    def build() -> nn.Sequential:
+        encoder, decoder = nn.Embedding(5, 3), nn.Linear(3, 5)
+        if reverse:
+            encoder.weight = decoder.weight
+        else:
+            decoder.weight = encoder.weight
+        return nn.Sequential(encoder, decoder)
+
+    net = tuned(build())
+    exported, fresh, indices = export(net), build(), torch.arange(5)
+    assert exported[0].weight is exported[1].weight  # type: ignore[index]
     torch.testing.assert_close(exported(indices), net(indices))
+    fresh.load_state_dict(exported.state_dict())
+    assert torch.equal(fresh(indices), exported(indices))
+
+
+def test_export_keeps_attributes_of_parameters() -> None:
+    net = nn.Linear(2, 3)
+    net.weight._no_weight_decay = True  # type: ignore[attr-defined]
+    exported = export(tuned(net))
+    assert exported.weight._no_weight_decay  # type: ignore[union-attr]
 
 
 def test_export_refuses_a_plain_network() -> None:

@@ -38,7 +38,7 @@ def require_stn_module(module: LightningModule, perturb: str) -> STNModule:
     shared_only = [
         f"{qualified} ({layer.plain.__name__})"
         for qualified, layer in module.named_modules()
-        if isinstance(layer, ResponseLayer) and layer.responding and not layer.per_example
+        if isinstance(layer, ResponseLayer) and layer.responding and not layer.supports_rows()
     ]
     if perturb == "example" and shared_only:
         raise ValueError(

@@ -92,6 +92,8 @@ class AffineResponse(ResponseLayer):
         """
         if len(sample) > 1 or "weight" not in self.responding:
             return False
+        if self.gates_elsewhere("weight"):
+            return True  # `_respond` would need a row for each example
         return input.dim() < 1 - self.channel_dim or self.weight.numel() <= input.numel() * self.growth
 
     def _forward_folded(
@@ -106,10 +108,7 @@ class AffineResponse(ResponseLayer):
             *args: see `affine`.
             **kwargs: see `affine`.
         """
-        responses = {
-            name: self.response(name) * self.broadcast_gates(name, self.gated(name, sample)[0])
-            for name in self.responding
-        }
+        responses = {name: self.response(name) * self._broadcast_gates(name, sample) for name in self.responding}
         shared = {
             name: dual.share_gradient(getattr(self, name), response, may_modify=False)
             for name, response in responses.items()
@@ -130,6 +129,10 @@ class AffineResponse(ResponseLayer):
         if "weight" in self.responding:
             gates = functional.align(self.gated("weight", sample), output, self.channel_dim)
             start = torch.addcmul(start, gates, self.affine(input, self.response("weight"), None, *args, **kwargs))
+        return self._shift(start, output, sample)
+
+    def _shift(self, start: Tensor, output: Tensor, sample: Tensor) -> Tensor:
+        """`start + (C h_n) * r`, in a shape that broadcasts over `output`."""
         if "bias" in self.responding:
             shift = self.gated("bias", sample) * self.response("bias")
             start = start + functional.align(shift, output, self.channel_dim)
@@ -138,7 +141,12 @@ class AffineResponse(ResponseLayer):
     def forward_shared(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """`W x + b` with effective weight and bias."""
         # Neither the compiler nor the transforms of torch.func support `with_gate_gradient`.
-        if not self._frozen or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if (
+            not self._frozen
+            or ("weight" in self.responding and self.gates_elsewhere("weight"))
+            or torch.compiler.is_compiling()
+            or torch._C._are_functorch_transforms_active()
+        ):
             output: Tensor = super().forward_shared(input, *args, **kwargs)
             return output
         assert self._hyperparameters is not None

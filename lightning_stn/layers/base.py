@@ -1,9 +1,9 @@
 """Base class of response layers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,8 @@ class ResponseLayer(BoundModule):
     """Whether the layer supports a sample with a row for each example."""
     container: ClassVar[bool] = False
     """Whether to convert the layer even if only its children have trainable parameters."""
+    gates_both: ClassVar[bool] = False
+    """Whether `forward_per_example` serves a tied weight `[o, i]` with gates on either dimension."""
     readable: ClassVar[frozenset[str]] = frozenset()
     """Parameters of which other modules only ask whether they exist."""
 
@@ -71,38 +73,93 @@ class ResponseLayer(BoundModule):
         return None
 
     @classmethod
-    def adopt(cls, layer: nn.Module, hyperparameters: HyperparameterSet) -> None:
-        """Turn a plain layer into this response layer in place, so that its identity, hooks and mode stay."""
+    def adopt(cls, layer: nn.Module, hyperparameters: HyperparameterSet, owners: "Owners | None" = None) -> None:
+        """Turn a plain layer into this response layer in place, so that its identity, hooks and mode stay.
+
+        Args:
+            layer: an instance of `plain`.
+            hyperparameters: the set that it responds to.
+            owners: layers that respond already. A parameter that one of them holds too has one response; the new
+                owners are added.
+        """
         layer.__class__ = cls
         assert isinstance(layer, ResponseLayer)
-        layer._add_response(hyperparameters)
+        layer._add_response(hyperparameters, owners)
 
-    def _add_response(self, hyperparameters: HyperparameterSet) -> None:
+    def _add_response(self, hyperparameters: HyperparameterSet, owners: "Owners | None" = None) -> None:
         self.attach(hyperparameters)
         hyperparameters.freeze()
+        owners = {} if owners is None else owners
         parameters = dict(self._parameters)
+        tied: dict[str, _Tie] = {}
         for name, base in parameters.items():
             added: list[nn.Parameter | None] = [None, None]
             if base is not None and base.requires_grad:
-                gates = base.new_zeros(self.gate_size(name), len(hyperparameters))
-                stored = nn.Parameter(torch.empty_like(base)) if hyperparameters.response == "full" else None
-                added = [stored, nn.Parameter(gates)]
+                owner, own = owners.setdefault(id(base), (self, name))
+                if (owner, own) == (self, name):
+                    gates = base.new_zeros(self.gate_size(name), len(hyperparameters))
+                    stored = nn.Parameter(torch.empty_like(base)) if hyperparameters.response == "full" else None
+                    added = [stored, nn.Parameter(gates)]
+                else:
+                    tied[name] = _Tie(owner, own, self._differs(name, owner, own))
+                    added = [owner._parameters[shared] for shared in _added_names(own)]
             for new_name, parameter in zip(_added_names(name), added, strict=True):
                 self.register_parameter(new_name, parameter)
         self.responding = tuple(name for name, base in parameters.items() if base is not None and base.requires_grad)
+        self.__dict__["_tied"] = tied  # not an attribute, which would make the owner a child
         self.reset_response()
 
     def make_plain(self) -> None:
         """Turn this layer into the plain layer at the current hyperparameters, in place."""
         if self._hyperparameters is not None:
             current = self._hyperparameters.gate_input(self._hyperparameters.current())
-            for name, tensor in self.effective(current).items():
-                setattr(self, name, nn.Parameter(tensor.detach(), requires_grad=self.base(name).requires_grad))
+            with torch.no_grad():
+                for name in filter(self.owns, self.responding):
+                    self.base(name).copy_(self._effective(name, current))
+        self.remove_response()
+
+    def remove_response(self) -> None:
+        """Turn this layer into the plain layer with its base parameters, in place."""
         for added in [added for name in self._parameters for added in _added_names(name)]:
             self._parameters.pop(added, None)
-        self.__dict__.pop("responding", None)
+        for attribute in ("responding", "_tied"):
+            self.__dict__.pop(attribute, None)
         self.detach()
         self.__class__ = self.plain  # type: ignore[assignment]
+
+    def owner(self, name: str) -> tuple["ResponseLayer", str]:
+        """The layer that defines the response of a parameter, and its name there.
+
+        It is another layer where that one holds the same parameter, as with tied weights.
+        """
+        tie = self._tie(name)
+        return (self, name) if tie is None else (tie.owner, tie.name)
+
+    def owns(self, name: str) -> bool:
+        """Whether this layer defines the response of a parameter."""
+        return self._tie(name) is None
+
+    def gates_elsewhere(self, name: str) -> bool:
+        """Whether the gates of a tied parameter act on other dimensions than this layer's own gates would."""
+        tie = self._tie(name)
+        return tie is not None and tie.elsewhere
+
+    def supports_rows(self) -> bool:
+        """Whether the layer supports a sample with a row for each example."""
+        return self.per_example and (self.gates_both or not any(map(self.gates_elsewhere, self.responding)))
+
+    def _tie(self, name: str) -> "_Tie | None":
+        tied: dict[str, _Tie] = self.__dict__.get("_tied", {})
+        return tied.get(name)
+
+    def _differs(self, name: str, owner: "ResponseLayer", own: str) -> bool:
+        """Whether the gates of another layer broadcast over a parameter otherwise than those of this one."""
+        base = self.base(name)
+        with owner.reading_base():
+            theirs = owner.broadcast_gates(own, base.new_empty(owner.gate_size(own)))
+        ours = self.broadcast_gates(name, base.new_empty(self.gate_size(name)))
+        strides = [gates.expand(base.shape).stride() for gates in (theirs, ours)]
+        return strides[0] != strides[1]
 
     def base(self, name: str) -> Tensor:
         """`W` of one parameter, whatever the current pass."""
@@ -125,8 +182,9 @@ class ResponseLayer(BoundModule):
         if stored is not None:
             return stored
         base = self.base(name)
-        with self.reading_base():
-            if base.numel() == self.gate_size(name):
+        owner, own = self.owner(name)
+        with owner.reading_base():
+            if base.numel() == owner.gate_size(own):
                 return torch.ones_like(base)
         return base.detach() if self._linear else base  # The base weights learn outside the tangent alone.
 
@@ -141,10 +199,14 @@ class ResponseLayer(BoundModule):
         return [parameter for name in names if (parameter := self._parameters[name]) is not None]
 
     def reset_response(self) -> None:
-        """Draw every `R`; gates keep their values."""
-        if any(map(self.stores_response, self.responding)):
-            with self.reading_base():
+        """Draw every `R` that this layer owns; gates keep their values."""
+        stored = [name for name in self.responding if self.stores_response(name)]
+        others = {name: self.response(name).detach().clone() for name in stored if not self.owns(name)}
+        if len(others) < len(stored):
+            with self.reading_base(), torch.no_grad():
                 self.draw_response()
+                for name, kept in others.items():
+                    self.response(name).copy_(kept)
 
     def draw_response(self) -> None:
         """Draw every `R` from a normal distribution with the root mean square of its base parameter.
@@ -180,13 +242,18 @@ class ResponseLayer(BoundModule):
 
     def _effective(self, name: str, sample: Tensor) -> Tensor:
         base, response = self.base(name), self.response(name)
-        with self.reading_base():
-            gated = self.broadcast_gates(name, self.gated(name, sample)[0])
+        gated = self._broadcast_gates(name, sample)
         if self._frozen:
             base, response = base.detach(), response.detach()
         if self._linear:
             return dual.respond(base, None, response * gated, may_modify=False)
         return functional.effective_parameter(base, response, gated)
+
+    def _broadcast_gates(self, name: str, sample: Tensor) -> Tensor:
+        """`V h` of one row, in a shape that broadcasts over the parameter."""
+        owner, own = self.owner(name)
+        with owner.reading_base():
+            return owner.broadcast_gates(own, owner.gated(own, sample)[0])
 
     def __getattr__(self, name: str) -> Any:
         """A parameter as the current pass has it, and every other attribute as it is."""
@@ -263,6 +330,9 @@ class ResponseLayer(BoundModule):
         base = self.base(name)
         if self._hyperparameters is None or name not in self.responding:
             return base.square().sum().reshape(1)
+        if not self.owns(name):
+            owner, own = self.owner(name)
+            return owner.squared_norm(own)
         sample = self._hyperparameters.bound_sample()
         with torch.autocast(base.device.type, enabled=False):
             if len(sample) == 1 and not self._linear:
@@ -349,3 +419,32 @@ class ResponseLayer(BoundModule):
             f"along its first dimension, got shape {list(input.shape)}; keep the batch first, or share one row over "
             "the batch with STNCallback(perturb='batch')."
         )
+
+
+class _Tie(NamedTuple):
+    """Where the response of a tied parameter is defined.
+
+    Args:
+        owner: the layer.
+        name: of the parameter there.
+        elsewhere: whether its gates act on other dimensions.
+    """
+
+    owner: ResponseLayer
+    name: str
+    elsewhere: bool
+
+
+Owners = dict[int, tuple[ResponseLayer, str]]
+"""By identity of a parameter, the layer that defines its response, and the name of the parameter there."""
+
+
+def owners(networks: Iterable[nn.Module], hyperparameters: HyperparameterSet) -> Owners:
+    """Owners of all parameters in some networks that respond to a set."""
+    return {
+        id(layer.base(name)): layer.owner(name)
+        for network in networks
+        for layer in network.modules()
+        if isinstance(layer, ResponseLayer) and layer.hyperparameters is hyperparameters
+        for name in layer.responding
+    }

@@ -23,6 +23,7 @@ class ResponseEmbedding(ResponseLayer, nn.Embedding):
 
     plain = nn.Embedding
     per_example = True
+    gates_both = True
 
     @classmethod
     def refusal(cls, layer: nn.Module) -> str | None:
@@ -55,13 +56,18 @@ class ResponseEmbedding(ResponseLayer, nn.Embedding):
         base = self._look_up(input, self.base("weight"))
         if self._hyperparameters is None or self._hyperparameters.at_centre:
             return base
-        gates = self.gated("weight", self._hyperparameters.bound_sample())
+        rows = self.gated("weight", self._hyperparameters.bound_sample())
         response = self._look_up(input, self.response("weight"))
-        if gates.shape[0] == 1:
-            return self.add_response(base, gates[0], response)
-        if base.dim() < 2 or base.shape[0] != gates.shape[0]:
-            raise self.rows_error(gates, input)
-        return self.add_response(base, functional.align(gates, base, -1), response)
+        if len(rows) > 1 and (base.dim() < 2 or len(base) != len(rows)):
+            raise self.rows_error(rows, input)
+        return self.add_response(base, self._gates(rows, input, base), response)
+
+    def _gates(self, rows: Tensor, input: Tensor, output: Tensor) -> Tensor:
+        """Gates of the looked-up vectors, which broadcast over the output."""
+        if self.gates_elsewhere("weight"):  # a gate for each vector of the table
+            by_example = rows.expand(len(input) if input.dim() else 1, -1)
+            return by_example.gather(1, input.reshape(len(by_example), -1)).view(*input.shape, 1)
+        return rows[0] if len(rows) == 1 else functional.align(rows, output, -1)
 
     def _look_up(self, input: Tensor, weight: Tensor) -> Tensor:
         return F.embedding(

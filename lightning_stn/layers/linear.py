@@ -5,6 +5,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_stn import functional
 from lightning_stn.layers.affine import AffineResponse
 from lightning_stn.layers.registry import register_response
 
@@ -21,6 +22,7 @@ class ResponseLinear(AffineResponse, nn.Linear):  # type: ignore[misc]
     """
 
     plain = nn.Linear
+    gates_both = True
 
     @property
     def channel_dim(self) -> int:
@@ -35,3 +37,13 @@ class ResponseLinear(AffineResponse, nn.Linear):  # type: ignore[misc]
     def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
         """`W x + b`."""
         return F.linear(input, weight, bias)
+
+    def _respond(
+        self, start: Tensor, output: Tensor, sample: Tensor, input: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """`start + (V h_n) * (R x) + (C h_n) * r`; gates on the input where the weight is that of an embedding."""
+        if not self.gates_elsewhere("weight"):
+            return super()._respond(start, output, sample, input, *args, **kwargs)
+        gates = functional.align(self.gated("weight", sample), input, -1)
+        start = start + self.affine(input * gates, self.response("weight"), None)
+        return self._shift(start, output, sample)

@@ -197,7 +197,8 @@ def shift_base(root: nn.Module, hyperparameters: HyperparameterSet, shift: Tenso
     with torch.no_grad():
         for layer in _layers(root, hyperparameters):
             for name, moved in layer.effective(like(read, layer)).items():
-                layer.base(name).copy_(moved)
+                if layer.owns(name):
+                    layer.base(name).copy_(moved)
 
 
 def _layers(root: nn.Module, hyperparameters: HyperparameterSet) -> Iterator[ResponseLayer]:
