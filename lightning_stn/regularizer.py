@@ -45,7 +45,7 @@ class Regularizer(BoundModule):
         """
         self._require_set(hyperparameters)
         for strength in self.ranges:
-            value = getattr(self, strength)
+            value = self.given(strength)
             if isinstance(value, str):
                 self.check_hyperparameter(strength, value, hyperparameters, self._label(name))
         super().attach(hyperparameters, name)
@@ -96,7 +96,12 @@ class Regularizer(BoundModule):
 
     def reads(self) -> list[str]:
         """Names of the hyperparameters that this module reads."""
-        return [value for value in (getattr(self, name) for name in self.strengths) if isinstance(value, str)]
+        return [value for value in map(self.given, self.strengths) if isinstance(value, str)]
+
+    def given(self, name: str) -> str | float:
+        """A strength as it was given: a hyperparameter's name, or a constant."""
+        value: str | float = getattr(self, name)
+        return value
 
     @property
     def active(self) -> bool:
@@ -121,7 +126,7 @@ class Regularizer(BoundModule):
 
     def strength(self, name: str) -> Tensor | float:
         """The strength of this call: `[n]` or a scalar tensor, natural units, or the constant."""
-        value: str | float = getattr(self, name)
+        value = self.given(name)
         if not isinstance(value, str):
             return value
         assert self._hyperparameters is not None
@@ -136,7 +141,7 @@ class Regularizer(BoundModule):
         strength = self.strength(name)
         if isinstance(strength, Tensor) and strength.dim():
             raise ValueError(
-                f"{type(self).__name__}: acts on the batch as a whole, but {getattr(self, name)!r} has a value for "
+                f"{type(self).__name__}: acts on the batch as a whole, but {self.given(name)!r} has a value for "
                 "each example; declare it with perturb='batch', or use STNCallback(perturb='batch')."
             )
         return strength
@@ -151,7 +156,7 @@ class Regularizer(BoundModule):
         Raises:
             RuntimeError: the strength names a hyperparameter, but the module is not attached.
         """
-        value: str | float = getattr(self, name)
+        value = self.given(name)
         if isinstance(value, str):
             if self._hyperparameters is None:
                 raise self._no_set()
@@ -162,7 +167,7 @@ class Regularizer(BoundModule):
 
     def extra_repr(self) -> str:
         """The strengths."""
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.strengths)
+        return ", ".join(f"{name}={self.given(name)!r}" for name in self.strengths)
 
 
 def _interval(low: float, high: float) -> str:

@@ -59,7 +59,7 @@ def test_per_layer_adds_a_hyperparameter_for_each_dropout() -> None:
     assert values["dropout_body_1"] == pytest.approx(0.3)
     assert values["dropout_head"] == pytest.approx(0.05)
     assert net["body"][0].weight_gate.shape == (2, 3)  # type: ignore[index]
-    assert net["head"].p == "dropout_head"
+    assert net["head"].given("p") == "dropout_head"
 
 
 def test_convert_refuses_a_second_per_layer_conversion() -> None:
@@ -78,8 +78,8 @@ def test_shared_drop_path_rate_is_scaled_by_the_initial_rate_of_each_branch() ->
     first, last = net[0], net[2]
     assert isinstance(first, DropPath)
     assert isinstance(last, DropPath)
-    assert (first.p, first.mode, first.share) == ("rate", "row", 0.25)
-    assert (last.p, last.mode, last.share) == ("rate", "batch", 1.0)
+    assert (first.given("p"), first.mode, first.share) == ("rate", "row", 0.25)
+    assert (last.given("p"), last.mode, last.share) == ("rate", "batch", 1.0)
     exported = export(net)
     assert type(exported[0]) is StochasticDepth  # type: ignore[index]
     assert exported[0].p == pytest.approx(exported[2].p / 4)  # type: ignore[index]

@@ -23,7 +23,7 @@ class Augmentation(Regularizer):
 
     def is_off(self, name: str) -> bool:
         """Whether a strength is the constant 0."""
-        return bool(getattr(self, name) == 0)
+        return bool(self.given(name) == 0)
 
     @property
     def all_off(self) -> bool:
