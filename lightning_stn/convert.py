@@ -1,14 +1,17 @@
 """Conversion of a plain network into one that responds to its hyperparameters."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
+import torch
 from torch import nn
 
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers import ResponseLayer, generic_response, response_type
-from lightning_stn.layers.base import owners
+from lightning_stn.layers.parameters import owners
 from lightning_stn.regularizers import Dropout, DropPath, Regularizer, Tunable, tunable_type
 from lightning_stn.regularizers.registry import is_tunable
 
@@ -132,16 +135,36 @@ def convert(
             + "\nLeave a module plain with exclude=[name or type], or register a response for its type with "
             "lightning_stn.layers.register_response."
         )
-    for tuning in tunings:
-        tuning.add_hyperparameters(modules, hyperparameters)
-    owned = owners(hyperparameters.networks, hyperparameters)
-    for module in modules.values():
-        if (response := _response(module)) is not None:
-            response.adopt(module, hyperparameters, owned)
-    for tuning in tunings:
-        tuning.adopt(modules, hyperparameters)
+    with _all_or_nothing([*modules.values(), hyperparameters]):
+        for tuning in tunings:
+            tuning.add_hyperparameters(modules, hyperparameters)
+        owned = owners(hyperparameters.networks, hyperparameters)
+        for module in modules.values():
+            if (response := _response(module)) is not None:
+                response.adopt(module, hyperparameters, owned)
+        for tuning in tunings:
+            tuning.adopt(modules, hyperparameters)
     hyperparameters.networks.append(net)
     return net
+
+
+@contextmanager
+def _all_or_nothing(modules: Collection[nn.Module]) -> Iterator[None]:
+    """Give modules their classes, attributes and parameters back if an exception ends the context."""
+    before = [(module, type(module), _attributes(module)) for module in modules]
+    try:
+        yield
+    except BaseException:
+        for module, kind, attributes in before:
+            module.__class__ = kind
+            vars(module).clear()
+            vars(module).update(attributes)
+        raise
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """Attributes of a module; dictionaries, such as that of its parameters, are copied."""
+    return {name: dict(value) if type(value) is dict else value for name, value in vars(module).items()}
 
 
 def _check_arguments(net: nn.Module, hyperparameters: HyperparameterSet) -> None:
@@ -202,7 +225,10 @@ def _problem(name: str, module: nn.Module, tunings: Collection[_Tuning]) -> str 
     label = f"{name or 'the network itself'} ({type(module).__name__})"
     if isinstance(module, ResponseLayer):
         return f"{label}: converted already."
-    if isinstance(module, nn.ParameterList | nn.ParameterDict):
+    trainable = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+    if trainable and isinstance(module, torch.jit.ScriptModule):
+        return f"{label}: it is compiled by TorchScript, past any response; convert the network before it is scripted."
+    if trainable and isinstance(module, nn.ParameterList | nn.ParameterDict):
         return (
             f"{label}: its parameters are read from outside, past any response; hold them in the module that uses them."
         )
@@ -226,6 +252,8 @@ def _is_untunable_dropout(module: nn.Module) -> bool:
 
 def _response(module: nn.Module) -> type[ResponseLayer] | None:
     """The response layer that this module becomes, or None if it has no parameter to respond."""
+    if isinstance(module, torch.jit.ScriptModule | nn.ParameterList | nn.ParameterDict):
+        return None
     kind = response_type(type(module))
     if kind is not None and kind.container:
         return kind if any(parameter.requires_grad for parameter in module.parameters()) else None

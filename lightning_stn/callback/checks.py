@@ -35,6 +35,18 @@ def require_stn_module(module: LightningModule, perturb: str) -> STNModule:
             f"No layer of {name} responds to the hyperparameters, so nothing could tune them; "
             "wrap the network: self.net = self.convert(net)."
         )
+    late = [
+        f"{qualified}.{name}"
+        for qualified, layer in module.named_modules()
+        if isinstance(layer, ResponseLayer)
+        for name in layer.responding
+        if name not in layer._parameters
+    ]
+    if late:
+        raise ValueError(
+            f"These parameters have been replaced since the conversion: {late}. Register a parametrization, or prune, "
+            "before convert(), so that what it is computed from responds."
+        )
     shared_only = [
         f"{qualified} ({layer.plain.__name__})"
         for qualified, layer in module.named_modules()

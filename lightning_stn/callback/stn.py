@@ -220,6 +220,7 @@ class STNCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Clip the weights' gradient; here a gradient scaler has already been undone."""
+        self._phase.watch.look_at_gates(pl_module)
         self._settings.weight_step.clip(pl_module, optimizer)
 
     def on_train_batch_end(

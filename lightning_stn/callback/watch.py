@@ -1,12 +1,13 @@
-"""Safeguards: skip non-finite hypergradients; warn about saturated hyperparameters and collapsed scales."""
+"""Safeguards: skip non-finite hypergradients; warn of bounds, scales and silent gates."""
 
 import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_stn.hyperparameters import HyperparameterSet
+from lightning_stn.layers import ResponseLayer
 
 PATIENCE = 25
 """Hyperparameter steps in a row without a finite hypergradient after which a run is stopped."""
@@ -29,6 +30,7 @@ class Watch:
     def __init__(self, hyperparameters: HyperparameterSet) -> None:
         self._hyperparameters = hyperparameters
         self._warned: set[tuple[str, str]] = set()
+        self._looked_at_gates = False
         self.skipped = 0
         self.in_a_row = 0
 
@@ -98,6 +100,28 @@ class Watch:
                         f"{specification.scale:g}); lower STNCallback(scales=Scales(entropy_weight=...)), or hold the "
                         "scales with Scales(tune=False).",
                     )
+
+    def look_at_gates(self, root: nn.Module) -> None:
+        """Warn of parameters that train and whose gates get no gradient; once gradients of a weight step are there."""
+        if self._looked_at_gates:
+            return
+        self._looked_at_gates = True
+        silent = [
+            f"{prefix}.{name}" if prefix else name
+            for prefix, layer in root.named_modules()
+            if isinstance(layer, ResponseLayer)
+            for name in layer.responding
+            if layer.base_parameter(name).grad is not None and layer.gate_weights(name).grad is None
+        ]
+        if silent:
+            self._warn_once(
+                "",
+                "silent gates",
+                f"These parameters train but do not respond: {silent}. The network reads them past the attributes of "
+                "their modules, as self._parameters[...] or a reference from before the conversion does, so that no "
+                "hyperparameter is tuned through them. Read them as attributes, or leave their modules plain with "
+                "convert(exclude=...).",
+            )
 
     def _warn_once(self, name: str, kind: str, message: str) -> None:
         """Warn of one kind of fault of one hyperparameter (or of none, `name=""`), the first time in a run."""

@@ -108,7 +108,9 @@ class AffineResponse(ResponseLayer):
             *args: see `affine`.
             **kwargs: see `affine`.
         """
-        responses = {name: self.response(name) * self._broadcast_gates(name, sample) for name in self.responding}
+        responses = {
+            name: self.response_weights(name) * self._broadcast_gates(name, sample) for name in self.responding
+        }
         shared = {
             name: dual.share_gradient(getattr(self, name), response, may_modify=False)
             for name, response in responses.items()
@@ -128,13 +130,15 @@ class AffineResponse(ResponseLayer):
         """`start + (V h_n) * (R x) + (C h_n) * r`, in a shape that broadcasts over `output`."""
         if "weight" in self.responding:
             gates = functional.align(self.gated("weight", sample), output, self.channel_dim)
-            start = torch.addcmul(start, gates, self.affine(input, self.response("weight"), None, *args, **kwargs))
+            start = torch.addcmul(
+                start, gates, self.affine(input, self.response_weights("weight"), None, *args, **kwargs)
+            )
         return self._shift(start, output, sample)
 
     def _shift(self, start: Tensor, output: Tensor, sample: Tensor) -> Tensor:
         """`start + (C h_n) * r`, in a shape that broadcasts over `output`."""
         if "bias" in self.responding:
-            shift = self.gated("bias", sample) * self.response("bias")
+            shift = self.gated("bias", sample) * self.response_weights("bias")
             start = start + functional.align(shift, output, self.channel_dim)
         return start
 
@@ -156,7 +160,7 @@ class AffineResponse(ResponseLayer):
             self.gated("weight", self._hyperparameters.bound_sample())[0] if "weight" in self.responding else None,
             bias if "bias" in self.responding else None,
             input,
-            self.response("weight") if "weight" in self.responding else weight,
+            self.response_weights("weight") if "weight" in self.responding else weight,
             lambda input, response: self.affine(input, response, None, *args, **kwargs),
             self.channel_dim,
         )

@@ -48,7 +48,7 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
     # Even if only `out_proj` responds: torch's layer reads the weight of `out_proj` without calling its forward.
     container = True
     # Transformer layers do so, to choose their fast path.
-    readable = frozenset({"in_proj_bias"})
+    presence_only = frozenset({"in_proj_bias"})
 
     def __init__(self, *args: Any, hyperparameters: HyperparameterSet, **kwargs: Any) -> None:
         super().__init__(*args, hyperparameters=hyperparameters, **kwargs)
@@ -73,7 +73,7 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
     def draw_response(self) -> None:
         """Draw `R` with the initialisers of the torch layer, and `r` uniformly, since torch starts biases at zero."""
         for name in self.responding:
-            response = self.response(name)
+            response = self.response_weights(name)
             if response.dim() == 1:
                 nn.init.uniform_(response, -(self.embed_dim**-0.5), self.embed_dim**-0.5)
             else:
@@ -216,10 +216,10 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
         """`start + (V h_n) * (R x) + (C h_n) * r` for some rows of weight and bias."""
         time_dim = 1 if self.batch_first else 0
         if weight in self.responding:
-            gates = functional.gate(sample, self.gates(weight)[rows]).unsqueeze(time_dim)
-            start = torch.addcmul(start, gates, F.linear(input, self.response(weight)[rows]))
+            gates = functional.gate(sample, self.gate_weights(weight)[rows]).unsqueeze(time_dim)
+            start = torch.addcmul(start, gates, F.linear(input, self.response_weights(weight)[rows]))
         if "in_proj_bias" in self.responding:
-            shift = self.gated("in_proj_bias", sample) * self.response("in_proj_bias")
+            shift = self.gated("in_proj_bias", sample) * self.response_weights("in_proj_bias")
             start = start + shift[:, bias_rows].unsqueeze(time_dim)
         return start
 
@@ -234,7 +234,7 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
             row = bias
             if name in self.responding:
                 gates = self.gated(name, sample).unsqueeze(1)
-                row = self.add_response(bias, gates, self.response(name), may_modify=False)
+                row = self.add_response(bias, gates, self.response_weights(name), may_modify=False)
             projected = torch.cat([projected, row.expand(len(sample), -1, -1)], 1)
         return F.pad(projected, (0, 0, 0, 1)) if self.add_zero_attn else projected
 

@@ -1,24 +1,19 @@
 """Base class of response layers."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lightning_stn import dual, functional
-from lightning_stn.binding import BoundModule
 from lightning_stn.hyperparameters import HyperparameterSet
+from lightning_stn.layers.parameters import Owners, RespondingParameters, Tie, added_names
 
 
-def _added_names(name: str) -> tuple[str, str]:
-    """Names of the response weights and of the gate of a parameter."""
-    return f"response_{name}", f"{name}_gate"
-
-
-class ResponseLayer(BoundModule):
+class ResponseLayer(RespondingParameters):
     """A torch layer whose parameters are affine in the hyperparameters.
 
     Every trainable parameter `W` of the layer gets response weights `R` of the same shape and a gate `V` on its output
@@ -45,18 +40,12 @@ class ResponseLayer(BoundModule):
         **kwargs: keyword arguments of the torch layer.
     """
 
-    plain: ClassVar[type[nn.Module]]
     per_example: ClassVar[bool] = False
     """Whether the layer supports a sample with a row for each example."""
     container: ClassVar[bool] = False
     """Whether to convert the layer even if only its children have trainable parameters."""
     gates_both: ClassVar[bool] = False
     """Whether `forward_per_example` serves a tied weight `[o, i]` with gates on either dimension."""
-    readable: ClassVar[frozenset[str]] = frozenset()
-    """Parameters of which other modules only ask whether they exist."""
-
-    responding: tuple[str, ...] = ()
-    """Names of the parameters that respond: those that were trainable when the response was added."""
 
     def __init__(self, *args: Any, hyperparameters: HyperparameterSet, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -67,13 +56,15 @@ class ResponseLayer(BoundModule):
         """Why `layer`, an instance of `plain`, cannot respond; None where it can."""
         if any(nn.parameter.is_lazy(parameter) for parameter in layer.parameters(recurse=False)):
             return "its parameters have no shape yet; run one batch through the network first"
-        taken = {added for name in layer._parameters for added in _added_names(name)} & set(layer._parameters)
+        if any(parameter.is_complex() for parameter in layer.parameters(recurse=False)):
+            return "it has complex parameters, and a response is real"
+        taken = {added for name in layer._parameters for added in added_names(name)} & set(layer._parameters)
         if taken:
             return f"its own parameters {sorted(taken)} have names that a response needs; rename them"
         return None
 
     @classmethod
-    def adopt(cls, layer: nn.Module, hyperparameters: HyperparameterSet, owners: "Owners | None" = None) -> None:
+    def adopt(cls, layer: nn.Module, hyperparameters: HyperparameterSet, owners: Owners | None = None) -> None:
         """Turn a plain layer into this response layer in place, so that its identity, hooks and mode stay.
 
         Args:
@@ -86,12 +77,12 @@ class ResponseLayer(BoundModule):
         assert isinstance(layer, ResponseLayer)
         layer._add_response(hyperparameters, owners)
 
-    def _add_response(self, hyperparameters: HyperparameterSet, owners: "Owners | None" = None) -> None:
+    def _add_response(self, hyperparameters: HyperparameterSet, owners: Owners | None = None) -> None:
         self.attach(hyperparameters)
         hyperparameters.freeze()
         owners = {} if owners is None else owners
         parameters = dict(self._parameters)
-        tied: dict[str, _Tie] = {}
+        tied: dict[str, Tie] = {}
         for name, base in parameters.items():
             added: list[nn.Parameter | None] = [None, None]
             if base is not None and base.requires_grad:
@@ -101,9 +92,9 @@ class ResponseLayer(BoundModule):
                     stored = nn.Parameter(torch.empty_like(base)) if hyperparameters.response == "full" else None
                     added = [stored, nn.Parameter(gates)]
                 else:
-                    tied[name] = _Tie(owner, own, self._differs(name, owner, own))
-                    added = [owner._parameters[shared] for shared in _added_names(own)]
-            for new_name, parameter in zip(_added_names(name), added, strict=True):
+                    tied[name] = Tie(owner, own, self._differs(name, owner, own))
+                    added = [owner._parameters[shared] for shared in added_names(own)]
+            for new_name, parameter in zip(added_names(name), added, strict=True):
                 self.register_parameter(new_name, parameter)
         self.responding = tuple(name for name, base in parameters.items() if base is not None and base.requires_grad)
         self.__dict__["_tied"] = tied  # not an attribute, which would make the owner a child
@@ -114,99 +105,32 @@ class ResponseLayer(BoundModule):
         if self._hyperparameters is not None:
             current = self._hyperparameters.gate_input(self._hyperparameters.current())
             with torch.no_grad():
-                for name in filter(self.owns, self.responding):
-                    self.base(name).copy_(self._effective(name, current))
+                for name in filter(self.owns_response, self.responding):
+                    self.base_parameter(name).copy_(self._effective(name, current))
         self.remove_response()
 
     def remove_response(self) -> None:
         """Turn this layer into the plain layer with its base parameters, in place."""
-        for added in [added for name in self._parameters for added in _added_names(name)]:
+        for added in [added for name in self._parameters for added in added_names(name)]:
             self._parameters.pop(added, None)
         for attribute in ("responding", "_tied"):
             self.__dict__.pop(attribute, None)
         self.detach()
         self.__class__ = self.plain  # type: ignore[assignment]
 
-    def owner(self, name: str) -> tuple["ResponseLayer", str]:
-        """The layer that defines the response of a parameter, and its name there.
-
-        It is another layer where that one holds the same parameter, as with tied weights.
-        """
-        tie = self._tie(name)
-        return (self, name) if tie is None else (tie.owner, tie.name)
-
-    def owns(self, name: str) -> bool:
-        """Whether this layer defines the response of a parameter."""
-        return self._tie(name) is None
-
-    def gates_elsewhere(self, name: str) -> bool:
-        """Whether the gates of a tied parameter act on other dimensions than this layer's own gates would."""
-        tie = self._tie(name)
-        return tie is not None and tie.elsewhere
-
     def supports_rows(self) -> bool:
         """Whether the layer supports a sample with a row for each example."""
         return self.per_example and (self.gates_both or not any(map(self.gates_elsewhere, self.responding)))
 
-    def _tie(self, name: str) -> "_Tie | None":
-        tied: dict[str, _Tie] = self.__dict__.get("_tied", {})
-        return tied.get(name)
-
-    def _differs(self, name: str, owner: "ResponseLayer", own: str) -> bool:
-        """Whether the gates of another layer broadcast over a parameter otherwise than those of this one."""
-        base = self.base(name)
-        with owner.reading_base():
-            theirs = owner.broadcast_gates(own, base.new_empty(owner.gate_size(own)))
-        ours = self.broadcast_gates(name, base.new_empty(self.gate_size(name)))
-        strides = [gates.expand(base.shape).stride() for gates in (theirs, ours)]
-        return strides[0] != strides[1]
-
-    def base(self, name: str) -> Tensor:
-        """`W` of one parameter, whatever the current pass."""
-        base = self._parameters[name]
-        assert base is not None
-        return base
-
-    @staticmethod
-    def response_name(name: str) -> str:
-        """Name of `R` of one parameter."""
-        return _added_names(name)[0]
-
-    def stores_response(self, name: str) -> bool:
-        """Whether the layer stores `R` for one parameter."""
-        return getattr(self, _added_names(name)[0]) is not None
-
-    def response(self, name: str) -> Tensor:
-        """`R` of one parameter; with gates alone the parameter itself, or one where each entry has a gate."""
-        stored: Tensor | None = getattr(self, _added_names(name)[0])
-        if stored is not None:
-            return stored
-        base = self.base(name)
-        owner, own = self.owner(name)
-        with owner.reading_base():
-            if base.numel() == owner.gate_size(own):
-                return torch.ones_like(base)
-        return base.detach() if self._linear else base  # The base weights learn outside the tangent alone.
-
-    def gates(self, name: str) -> Tensor:
-        """`V` of one parameter, `[o, h]`."""
-        tensor: Tensor = getattr(self, _added_names(name)[1])
-        return tensor
-
-    def response_parameters(self) -> list[nn.Parameter]:
-        """All `R` and `V` of the layer."""
-        names = [added for name in self.responding for added in _added_names(name)]
-        return [parameter for name in names if (parameter := self._parameters[name]) is not None]
-
     def reset_response(self) -> None:
         """Draw every `R` that this layer owns; gates keep their values."""
         stored = [name for name in self.responding if self.stores_response(name)]
-        others = {name: self.response(name).detach().clone() for name in stored if not self.owns(name)}
+        others = {name: self.response_weights(name).detach().clone() for name in stored if not self.owns_response(name)}
         if len(others) < len(stored):
             with self.reading_base(), torch.no_grad():
                 self.draw_response()
                 for name, kept in others.items():
-                    self.response(name).copy_(kept)
+                    self.response_weights(name).copy_(kept)
 
     def draw_response(self) -> None:
         """Draw every `R` from a normal distribution with the root mean square of its base parameter.
@@ -216,98 +140,14 @@ class ResponseLayer(BoundModule):
         """
         with torch.no_grad():
             for name in self.responding:
-                base, response = self.base(name), self.response(name)
+                base, response = self.base_parameter(name), self.response_weights(name)
+                if not base.numel():
+                    continue
                 rms = base.square().mean().sqrt()
                 if base.numel() > 1 and base.amin() < base.amax():
                     response.normal_().mul_(rms)
                 else:
                     response.copy_(torch.where(rms > 0, rms, torch.ones_like(rms)))
-
-    def gate_size(self, name: str) -> int:
-        """`o`, the number of gates of one parameter; by default the size of its first dimension."""
-        size: int = getattr(self, name).shape[0]
-        return size
-
-    def broadcast_gates(self, name: str, gated: Tensor) -> Tensor:
-        """Reshape `V h` of one row, `[o]`, so that it broadcasts over the parameter."""
-        return gated.reshape(-1, *[1] * (getattr(self, name).dim() - 1))
-
-    def gated(self, name: str, sample: Tensor) -> Tensor:
-        """`V h_n` of one parameter, `[n, o]`."""
-        return functional.gate(sample, self.gates(name))
-
-    def effective(self, sample: Tensor) -> dict[str, Tensor]:
-        """Effective parameters at a sample of one row, by name."""
-        return {name: self._effective(name, sample) for name in self.responding}
-
-    def _effective(self, name: str, sample: Tensor) -> Tensor:
-        base, response = self.base(name), self.response(name)
-        gated = self._broadcast_gates(name, sample)
-        if self._frozen:
-            base, response = base.detach(), response.detach()
-        if self._linear:
-            return dual.respond(base, None, response * gated, may_modify=False)
-        return functional.effective_parameter(base, response, gated)
-
-    def _broadcast_gates(self, name: str, sample: Tensor) -> Tensor:
-        """`V h` of one row, in a shape that broadcasts over the parameter."""
-        owner, own = self.owner(name)
-        with owner.reading_base():
-            return owner.broadcast_gates(own, owner.gated(own, sample)[0])
-
-    def __getattr__(self, name: str) -> Any:
-        """A parameter as the current pass has it, and every other attribute as it is."""
-        value: Any = super().__getattr__(name)
-        if name not in self.__dict__.get("responding", ()) or "_reads_base" in self.__dict__:
-            return value
-        return self._read(name, value)
-
-    def _read(self, name: str, base: Tensor) -> Tensor:
-        """A responding parameter at the bound sample.
-
-        Raises:
-            RuntimeError: layers may not compute now.
-            ValueError: the bound sample has a row for each example.
-        """
-        hyperparameters = self._hyperparameters
-        if hyperparameters is None:
-            return base
-        run = hyperparameters.current_pass
-        if run.refusal:
-            raise RuntimeError(run.refusal)
-        if hyperparameters.at_centre or run.effective is None:  # between passes a parameter is itself
-            return base
-        sample = hyperparameters.bound_sample()
-        if len(sample) > 1:
-            if name in self.readable:
-                return base
-            raise ValueError(
-                f"{self.plain.__name__}: {name!r} is read outside the layer's own forward, which cannot perturb each "
-                f"example differently, under a sample of {len(sample)} rows; share one row over the batch with "
-                "STNCallback(perturb='batch'), leave the layer plain with convert(exclude=...), or read "
-                f"layer.base({name!r}), which does not respond."
-            )
-        lam = hyperparameters.unconstrained if run.sample is None else run.sample
-        sources = [self.gates(name), base, lam, *([self.response(name)] if self.stores_response(name) else [])]
-        label = f"{name!r} of {self.plain.__name__}"
-        return run.effective.get(sources, lambda: self._effective(name, sample), label)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move or cast the parameters; layers that keep lists of them read the base parameters."""
-        with self.reading_base():
-            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-
-    @contextmanager
-    def reading_base(self) -> Iterator[None]:
-        """Inside this context `self.<name>` is the base parameter, whatever the current pass."""
-        if "_reads_base" in self.__dict__:
-            yield
-            return
-        self.__dict__["_reads_base"] = True
-        try:
-            yield
-        finally:
-            del self.__dict__["_reads_base"]
 
     def add_response(self, output: Tensor, gates: Tensor, response: Tensor, *, may_modify: bool = True) -> Tensor:
         """`output + gates * response`; in a linearised pass the second term is the tangent of `output`.
@@ -327,19 +167,20 @@ class ResponseLayer(BoundModule):
 
         With a row for each example the effective parameters are not built.
         """
-        base = self.base(name)
+        base = self.base_parameter(name)
         if self._hyperparameters is None or name not in self.responding:
             return base.square().sum().reshape(1)
-        if not self.owns(name):
-            owner, own = self.owner(name)
-            return owner.squared_norm(own)
+        if not self.owns_response(name):
+            owner, own = self.response_owner(name)
+            norm: Tensor = owner.squared_norm(own)
+            return norm
         sample = self._hyperparameters.bound_sample()
         with torch.autocast(base.device.type, enabled=False):
             if len(sample) == 1 and not self._linear:
                 with self._effective_pass(self._hyperparameters):
                     effective: Tensor = getattr(self, name)
                 return effective.square().sum().reshape(1)
-            response, gated = self.response(name), self.gated(name, sample)
+            response, gated = self.response_weights(name), self.gated(name, sample)
             with self.reading_base():
                 pairs = ((base, base), (base, response), (response, response))
                 products = [self.unit_sums(name, *pair) for pair in pairs]
@@ -349,16 +190,6 @@ class ResponseLayer(BoundModule):
         """`a * b`, both of the parameter's shape, summed over the entries that each gate acts on, `[o]`."""
         shape = self.broadcast_gates(name, a.new_empty(self.gate_size(name))).shape
         return functional.sum_product(a, b, shape).reshape(-1)
-
-    @property
-    def _frozen(self) -> bool:
-        """Whether the weights are held fixed now, so that only the sample needs a gradient."""
-        return self._hyperparameters is not None and self._hyperparameters.current_pass.frozen
-
-    @property
-    def _linear(self) -> bool:
-        """Whether the response enters as a tangent now."""
-        return self._hyperparameters is not None and self._hyperparameters.current_pass.tangent
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute at the bound sample.
@@ -419,32 +250,3 @@ class ResponseLayer(BoundModule):
             f"along its first dimension, got shape {list(input.shape)}; keep the batch first, or share one row over "
             "the batch with STNCallback(perturb='batch')."
         )
-
-
-class _Tie(NamedTuple):
-    """Where the response of a tied parameter is defined.
-
-    Args:
-        owner: the layer.
-        name: of the parameter there.
-        elsewhere: whether its gates act on other dimensions.
-    """
-
-    owner: ResponseLayer
-    name: str
-    elsewhere: bool
-
-
-Owners = dict[int, tuple[ResponseLayer, str]]
-"""By identity of a parameter, the layer that defines its response, and the name of the parameter there."""
-
-
-def owners(networks: Iterable[nn.Module], hyperparameters: HyperparameterSet) -> Owners:
-    """Owners of all parameters in some networks that respond to a set."""
-    return {
-        id(layer.base(name)): layer.owner(name)
-        for network in networks
-        for layer in network.modules()
-        if isinstance(layer, ResponseLayer) and layer.hyperparameters is hyperparameters
-        for name in layer.responding
-    }

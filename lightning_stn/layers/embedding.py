@@ -35,9 +35,9 @@ class ResponseEmbedding(ResponseLayer, nn.Embedding):
     def draw_response(self) -> None:
         """Draw `R` from a standard normal distribution, with zeros at `padding_idx`, as torch draws `W`."""
         with torch.no_grad():
-            self.response("weight").normal_()
+            self.response_weights("weight").normal_()
             if self.padding_idx is not None:
-                self.response("weight")[self.padding_idx].zero_()
+                self.response_weights("weight")[self.padding_idx].zero_()
 
     def gate_size(self, name: str) -> int:
         """A gate for each entry of a vector."""
@@ -53,11 +53,11 @@ class ResponseEmbedding(ResponseLayer, nn.Embedding):
         Raises:
             ValueError: the bound sample has neither one row nor a row per example.
         """
-        base = self._look_up(input, self.base("weight"))
+        base = self._look_up(input, self.base_parameter("weight"))
         if self._hyperparameters is None or self._hyperparameters.at_centre:
             return base
         rows = self.gated("weight", self._hyperparameters.bound_sample())
-        response = self._look_up(input, self.response("weight"))
+        response = self._look_up(input, self.response_weights("weight"))
         if len(rows) > 1 and (base.dim() < 2 or len(base) != len(rows)):
             raise self.rows_error(rows, input)
         return self.add_response(base, self._gates(rows, input, base), response)

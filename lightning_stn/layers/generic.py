@@ -23,6 +23,10 @@ class GenericResponse(ResponseLayer):
                     f"torch does not read all parameters of a {kind.__name__} as its attributes; of this type only "
                     "LSTM, GRU and MultiheadAttention themselves respond, not their subclasses"
                 )
+        if getattr(layer, "sparse", None) is True:
+            return "its gradient is sparse; build it with sparse=False"
+        if getattr(layer, "max_norm", None) is not None:
+            return "max_norm rewrites the weights at each look-up, so that they cannot respond; remove max_norm"
         names = {*dir(type(layer)), *layer.__dict__, *layer._parameters, *layer._modules, *layer._buffers}
         hidden = sorted((names - set(dir(nn.Module))) & _RESPONSE_NAMES)
         if hidden:

@@ -32,7 +32,7 @@ class ResponseLinear(AffineResponse, nn.Linear):  # type: ignore[misc]
     @property
     def growth(self) -> float:
         """Output features for each input feature."""
-        return self.out_features / self.in_features
+        return self.out_features / max(self.in_features, 1)
 
     def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
         """`W x + b`."""
@@ -45,5 +45,5 @@ class ResponseLinear(AffineResponse, nn.Linear):  # type: ignore[misc]
         if not self.gates_elsewhere("weight"):
             return super()._respond(start, output, sample, input, *args, **kwargs)
         gates = functional.align(self.gated("weight", sample), input, -1)
-        start = start + self.affine(input * gates, self.response("weight"), None)
+        start = start + self.affine(input * gates, self.response_weights("weight"), None)
         return self._shift(start, output, sample)

@@ -95,7 +95,7 @@ class NormResponse(ResponseLayer):
 
     def _shifts(self, name: str, sample: Tensor) -> Tensor:
         """`(V h_n) * R` of one parameter, `[n, *parameter]`."""
-        response = self.response(name)
+        response = self.response_weights(name)
         return self.gated(name, sample).reshape(-1, *response.shape) * response
 
 

@@ -56,7 +56,7 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
 
     def draw_response(self) -> None:
         """Draw every `R` as torch draws the base parameters."""
-        self._fill(self.response(name) for name in self.responding)
+        self._fill(self.response_weights(name) for name in self.responding)
 
     def _fill(self, tensors: Iterable[Tensor]) -> None:
         """Draw every entry from the uniform distribution on `+-1/sqrt(hidden_size)`."""
@@ -69,7 +69,10 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
         """Run torch's kernels on the effective parameters."""
         flat = [getattr(self, name) for name in self._flat_weights_names]
         if not torch.is_grad_enabled():
-            flat = [_like_trained(*pair) for pair in zip(flat, map(self.base, self._flat_weights_names), strict=True)]
+            flat = [
+                _like_trained(*pair)
+                for pair in zip(flat, map(self.base_parameter, self._flat_weights_names), strict=True)
+            ]
         # Private names of nn.RNNBase, the same in torch 2.4 to 2.14: the list that `forward` reads, and the weak
         # references that it compares with the parameters. None in their place keeps it from rebuilding the list after
         # a functional_call.
@@ -237,9 +240,9 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
         base, offset = self._detach_frozen(getattr(self, weight)), self._detach_frozen(getattr(self, bias, None))
         response = gates = shift = None
         if weight in self.responding:
-            response, gates = self._detach_frozen(self.response(weight)), self.gated(weight, sample)
+            response, gates = self._detach_frozen(self.response_weights(weight)), self.gated(weight, sample)
         if bias in self.responding:
-            shift = self.gated(bias, sample) * self._detach_frozen(self.response(bias))
+            shift = self.gated(bias, sample) * self._detach_frozen(self.response_weights(bias))
         return Affine(Product(base, response, gates), offset, shift)
 
     def _detach_frozen(self, parameter: Any) -> Any:

@@ -13,10 +13,11 @@ _RESPONSES: dict[type[nn.Module], type[ResponseLayer]] = {}
 
 
 def register_response(plain: type[nn.Module], *, overwrite: bool = False) -> Callable[[_Response], _Response]:
-    """Class decorator: `convert` turns exact instances of `plain` into the decorated response layer.
+    """Class decorator: `convert` turns instances of `plain` into the decorated response layer.
 
     Args:
-        plain: the type of module to convert; instances of its subclasses are not converted.
+        plain: the type of module to convert. Its subclasses are converted where they override none of its methods but
+            the constructor and the representation.
         overwrite: replace an earlier registration.
 
     Raises:
@@ -53,5 +54,38 @@ def register_response(plain: type[nn.Module], *, overwrite: bool = False) -> Cal
 
 
 def response_type(plain: type[nn.Module]) -> type[ResponseLayer] | None:
-    """The response layer registered for exactly this type, or None."""
-    return _RESPONSES.get(plain)
+    """The response layer registered for this type, or for the type whose methods it inherits unchanged; or None."""
+    if plain not in _RESPONSES:
+        registered = next((base for base in plain.__mro__ if base in _RESPONSES), None)
+        if registered is None or not _only_renames(plain, registered):
+            return None
+        return _renamed(plain, _RESPONSES[registered])
+    return _RESPONSES[plain]
+
+
+_FREE = {"__init__", "__repr__", "extra_repr", "__doc__", "__module__", "__qualname__", "__annotations__"}
+"""What a subclass may define beside methods of its own, and still compute what its base class does."""
+
+
+def _only_renames(plain: type[nn.Module], registered: type[nn.Module]) -> bool:
+    """Whether a subclass overrides nothing that computes."""
+    between = plain.__mro__[: plain.__mro__.index(registered)]
+    return not any(hasattr(registered, name) for kind in between for name in vars(kind).keys() - _FREE)
+
+
+_RENAMED: dict[tuple[type[nn.Module], type[ResponseLayer]], type[ResponseLayer]] = {}
+
+
+def _renamed(plain: type[nn.Module], response: type[ResponseLayer]) -> type[ResponseLayer]:
+    """The response layer of a subclass that computes what its registered base class does, created once."""
+    if (plain, response) in _RENAMED:
+        return _RENAMED[plain, response]
+    names = {"plain": plain, "__reduce__": lambda self: (_rebuild, (plain,), self.__getstate__())}
+    _RENAMED[plain, response] = type(f"Response{plain.__name__}", (response, plain), names)
+    return _RENAMED[plain, response]
+
+
+def _rebuild(plain: type[nn.Module]) -> nn.Module:
+    kind = response_type(plain)
+    assert kind is not None
+    return kind.__new__(kind)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers import ResponseLayer
@@ -180,7 +180,9 @@ def rescale_gates(root: nn.Module, hyperparameters: HyperparameterSet, scale: fl
     ratio = hyperparameters.gate_scale / scale
     if not math.isclose(ratio, 1.0, rel_tol=1e-6):  # Scales pass through float32 in checkpoints.
         with torch.no_grad():
-            for gates in {g for layer in _layers(root, hyperparameters) for g in map(layer.gates, layer.responding)}:
+            for gates in {
+                g for layer in _layers(root, hyperparameters) for g in map(layer.gate_weights, layer.responding)
+            }:
                 gates.mul_(ratio)
     hyperparameters.gate_scale = scale
 
@@ -196,9 +198,9 @@ def shift_base(root: nn.Module, hyperparameters: HyperparameterSet, shift: Tenso
     read = hyperparameters.gate_scale * shift.unsqueeze(0)
     with torch.no_grad():
         for layer in _layers(root, hyperparameters):
-            for name, moved in layer.effective(like(read, layer)).items():
-                if layer.owns(name):
-                    layer.base(name).copy_(moved)
+            for name, moved in layer.effective_parameters(like(read, layer)).items():
+                if layer.owns_response(name):
+                    layer.base_parameter(name).copy_(moved)
 
 
 def _layers(root: nn.Module, hyperparameters: HyperparameterSet) -> Iterator[ResponseLayer]:
@@ -244,14 +246,19 @@ def end_forward(hyperparameters: HyperparameterSet) -> None:
 
 @contextmanager
 def keep_statistics(root: nn.Module) -> Iterator[None]:
-    """Give batch norms copies of their running statistics; on exit they have the originals, unchanged."""
+    """Give modules copies of their running statistics; on exit they have the originals, unchanged.
+
+    Statistics are all buffers of a normalisation, and floating-point buffers of other modules in training mode.
+    """
     # Copies, since statistics restored in place would differ in version from those that backward has saved.
-    norms = [module for module in root.modules() if isinstance(module, _BatchNorm)]
-    originals = [dict(norm._buffers) for norm in norms]
-    for norm, buffers in zip(norms, originals, strict=True):
-        norm._buffers.update({name: None if b is None else b.clone() for name, b in buffers.items()})
+    owners = [module for module in root.modules() if module.training and module._buffers]
+    originals = [dict(module._buffers) for module in owners]
+    for module, buffers in zip(owners, originals, strict=True):
+        for name, buffer in buffers.items():
+            if buffer is not None and (isinstance(module, _NormBase) or buffer.is_floating_point()):
+                module._buffers[name] = buffer.clone()
     try:
         yield
     finally:
-        for norm, buffers in zip(norms, originals, strict=True):
-            norm._buffers.update(buffers)
+        for module, buffers in zip(owners, originals, strict=True):
+            module._buffers.update(buffers)

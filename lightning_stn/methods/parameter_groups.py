@@ -49,9 +49,11 @@ def parameter_groups(
     if response_lr is None:
         response_lr = lr
     layers = [module for module in root.modules() if isinstance(module, ResponseLayer)]
-    gates = {id(gate): gate for layer in layers for gate in map(layer.gates, layer.responding)}
+    gates = {id(gate): gate for layer in layers for gate in map(layer.gate_weights, layer.responding)}
     responses = {
-        id(r): r for layer in layers for r in map(layer.response, filter(layer.stores_response, layer.responding))
+        id(r): r
+        for layer in layers
+        for r in map(layer.response_weights, filter(layer.stores_response, layer.responding))
     }
     weights = [p for p in root.parameters() if p.requires_grad and id(p) not in gates | responses]
     return [

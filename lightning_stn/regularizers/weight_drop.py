@@ -56,7 +56,10 @@ class WeightDrop(Regularizer):
             mask = functional.keep_mask(weight.shape, rate, weight.device).to(weight.dtype)
             yield name, weight * mask
             if isinstance(layer, ResponseLayer) and parameter in layer.responding and layer.stores_response(parameter):
-                yield ".".join(filter(None, [path, layer.response_name(parameter)])), layer.response(parameter) * mask
+                yield (
+                    ".".join(filter(None, [path, layer.response_name(parameter)])),
+                    layer.response_weights(parameter) * mask,
+                )
 
     def make_plain(self) -> nn.Module:
         """The wrapped module."""

@@ -170,7 +170,7 @@ class Tuned(nn.Module):
     def effective(self) -> Tensor:
         """All effective parameters in one vector, at the bound sample."""
         sample = self.hyperparameters.bound_sample()
-        parts = [layer.effective(sample) for layer in (self.net.hidden, self.net.readout)]
+        parts = [layer.effective_parameters(sample) for layer in (self.net.hidden, self.net.readout)]
         return torch.cat([tensor.flatten() for part in parts for tensor in part.values()])
 
     def responded(self, h: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from lightning_stn.layers import ResponseLayer, ResponseLinear, attention
 
 def effective(layer: ResponseLayer, name: str, row: Tensor) -> Tensor:
     """The effective parameter at one row, unit by unit: `W[o] + (V h)[o] R[o]`."""
-    base, response, gates = layer.get_parameter(name), layer.response(name), layer.gates(name)
+    base, response, gates = layer.get_parameter(name), layer.response_weights(name), layer.gate_weights(name)
     flat = (base.flatten(), response.flatten()) if base.dim() == 3 else (base, response)
     units = [
         flat[0][o] + sum(gates[o, h] * row[h] for h in range(H)) * flat[1][o]
@@ -167,7 +167,7 @@ def test_response_has_the_base_shape_and_zero_gates(case: Case) -> None:
             == tuple(name for name, _ in module.named_parameters(recurse=False))[: len(module.responding)]
         )
         for name in module.responding:
-            base, response, gates = module.get_parameter(name), module.response(name), module.gates(name)
+            base, response, gates = module.get_parameter(name), module.response_weights(name), module.gate_weights(name)
             assert response.shape == base.shape
             assert gates.shape == (base.shape[-1] if base.dim() == 3 else base.shape[0], H)
             assert not gates.any()

@@ -55,21 +55,21 @@ def test_embedding_gradients_equal_those_of_effective_tables(rows: int) -> None:
     wanted = (sample, *layer.parameters())
     with bind(hyperparameters, sample):
         got = torch.autograd.grad(layer(indices).square().sum(), wanted)
-    gates = (sample @ layer.gates("weight").T).expand(4, D)
-    table = layer.weight + gates[:, None, :] * layer.response("weight")
+    gates = (sample @ layer.gate_weights("weight").T).expand(4, D)
+    table = layer.weight + gates[:, None, :] * layer.response_weights("weight")
     loss = torch.stack([table[n, indices[n]] for n in range(4)]).square().sum()
     torch.testing.assert_close(got, torch.autograd.grad(loss, wanted))
 
 
 def test_padding_vector_stays_zero_and_gets_no_gradient() -> None:
     layer, hyperparameters = layer_and_set(padding_idx=2)
-    nn.init.normal_(layer.gates("weight"))
+    nn.init.normal_(layer.gate_weights("weight"))
     with bind(hyperparameters, torch.randn(3, H)):
         output = layer(torch.full((3, 2), 2))
         output.square().sum().backward()
     assert torch.equal(output, torch.zeros_like(output))
     assert not layer.weight.grad.any()  # type: ignore[union-attr]
-    assert not layer.response("weight").grad.any()  # type: ignore[union-attr]
+    assert not layer.response_weights("weight").grad.any()  # type: ignore[union-attr]
 
 
 def test_embedding_with_zero_gates_equals_the_plain_layer_bit_for_bit() -> None:

@@ -80,11 +80,11 @@ def pair(plain: Callable[[], nn.Module], rows: int = 1) -> tuple[nn.Module, nn.M
         if rows > 1 and not layer.per_example:
             pytest.skip("a generic response needs a shared row")
         for name in layer.responding:
-            base, gate = getattr(layer, name), layer.gates(name)
+            base, gate = getattr(layer, name), layer.gate_weights(name)
             gate.data.normal_(std=0.5)
-            twin.gates(name).data.copy_(gate)
+            twin.gate_weights(name).data.copy_(gate)
             own = base.numel() == len(gate)
-            twin.response(name).data.copy_(torch.ones_like(base) if own else base)
+            twin.response_weights(name).data.copy_(torch.ones_like(base) if own else base)
     return gates, full
 
 
@@ -130,7 +130,7 @@ def expected(full: nn.Module, call: Call, sample: Tensor) -> dict[str, Tensor]:
         for name in getattr(layer, "responding", ()):
             prefix = f"{path}." if path else ""
             response = result.pop(f"{prefix}response_{name}")
-            if getattr(layer, name).numel() != len(layer.gates(name)):  # type: ignore[operator]
+            if getattr(layer, name).numel() != len(layer.gate_weights(name)):  # type: ignore[operator]
                 result[prefix + name] = result[prefix + name] + response
     return result
 

@@ -44,7 +44,7 @@ def test_generic_response_equals_explicit_effective_parameters() -> None:
     sample, x = torch.randn(1, 2, dtype=torch.float64), torch.randn(3, 5, 4, dtype=torch.float64)
     with bind(hyperparameters, sample):
         output = net(x)
-        token = net.base("token") + (net.token_gate @ sample[0]) * net.response_token  # type: ignore[operator]
+        token = net.base_parameter("token") + (net.token_gate @ sample[0]) * net.response_token  # type: ignore[operator]
         child = net.child(x + token)  # type: ignore[operator]
     gain = net.gain + (net.gain_gate @ sample[0]).squeeze() * net.response_gain  # type: ignore[operator]
     torch.testing.assert_close(output, child * gain)

@@ -56,10 +56,10 @@ def effective(net: Any, row: Tensor) -> dict[str, Tensor]:
         for parameter in () if layer is None else ("weight", "bias"):
             base = layer._parameters.get(parameter)
             if base is not None:
-                gates = layer.gates(parameter) @ row.to(base.dtype)
+                gates = layer.gate_weights(parameter) @ row.to(base.dtype)
                 by_row = gates.numel() == base.shape[0]
                 gates = gates.reshape(-1, *[1] * (base.dim() - 1)) if by_row else gates
-                found[f"{name}.{parameter}"] = base + gates * layer.response(parameter)
+                found[f"{name}.{parameter}"] = base + gates * layer.response_weights(parameter)
     return found
 
 
@@ -76,7 +76,7 @@ def test_tied_weight_has_one_response_and_computes_what_its_definition_says(kind
     layer = net.decoder or net.first
     if layer is not None:
         assert layer.weight is net.words.weight
-        assert layer.gates("weight") is net.words.gates("weight")
+        assert layer.gate_weights("weight") is net.words.gate_weights("weight")
     samples = hyperparameters.sample(4, torch.Generator().manual_seed(1))
     with bind(hyperparameters, samples[:1]):
         torch.testing.assert_close(net(WORDS), by_hand(net, samples[0], WORDS))
@@ -166,5 +166,5 @@ def test_penalty_counts_a_tied_weight_once_at_its_effective_value(rows: int) -> 
 def test_copies_keep_the_tie() -> None:
     net, hyperparameters = converted("embedding first")
     again, _ = copy.deepcopy((net, hyperparameters))
-    assert again.decoder.owner("weight")[0] is again.words
-    assert again.decoder.gates("weight") is again.words.gates("weight") is not net.words.gates("weight")
+    assert again.decoder.response_owner("weight")[0] is again.words
+    assert again.decoder.gate_weights("weight") is again.words.gate_weights("weight") is not net.words.gate_weights("weight")

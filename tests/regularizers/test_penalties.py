@@ -90,7 +90,7 @@ def test_squared_norm_and_its_gradients_equal_those_of_the_effective_weights(cas
     for name in layer.responding:
         with bind(hyperparameters, sample):
             norms = layer.squared_norm(name)
-        expected = torch.stack([layer.effective(row.unsqueeze(0))[name].square().sum() for row in sample])
+        expected = torch.stack([layer.effective_parameters(row.unsqueeze(0))[name].square().sum() for row in sample])
         torch.testing.assert_close(norms, expected, rtol=1e-10, atol=1e-10)
         weights = torch.linspace(0.5, 2, rows, dtype=torch.float64)
         gradients, others = (
@@ -167,7 +167,7 @@ def test_l2_penalty_weighs_the_effective_weights_of_each_example(per_example: bo
     sample = sample if per_example else sample[:1]
     bind_weight_phase(hyperparameters, sample)
     expected = [
-        row[0] * sum(layer.effective(row.unsqueeze(0))["weight"].square().sum() for layer in (net[0], net[2])) / 2
+        row[0] * sum(layer.effective_parameters(row.unsqueeze(0))["weight"].square().sum() for layer in (net[0], net[2])) / 2
         for row in sample
     ]
     torch.testing.assert_close(penalty(net), torch.stack(expected).mean())

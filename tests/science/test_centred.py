@@ -120,7 +120,7 @@ def to_uncentred(network: Any, hyperparameters: HyperparameterSet, gradients: di
             base, response, gate = (
                 ".".join(filter(None, [place, n])) for n in (name, f"response_{name}", f"{name}_gate")
             )
-            r, v = (p.detach().requires_grad_() for p in (layer.response(name), layer.gates(name)))
+            r, v = (p.detach().requires_grad_() for p in (layer.response_weights(name), layer.gate_weights(name)))
             moved = layer.broadcast_gates(name, v @ row) * r
             for key, extra in zip((response, gate), torch.autograd.grad(moved, (r, v), gradients[base]), strict=True):
                 gradients[key] = gradients[key] + extra

@@ -136,7 +136,7 @@ def test_regularisers_and_penalties_of_the_training_loss_give_zero_hypergradient
     leaf = hyperparameters.unconstrained.detach().double().requires_grad_()
     bind_weight_phase(hyperparameters, leaf.expand(EXAMPLES, -1))
     losses = [F.cross_entropy(net(inputs), labels) for _ in range(2)]
-    penalty = hyperparameters["decay"] * net[-1].base("weight").square().sum()
+    penalty = hyperparameters["decay"] * net[-1].base_parameter("weight").square().sum()
     unbind(hyperparameters)
     assert losses[0] != losses[1]  # The regularisers are active.
     (found,) = torch.autograd.grad(losses[0] + penalty, leaf)
