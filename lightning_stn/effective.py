@@ -40,7 +40,7 @@ class EffectiveParameters:
         """
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return build()
-        if torch._C._current_graph_task_id() != -1 or any(type(source) not in _PLAIN for source in sources):
+        if in_backward() or any(type(source) not in _PLAIN for source in sources):
             return _unseen_by_checkpoints(build)
         self._check_unmodified(id(sources[0]), label)
         key, states = (id(sources[0]), torch.is_grad_enabled()), tuple(map(_state, sources))
@@ -104,3 +104,8 @@ def _unseen_by_checkpoints(build: Callable[[], Tensor]) -> Tensor:
         return build()
     with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
         return build()
+
+
+def in_backward() -> bool:
+    """Whether a backward pass calls, as activation checkpoints do to compute again."""
+    return torch._C._current_graph_task_id() != -1

@@ -18,7 +18,7 @@ from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers import ResponseLayer
 from lightning_stn.manual_optimization import WeightStep, save_checkpoints_by_time
 from lightning_stn.methods import STN, Method, parameter_groups
-from lightning_stn.methods.base import check_loss
+from lightning_stn.methods.base import check_loss, end_forward
 from lightning_stn.specifications import Hyperparameter, Perturb, ResponseForm
 
 _SIGNATURE = "lightning_stn_hyperparameters"
@@ -216,6 +216,7 @@ class STNModule(L.LightningModule):
         loss, objective = phase.method.objective(
             self, self.hyperparameters, lambda: self._checked_training_loss(batch, batch_idx)
         )
+        end_forward(self.hyperparameters)
         if not self.automatic_optimization:
             phase.step.take(self, objective, batch_idx)
             return loss

@@ -23,6 +23,7 @@ class Pass:
         held: identities of the parameters that train in other passes, and get no gradient in this one.
         tangent: whether the response enters as the tangent of a forward-mode derivative at the base weights.
         extra: whether this is a further pass over the batch of a step, which logs nothing and keeps no hidden state.
+        ended: whether the forward pass is over, and only its backward pass may still compute.
         refusal: why no response layer may compute in this pass; empty where layers may compute.
         keep: whether effective parameters are kept for the whole pass; with a sample they always are.
 
@@ -36,6 +37,7 @@ class Pass:
     held: frozenset[int] = frozenset()
     tangent: bool = False
     extra: bool = False
+    ended: bool = False
     refusal: str = ""
     keep: bool = False
     effective: EffectiveParameters | None = field(default=None, init=False)

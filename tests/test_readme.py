@@ -172,7 +172,9 @@ def test_registered_layer_trains_as_torch_s(settings: dict[str, Any], monkeypatc
     assert moved(tuned(ours, settings).schedule)
     tuned(theirs, settings)
     torch.testing.assert_close(dict(ours.state_dict()), dict(theirs.state_dict()), rtol=1e-4, atol=1e-6)
-    assert all(layer.gate_weights("weight").any() and layer.gate_weights("bias").any() for layer in response_layers(ours.net))
+    assert all(
+        layer.gate_weights("weight").any() and layer.gate_weights("bias").any() for layer in response_layers(ours.net)
+    )
     assert [type(layer) for layer in ours.export().modules()][2:] == [MyLinear, nn.ReLU, MyLinear]
 
 

@@ -111,7 +111,7 @@ class Watch:
             for prefix, layer in root.named_modules()
             if isinstance(layer, ResponseLayer)
             for name in layer.responding
-            if layer.base_parameter(name).grad is not None and layer.gate_weights(name).grad is None
+            if layer.base_parameter(name).grad is not None and _gets_no_gradient(layer.gate_weights(name))
         ]
         if silent:
             self._warn_once(
@@ -141,3 +141,7 @@ class Watch:
         """Continue from a saved state."""
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
         self._warned = {(name, kind) for name, kind in state["warned"]}
+
+
+def _gets_no_gradient(parameter: Tensor) -> bool:
+    return parameter.requires_grad and parameter.grad is None

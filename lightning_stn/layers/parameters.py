@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_stn import dual, functional
 from lightning_stn.binding import BoundModule
+from lightning_stn.effective import in_backward
 from lightning_stn.hyperparameters import HyperparameterSet
 
 
@@ -148,10 +149,11 @@ class RespondingParameters(BoundModule):
         if hyperparameters is None:
             return base
         run = hyperparameters.current_pass
+        # Between passes, and after the forward pass of one, a parameter is itself, and has its gradient.
+        if hyperparameters.at_centre or run.effective is None or (run.ended and not in_backward()):
+            return base
         if run.refusal:
             raise RuntimeError(run.refusal)
-        if hyperparameters.at_centre or run.effective is None:  # between passes a parameter is itself
-            return base
         sample = hyperparameters.bound_sample()
         if len(sample) > 1:
             if name in self.presence_only:
@@ -171,6 +173,11 @@ class RespondingParameters(BoundModule):
         ]
         label = f"{name!r} of {self.plain.__name__}"
         return run.effective.get(sources, lambda: self._effective(name, sample), label)
+
+    def extra_repr(self) -> str:
+        """As the plain module has it, which asks whether there is a bias."""
+        with self.reading_base():
+            return super().extra_repr()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move or cast the parameters; layers that keep lists of them read the base parameters."""

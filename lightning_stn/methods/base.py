@@ -232,16 +232,20 @@ def check_loss(loss: Any, name: str) -> Tensor:
     return loss
 
 
-def end_forward(hyperparameters: HyperparameterSet) -> None:
-    """Refuse further computation until the step ends, after a method whose forward passes differ from one another.
+def end_forward(hyperparameters: HyperparameterSet, *, recomputes: bool = True) -> None:
+    """Say that the loss of the current pass has been computed: parameters are themselves again, outside its backward.
 
-    What runs again in the backward pass, as activation checkpoints do, would not run in the pass that it belongs to.
+    Args:
+        hyperparameters: the set.
+        recomputes: whether layers may compute again in the backward pass, as in activation checkpoints. Not after a
+            method whose forward passes differ from one another, where they would not be in the pass they belong to.
     """
     refusal = (
         "A part of the network is computed again in the backward pass, as activation checkpointing does, after the "
         "forward passes of the method have ended; use method='stn', or leave activation checkpointing out."
     )
-    hyperparameters.current_pass = replace(hyperparameters.current_pass, refusal=refusal)
+    run = hyperparameters.current_pass
+    hyperparameters.current_pass = replace(run, ended=True, refusal=run.refusal if recomputes else refusal)
 
 
 @contextmanager

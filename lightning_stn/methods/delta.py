@@ -79,7 +79,7 @@ class DeltaSTN(Method):
             with base_pass(hyperparameters):
                 value = loss()
             objective = value + response_loss
-        end_forward(hyperparameters)
+        end_forward(hyperparameters, recomputes=False)
         return value, objective
 
 

@@ -469,22 +469,22 @@ def test_evaluation_builds_effective_weights_once_per_loop(loop: str, monkeypatc
     random_gates(module, 0.1)
     STN(centred=False).prepare(module, module.hyperparameters)
     builds = []
-    effective = ResponseLayer.effective
+    effective = ResponseLayer._effective
 
-    def count(layer: ResponseLayer, sample: Tensor) -> dict[str, Tensor]:
+    def count(layer: ResponseLayer, name: str, sample: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             builds.append(layer)
-        return effective(layer, sample)
+        return effective(layer, name, sample)
 
-    monkeypatch.setattr(ResponseLayer, "effective", count)
+    monkeypatch.setattr(ResponseLayer, "_effective", count)
     if loop == "fit":
         fit(module, callback(method=STN(centred=False)), max_epochs=2)
     else:
         for _ in range(2):
             getattr(trainer(), loop)(module, loader(16), verbose=False)
             module.net[0].weight.data.mul_(2.0)  # type: ignore[index, union-attr, operator]
-    assert len(builds) == 2 * 3
-    assert module.hyperparameters.current_pass.cache is None
+    assert len(builds) == 2 * 3 * 2  # weight and bias of each layer
+    assert module.hyperparameters.current_pass.effective is None
 
 
 def test_evaluation_uses_weights_changed_between_loops() -> None:

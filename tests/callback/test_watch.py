@@ -165,9 +165,9 @@ class Drifting(LitSmall):
         self.wider = wider
 
     def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
-        sample = self.hyperparameters.bound_sample()
-        spread = (sample - self.hyperparameters.unconstrained).square().sum()
-        return super().validation_loss(batch, batch_idx) - self.towards * sample.sum() - self.wider * spread
+        distance = self.hyperparameters.bound_sample() / self.hyperparameters.gate_scale  # from a centred response
+        drift = self.towards * distance.sum() + self.wider * distance.square().sum()
+        return super().validation_loss(batch, batch_idx) - drift
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=1e-30)

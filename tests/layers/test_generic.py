@@ -99,11 +99,11 @@ class Mixture(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.ones(2))
-        self.gates = nn.Linear(2, 2)
+        self.gate_weights = nn.Linear(2, 2)
 
 
 def test_convert_refuses_attributes_that_a_response_would_hide() -> None:
-    with pytest.raises(ConversionError, match=r"a response would hide its attributes \['gates'\]; rename them"):
+    with pytest.raises(ConversionError, match=r"a response would hide its attributes \['gate_weights'\]; rename them"):
         convert(Mixture(), HyperparameterSet({"a": Float(0.0, 1.0, init=0.5)}))
 
 

@@ -167,4 +167,8 @@ def test_copies_keep_the_tie() -> None:
     net, hyperparameters = converted("embedding first")
     again, _ = copy.deepcopy((net, hyperparameters))
     assert again.decoder.response_owner("weight")[0] is again.words
-    assert again.decoder.gate_weights("weight") is again.words.gate_weights("weight") is not net.words.gate_weights("weight")
+    assert (
+        again.decoder.gate_weights("weight")
+        is again.words.gate_weights("weight")
+        is not net.words.gate_weights("weight")
+    )

@@ -167,7 +167,9 @@ def test_l2_penalty_weighs_the_effective_weights_of_each_example(per_example: bo
     sample = sample if per_example else sample[:1]
     bind_weight_phase(hyperparameters, sample)
     expected = [
-        row[0] * sum(layer.effective_parameters(row.unsqueeze(0))["weight"].square().sum() for layer in (net[0], net[2])) / 2
+        row[0]
+        * sum(layer.effective_parameters(row.unsqueeze(0))["weight"].square().sum() for layer in (net[0], net[2]))
+        / 2
         for row in sample
     ]
     torch.testing.assert_close(penalty(net), torch.stack(expected).mean())

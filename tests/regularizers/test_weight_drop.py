@@ -75,7 +75,9 @@ def test_weight_drop_masks_a_weight_and_its_response_together(
         expected_module = copy.deepcopy(plain).double()
         for path, layer in module.module.named_modules():
             if isinstance(layer, ResponseLayer):
-                expected_module.get_submodule(path).load_state_dict(layer.effective_parameters(sample[n % rows].unsqueeze(0)))
+                expected_module.get_submodule(path).load_state_dict(
+                    layer.effective_parameters(sample[n % rows].unsqueeze(0))
+                )
         torch.manual_seed(1)
         expected.append(first(masked(expected_module, names, rate)(input[n : n + 1])))
     torch.testing.assert_close(output, torch.cat(expected), rtol=1e-9, atol=1e-9)
