@@ -40,7 +40,7 @@ class EffectiveParameters:
         """
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return build()
-        if in_backward() or any(type(source) not in _PLAIN for source in sources):
+        if in_backward() or any(type(source) not in PLAIN for source in sources):
             return _unseen_by_checkpoints(build)
         self._check_unmodified(id(sources[0]), label)
         key, states = (id(sources[0]), torch.is_grad_enabled()), tuple(map(_state, sources))
@@ -77,7 +77,7 @@ class EffectiveParameters:
         return EffectiveParameters, ()
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+PLAIN = (Tensor, torch.nn.Parameter)
 """Types whose changes can be seen; sharded tensors are others."""
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_stn import dual, functional
 from lightning_stn.binding import BoundModule
-from lightning_stn.effective import in_backward
+from lightning_stn.effective import PLAIN, in_backward
 from lightning_stn.hyperparameters import HyperparameterSet
 
 
@@ -152,6 +152,8 @@ class RespondingParameters(BoundModule):
         # Between passes, and after the forward pass of one, a parameter is itself, and has its gradient.
         if hyperparameters.at_centre or run.effective is None or (run.ended and not in_backward()):
             return base
+        if type(base) not in PLAIN:  # a shard, which FSDP2 reads to gather the whole
+            return base
         if run.refusal:
             raise RuntimeError(run.refusal)
         sample = hyperparameters.bound_sample()
@@ -178,6 +180,11 @@ class RespondingParameters(BoundModule):
         """As the plain module has it, which asks whether there is a bias."""
         with self.reading_base():
             return super().extra_repr()
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As every module; FSDP2 replaces parameters within a pass."""
+        with self.reading_base():
+            super().register_parameter(name, param)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move or cast the parameters; layers that keep lists of them read the base parameters."""
