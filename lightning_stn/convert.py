@@ -1,5 +1,6 @@
 """Conversion of a plain network into one that responds to its hyperparameters."""
 
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ def convert(
     *,
     dropout: str | None = None,
     drop_path: str | None = None,
+    zero_rates: bool = False,
     exclude: Collection[str | type[nn.Module]] = (),
 ) -> nn.Module:
     """Make the layers of a network respond to the hyperparameters, in place.
@@ -102,6 +104,7 @@ def convert(
         drop_path: name of the hyperparameter that torchvision's `StochasticDepth` and other modules registered under
             this keyword share; each rate stays in proportion, and the highest becomes the hyperparameter. None: the
             rates stay constant.
+        zero_rates: whether `dropout` also tunes modules that are switched off, with a rate of 0.
         exclude: modules to leave plain, with all modules in them: qualified names, shell patterns of names, or types.
 
     Returns:
@@ -109,8 +112,8 @@ def convert(
 
     Raises:
         TypeError: `net` is not a module, or `hyperparameters` not a `HyperparameterSet`.
-        ConversionError: modules cannot respond, are converted already, or are dropouts that cannot be tuned; or
-            `exclude` names a module that the network does not have.
+        ConversionError: modules cannot respond, are converted already, or are dropouts that cannot be tuned; all that
+            could be tuned are switched off; or `exclude` names a module that the network does not have.
         KeyError: `dropout` or `drop_path` names an unknown hyperparameter.
         ValueError: `dropout` or `drop_path` names a hyperparameter that is not a rate in [0, 1].
         RuntimeError: "per-layer" would add hyperparameters after layers have been converted.
@@ -122,7 +125,7 @@ def convert(
     for keyword, name in names.items():
         _check_name(keyword, name, hyperparameters, _TYPICAL[keyword])
     modules = _selected(net, exclude)
-    tunings = [_tuning(keyword, name, modules) for keyword, name in names.items()]
+    tunings = [_tuning(keyword, name, modules, zero_rates) for keyword, name in names.items()]
     for tuning in tunings:
         for kind in dict.fromkeys(tuning.kinds.values()):
             _check_name(tuning.keyword, tuning.name, hyperparameters, kind)
@@ -145,6 +148,8 @@ def convert(
         for tuning in tunings:
             tuning.adopt(modules, hyperparameters)
     hyperparameters.networks.append(net)
+    if dropout is not None:
+        _warn_of_constant_dropouts(modules)
     return net
 
 
@@ -188,9 +193,33 @@ def _check_name(keyword: str, name: str, hyperparameters: HyperparameterSet, kin
     kind.check_hyperparameter(kind.rate_name(), name, hyperparameters, f"{kind.__name__} {reader!r}")
 
 
-def _tuning(keyword: str, name: str, modules: Mapping[str, nn.Module]) -> _Tuning:
-    kinds = {n: kind for n, module in modules.items() if (kind := tunable_type(type(module), keyword)) is not None}
+def _tuning(keyword: str, name: str, modules: Mapping[str, nn.Module], zero_rates: bool) -> _Tuning:
+    found = {n: kind for n, module in modules.items() if (kind := tunable_type(type(module), keyword)) is not None}
+    kinds = {n: kind for n, kind in found.items() if kind.proportional or zero_rates or kind.plain_rate(modules[n]) > 0}
+    if found and not kinds:
+        raise ConversionError(
+            f"convert({keyword}={name!r}): all modules that it could tune are switched off, with a rate of 0: "
+            f"{list(found)}; build them with a rate above 0, or pass zero_rates=True."
+        )
     return _Tuning(keyword, name, kinds)
+
+
+def _warn_of_constant_dropouts(modules: Mapping[str, nn.Module]) -> None:
+    """Name the rates of dropouts that stay constant, once for a network."""
+    constant = [
+        f"{'.'.join(filter(None, [name, attribute]))}={value}"
+        for name, module in modules.items()
+        if not isinstance(module, Regularizer) and not is_tunable(type(module))
+        for attribute, value in vars(module).items()
+        if "drop" in attribute.lower() and isinstance(value, float) and 0 < value < 1
+    ]
+    if constant:
+        warnings.warn(
+            f"These rates of dropout stay constant, since no module of their own drops: {constant}. Where the network "
+            "allows it, put an nn.Dropout in their place, or register the module with "
+            "lightning_stn.regularizers.register_tunable.",
+            stacklevel=3,
+        )
 
 
 def _selected(net: nn.Module, exclude: Collection[str | type[nn.Module]]) -> dict[str, nn.Module]:

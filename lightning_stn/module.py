@@ -108,10 +108,12 @@ class STNModule(L.LightningModule):
         *,
         dropout: str | None = None,
         drop_path: str | None = None,
+        zero_rates: bool = False,
         exclude: Collection[str | type[nn.Module]] = (),
     ) -> nn.Module:
         """Let a network's layers respond to this module's hyperparameters; see `lightning_stn.convert.convert`."""
-        return convert(net, self.hyperparameters, dropout=dropout, drop_path=drop_path, exclude=exclude)
+        rates = {"dropout": dropout, "drop_path": drop_path}
+        return convert(net, self.hyperparameters, **rates, zero_rates=zero_rates, exclude=exclude)
 
     def export(self, net: nn.Module | None = None) -> nn.Module:
         """A plain copy of a converted network at the current hyperparameters; see `lightning_stn.export.export`.

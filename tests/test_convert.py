@@ -1,5 +1,6 @@
 import copy
 import pickle
+import warnings
 from typing import Any
 
 import pytest
@@ -41,7 +42,7 @@ def test_convert_keeps_the_outputs(training: bool, grad: bool) -> None:
     net[3].p = net[7].p = 0.0  # type: ignore[assignment]
     with torch.set_grad_enabled(grad):
         expected = copy.deepcopy(net)(x)
-        assert torch.equal(convert(net, one(), dropout="rate")(x), expected)
+        assert torch.equal(convert(net, one(), dropout="rate", zero_rates=True)(x), expected)
 
 
 def test_convert_without_a_dropout_name_keeps_constant_rates() -> None:
@@ -53,13 +54,34 @@ def test_convert_without_a_dropout_name_keeps_constant_rates() -> None:
 def test_per_layer_adds_a_hyperparameter_for_each_dropout() -> None:
     hyperparameters = one()
     net = nn.ModuleDict({"body": nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.3)), "head": nn.Dropout(0.0)})
-    convert(net, hyperparameters, dropout="per-layer")
+    convert(net, hyperparameters, dropout="per-layer", zero_rates=True)
     values = hyperparameters.values()
     assert list(values) == ["rate", "dropout_body_1", "dropout_head"]
     assert values["dropout_body_1"] == pytest.approx(0.3)
     assert values["dropout_head"] == pytest.approx(0.05)
     assert net["body"][0].weight_gate.shape == (2, 3)  # type: ignore[index]
     assert net["head"].given("p") == "dropout_head"
+
+
+@pytest.mark.parametrize("dropout", ["rate", "per-layer"])
+def test_dropouts_that_are_switched_off_stay_so_unless_asked_for(dropout: str) -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.3), nn.Dropout(0.0))
+    convert(net, one(), dropout=dropout)
+    assert [type(net[1]), type(net[2])] == [Dropout, nn.Dropout]
+    off = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0))
+    with pytest.raises(ConversionError, match=r"switched off, with a rate of 0: \['1'\]; .*pass zero_rates=True"):
+        convert(off, one(), dropout=dropout)
+    assert type(convert(off, one(), dropout=dropout, zero_rates=True)[1]) is Dropout  # type: ignore[index]
+
+
+def test_rates_that_no_module_of_their_own_applies_are_named_at_conversion() -> None:
+    net = nn.ModuleDict({"lstm": nn.LSTM(2, 2, 2, dropout=0.3), "attention": nn.MultiheadAttention(2, 1, dropout=0.2)})
+    net["drop"] = nn.Dropout(0.1)
+    with pytest.warns(UserWarning, match=r"stay constant.*\['lstm.dropout=0.3', 'attention.dropout=0.2'\]"):
+        convert(net, one(), dropout="rate")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        convert(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)), one(), dropout="rate")
 
 
 def test_convert_refuses_a_second_per_layer_conversion() -> None:
