@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from science.oracles import minimize
 from torch import Tensor, nn
 
-from lightning_stn import Float, HyperparameterSet, dual
+from lightning_stn import STN, Float, HyperparameterSet, dual
 from lightning_stn.binding import attach_all, bind, bind_weight_phase, unbind
 from lightning_stn.convert import convert
 from lightning_stn.methods.base import recentre
@@ -199,6 +199,8 @@ def learn(
     """Start at the optimum, learn the response with one perturbation for each batch, and compare."""
     tuned = Tuned(problem, problem.optimum, centred, response)
     hyperparameters = tuned.hyperparameters
+    if method == "stn":
+        STN(centred=centred).prepare(tuned.net, hyperparameters)
     generator = torch.Generator().manual_seed(1)
     optimizer = torch.optim.Adam(tuned.parameters(), lr=LR)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
