@@ -1,5 +1,6 @@
 """Response layers: torch layers whose weights respond to the hyperparameters."""
 
+from lightning_stn.layers.activation import ResponsePReLU
 from lightning_stn.layers.affine import AffineResponse
 from lightning_stn.layers.attention import ResponseMultiheadAttention, ResponseOutputProjection
 from lightning_stn.layers.base import ResponseLayer
@@ -20,6 +21,9 @@ from lightning_stn.layers.norm import (
     ResponseBatchNorm2d,
     ResponseBatchNorm3d,
     ResponseGroupNorm,
+    ResponseInstanceNorm1d,
+    ResponseInstanceNorm2d,
+    ResponseInstanceNorm3d,
     ResponseLayerNorm,
     ResponseRMSNorm,
     ResponseSyncBatchNorm,
@@ -48,12 +52,16 @@ __all__ = [
     "ResponseEmbedding",
     "ResponseGRU",
     "ResponseGroupNorm",
+    "ResponseInstanceNorm1d",
+    "ResponseInstanceNorm2d",
+    "ResponseInstanceNorm3d",
     "ResponseLSTM",
     "ResponseLayer",
     "ResponseLayerNorm",
     "ResponseLinear",
     "ResponseMultiheadAttention",
     "ResponseOutputProjection",
+    "ResponsePReLU",
     "ResponseRMSNorm",
     "ResponseSyncBatchNorm",
     "ResponseTransformerDecoderLayer",

@@ -217,3 +217,24 @@ class ResponseSyncBatchNorm(NormResponse, nn.SyncBatchNorm):
     """`nn.SyncBatchNorm` whose scale and shift respond; see `NormResponse`."""
 
     plain = nn.SyncBatchNorm
+
+
+@register_response(nn.InstanceNorm1d)
+class ResponseInstanceNorm1d(NormResponse, nn.InstanceNorm1d):
+    """`nn.InstanceNorm1d` whose scale and shift respond; see `NormResponse`."""
+
+    plain = nn.InstanceNorm1d
+
+
+@register_response(nn.InstanceNorm2d)
+class ResponseInstanceNorm2d(NormResponse, nn.InstanceNorm2d):
+    """`nn.InstanceNorm2d` whose scale and shift respond; see `NormResponse`."""
+
+    plain = nn.InstanceNorm2d
+
+
+@register_response(nn.InstanceNorm3d)
+class ResponseInstanceNorm3d(NormResponse, nn.InstanceNorm3d):
+    """`nn.InstanceNorm3d` whose scale and shift respond; see `NormResponse`."""
+
+    plain = nn.InstanceNorm3d

@@ -52,6 +52,12 @@ CASES = [
     Case(lambda: nn.BatchNorm2d(4).eval(), (6, 4, 3, 2)),
     Case(lambda: nn.BatchNorm3d(4).eval(), (6, 4, 3, 2, 2)),
     Case(lambda: nn.SyncBatchNorm(4).eval(), (6, 4, 3)),
+    Case(lambda: nn.InstanceNorm1d(4, affine=True), (6, 4, 5)),
+    Case(lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True).eval(), (6, 4, 3, 2)),
+    Case(lambda: nn.InstanceNorm3d(4, affine=True), (6, 4, 3, 2, 2)),
+    Case(lambda: nn.PReLU(), (6, 4, 3)),
+    Case(lambda: nn.PReLU(4), (6, 4, 3, 2)),
+    Case(lambda: nn.PReLU(4), (6, 4)),
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import re
 from typing import Any
 
 import pytest
@@ -162,7 +163,7 @@ def test_layer_refuses_rows_that_do_not_match_the_batch(case: Case, rows: int) -
         at(layer, torch.randn(rows, H), torch.randn(case.shape, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "Norm" not in str(case)], ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if not re.match("[A-Za-z]*Norm|PReLU", str(case))], ids=str)
 def test_input_without_a_batch_dimension_needs_one_row(case: Case) -> None:
     layer, plain = respond(case, gates=False)
     dims = 1 if isinstance(plain, nn.Linear) else len(case.shape) - 1
