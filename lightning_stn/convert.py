@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers import ResponseLayer, generic_response, response_type
+from lightning_stn.layers.dropout import InnerDropout
 from lightning_stn.layers.parameters import owners
 from lightning_stn.regularizers import Dropout, DropPath, Regularizer, Tunable, tunable_type
 from lightning_stn.regularizers.registry import is_tunable
@@ -37,11 +38,13 @@ class _Tuning:
         keyword: "dropout" or "drop_path".
         name: name of the hyperparameter that they share, or `PER_LAYER`.
         kinds: for each module, by qualified name, the class that takes its place.
+        inner: for each response layer that drops inside, by qualified name, its constant rate.
     """
 
     keyword: str
     name: str
     kinds: Mapping[str, type[Tunable]]
+    inner: Mapping[str, float]
 
     @property
     def per_layer(self) -> bool:
@@ -58,14 +61,15 @@ class _Tuning:
         modules: dict[str, str] = {}
         return [
             f"{name}: its hyperparameter would be called {self.hyperparameter(name)!r}, as that of {first}; rename one."
-            for name in self.kinds
+            for name in (*self.kinds, *self.inner)
             if self.per_layer and (first := modules.setdefault(self.hyperparameter(name), name)) != name
         ]
 
     def add_hyperparameters(self, modules: Mapping[str, nn.Module], hyperparameters: HyperparameterSet) -> None:
         """Add the generated hyperparameters."""
-        if self.per_layer and self.kinds:
+        if self.per_layer and (self.kinds or self.inner):
             generated = {self.hyperparameter(n): kind.specification(modules[n]) for n, kind in self.kinds.items()}
+            generated |= {self.hyperparameter(n): Dropout.specification(nn.Dropout(p)) for n, p in self.inner.items()}
             hyperparameters.add(generated)
 
     def adopt(self, modules: Mapping[str, nn.Module], hyperparameters: HyperparameterSet) -> None:
@@ -75,6 +79,10 @@ class _Tuning:
         for name, kind in self.kinds.items():
             share = rates[name] / highest if name in rates and highest and not self.per_layer else 1.0
             kind.adopt(modules[name], self.hyperparameter(name), hyperparameters, share)
+        for name in self.inner:
+            layer = modules[name]
+            assert isinstance(layer, InnerDropout)
+            layer.tune_rate(self.hyperparameter(name), hyperparameters)
 
 
 def convert(
@@ -98,9 +106,10 @@ def convert(
     Args:
         net: the network; it is changed and returned.
         hyperparameters: the set that it responds to.
-        dropout: hyperparameter of `nn.Dropout`, `Dropout1d`, `Dropout2d`, `Dropout3d`, `AlphaDropout` and other modules
-            registered under this keyword. A name: all share this hyperparameter. "per-layer": each gets a generated
-            one, `Float(0, 0.9, init=p)`, named after the module (`dropout_features_2`). None: the rates stay constant.
+        dropout: hyperparameter of `nn.Dropout`, `Dropout1d`, `Dropout2d`, `Dropout3d`, `AlphaDropout`, other modules
+            registered under this keyword, and of the dropout inside `LSTM`, `GRU` and `MultiheadAttention`. A name: all
+            share this hyperparameter. "per-layer": each gets a generated one, `Float(0, 0.9, init=p)`, named after the
+            module (`dropout_features_2`). None: the rates stay constant.
         drop_path: name of the hyperparameter that torchvision's `StochasticDepth` and other modules registered under
             this keyword share; each rate stays in proportion, and the highest becomes the hyperparameter. None: the
             rates stay constant.
@@ -196,12 +205,27 @@ def _check_name(keyword: str, name: str, hyperparameters: HyperparameterSet, kin
 def _tuning(keyword: str, name: str, modules: Mapping[str, nn.Module], zero_rates: bool) -> _Tuning:
     found = {n: kind for n, module in modules.items() if (kind := tunable_type(type(module), keyword)) is not None}
     kinds = {n: kind for n, kind in found.items() if kind.proportional or zero_rates or kind.plain_rate(modules[n]) > 0}
-    if found and not kinds:
+    inner = {n: rate for n, module in modules.items() if keyword == "dropout" and (rate := _inner_rate(module)) > 0}
+    if found and not kinds and not inner:
         raise ConversionError(
             f"convert({keyword}={name!r}): all modules that it could tune are switched off, with a rate of 0: "
             f"{list(found)}; build them with a rate above 0, or pass zero_rates=True."
         )
-    return _Tuning(keyword, name, kinds)
+    return _Tuning(keyword, name, kinds, inner)
+
+
+def _inner_rate(module: nn.Module) -> float:
+    """The rate of a module that becomes a response layer which drops inside; 0 for other modules."""
+    response = None if isinstance(module, ResponseLayer) else _response(module)
+    if response is None or not issubclass(response, InnerDropout) or not _has_places_to_drop(module):
+        return 0.0
+    rate: float = getattr(module, response.rate_name())
+    return rate
+
+
+def _has_places_to_drop(module: nn.Module) -> bool:
+    """Whether a rate inside a module means anything: recurrent layers drop between their layers."""
+    return not isinstance(module, nn.RNNBase) or module.num_layers > 1
 
 
 def _warn_of_constant_dropouts(modules: Mapping[str, nn.Module]) -> None:
@@ -209,7 +233,7 @@ def _warn_of_constant_dropouts(modules: Mapping[str, nn.Module]) -> None:
     constant = [
         f"{'.'.join(filter(None, [name, attribute]))}={value}"
         for name, module in modules.items()
-        if not isinstance(module, Regularizer) and not is_tunable(type(module))
+        if not isinstance(module, Regularizer) and not is_tunable(type(module)) and _has_places_to_drop(module)
         for attribute, value in vars(module).items()
         if "drop" in attribute.lower() and isinstance(value, float) and 0 < value < 1
     ]

@@ -74,14 +74,21 @@ def test_dropouts_that_are_switched_off_stay_so_unless_asked_for(dropout: str) -
     assert type(convert(off, one(), dropout=dropout, zero_rates=True)[1]) is Dropout  # type: ignore[index]
 
 
+class Constant(nn.Module):
+    """Drops by a function, at a rate that no module holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.attention_dropout = nn.Linear(2, 2), 0.3
+
+
 def test_rates_that_no_module_of_their_own_applies_are_named_at_conversion() -> None:
-    net = nn.ModuleDict({"lstm": nn.LSTM(2, 2, 2, dropout=0.3), "attention": nn.MultiheadAttention(2, 1, dropout=0.2)})
-    net["drop"] = nn.Dropout(0.1)
-    with pytest.warns(UserWarning, match=r"stay constant.*\['lstm.dropout=0.3', 'attention.dropout=0.2'\]"):
-        convert(net, one(), dropout="rate")
+    with pytest.warns(UserWarning, match=r"stay constant.*\['0.attention_dropout=0.3'\]"):
+        convert(nn.Sequential(Constant(), nn.Dropout(0.1)), one(), dropout="rate")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         convert(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)), one(), dropout="rate")
+        convert(nn.Sequential(Constant(), nn.Dropout(0.1)), one())
 
 
 def test_convert_refuses_a_second_per_layer_conversion() -> None:

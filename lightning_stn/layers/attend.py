@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_stn import functional
+
 
 def swap_batch_and_time(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Swap the first two dimensions of each input.
@@ -54,7 +56,13 @@ def score_mask(
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, is_causal: bool, need_weights: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    dropout: Tensor | float,
+    is_causal: bool,
+    need_weights: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """`softmax(q k^T / sqrt(d) + mask) v`, by a fused kernel if the attention weights are not needed.
 
@@ -63,18 +71,22 @@ def attend(
         k: `[n, g, s, d]`.
         v: `[n, g, s, d]`.
         mask: added to the scores, or None.
-        dropout: the probability that an attention weight is zeroed.
+        dropout: the probability that an attention weight is zeroed; `[n]` for one of each example, without a kernel.
         is_causal: hide later keys; only with `need_weights=False` and without a mask.
         need_weights: return the attention weights too.
 
     Returns:
         The output `[n, g, t, d]`, and the attention weights `[n, g, t, s]` or None.
     """
-    if not need_weights:
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal), None
+    by_example = isinstance(dropout, Tensor) and dropout.dim() > 0
+    if not need_weights and not by_example:
+        return F.scaled_dot_product_attention(q, k, v, mask, float(dropout), is_causal), None
     scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
-    weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropout)
-    return weights @ v, weights
+    if is_causal:
+        mask = torch.full_like(scores[0, 0], -math.inf).triu(1)
+    weights = (scores if mask is None else scores + mask).softmax(-1)
+    weights = functional.dropout(weights, dropout) if by_example else F.dropout(weights, float(dropout))
+    return weights @ v, weights if need_weights else None
 
 
 def _expect_shape(name: str, mask: Tensor, *shapes: tuple[int, ...]) -> None:

@@ -13,7 +13,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from lightning_stn import dual, functional
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers.attend import attend, score_mask, swap_batch_and_time
-from lightning_stn.layers.base import ResponseLayer
+from lightning_stn.layers.dropout import InnerDropout
 from lightning_stn.layers.linear import ResponseLinear
 from lightning_stn.layers.registry import register_response
 
@@ -29,7 +29,7 @@ class ResponseOutputProjection(ResponseLinear, NonDynamicallyQuantizableLinear):
 
 
 @register_response(nn.MultiheadAttention)
-class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
+class ResponseMultiheadAttention(InnerDropout, nn.MultiheadAttention):
     """`nn.MultiheadAttention` whose projections respond to the hyperparameters.
 
     All projections of example `n` (query, key, value and output) compute `W x + b + (V h_n) * (R x) + (C h_n) * r`,
@@ -167,7 +167,7 @@ class ResponseMultiheadAttention(ResponseLayer, nn.MultiheadAttention):
         mask = None if causal else score_mask(attn_mask, key_padding_mask, q, k, self.num_heads, self._added_keys)
         k, v = self._extended("bias_k", sample, k), self._extended("bias_v", sample, v)
         q, k, v = (x.reshape(*x.shape[:2], self.num_heads, -1).transpose(1, 2) for x in (q, k, v))
-        output, weights = attend(q, k, v, mask, self.dropout if self.training else 0.0, causal, need_weights)
+        output, weights = attend(q, k, v, mask, self.rate_of_call(), causal, need_weights)
         output = self.out_proj(output.transpose(1, 2).flatten(2))
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)

@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from lightning_stn import dual
-from lightning_stn.layers.base import ResponseLayer
+from lightning_stn import dual, functional
 from lightning_stn.layers.cells import Cell, GRUCell, LSTMCell, State
+from lightning_stn.layers.dropout import InnerDropout
 from lightning_stn.layers.product import Affine, Product, add_present
 from lightning_stn.layers.recurrence import Recurrence
 from lightning_stn.layers.registry import register_response
 
 
-class _ResponseRNN(ResponseLayer, nn.RNNBase):
+class _ResponseRNN(InnerDropout, nn.RNNBase):
     """A recurrent layer whose weights and biases respond to the hyperparameters.
 
     Every parameter of every layer and direction, projections included, is `W(h) = W + diag(V h) R`, with a gate on each
@@ -151,7 +151,7 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
         finals: list[State] = []
         for layer in range(self.num_layers):
             if layer:
-                input = F.dropout(input, self.dropout, self.training)
+                input = _drop(input, self.rate_of_call())
             outputs = []
             for suffix in ("", "_reverse") if self.bidirectional else ("",):
                 state = tuple(part[len(finals)] for part in initial)
@@ -257,6 +257,13 @@ class _ResponseRNN(ResponseLayer, nn.RNNBase):
             f"as dimension {0 if self.batch_first else 1} of the input (batch_first={self.batch_first}), got {got}; "
             "bring the input to that layout, or share one row over the batch with STNCallback(perturb='batch')."
         )
+
+
+def _drop(input: Tensor, rate: Tensor | float) -> Tensor:
+    """Dropout of `[t, n, i]` at one rate, or at a rate of each example, `[n]`."""
+    if isinstance(rate, Tensor) and rate.dim():
+        return functional.dropout(input.transpose(0, 1), rate).transpose(0, 1)
+    return F.dropout(input, float(rate))
 
 
 def _like_trained(tensor: Tensor, base: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.ranges import Float
+from lightning_stn.rates import TunedRate
 from lightning_stn.regularizer import Regularizer
 from lightning_stn.specifications import Hyperparameter
 
@@ -17,12 +18,12 @@ _HIGHEST_RATE = 0.9
 _SMALLEST_START = 0.05
 
 
-class Tunable(Regularizer):
+class Tunable(TunedRate, Regularizer):
     """Base class of regularisers that `convert` puts in the place of a plain module.
 
     A subclass also subclasses the plain module. Its only strength is named after the attribute in which the plain
-    module keeps its rate: `ranges = {"drop_prob": (0.0, 1.0)}`. Whoever reads this attribute gets a number, the rate
-    in force, as fused attention does that takes `dropout_p=self.drop.p`.
+    module keeps its rate: `ranges = {"drop_prob": (0.0, 1.0)}`. Whoever reads this attribute gets a number; see
+    `TunedRate`.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"p": (0.0, 1.0)}
@@ -91,45 +92,15 @@ class Tunable(Regularizer):
 
     def given(self, name: str) -> str | float:
         """The strength as it was given: a hyperparameter's name, or a constant."""
-        tuned: str | None = self.__dict__.get("_tuned_by")
-        return super().given(name) if tuned is None else tuned
+        return super().given(name) if self.tuned_by is None else self.tuned_by
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; that of the rate may be the name of a hyperparameter."""
-        if name == self.rate_name():
-            self.__dict__.pop("_tuned_by", None)
-            if isinstance(value, str):
-                self.__dict__.pop(name, None)
-                self.__dict__["_tuned_by"] = value
-                return
-        super().__setattr__(name, value)
+    def sampled_rate(self) -> Tensor | float:
+        """The rate of a weight step; see `tuned_rate`."""
+        return self.tuned_rate()
 
-    def __getattr__(self, name: str) -> Any:
-        """The rate in force as a number, and every other attribute as it is."""
-        if "_tuned_by" in self.__dict__ and name == self.rate_name():
-            return self._rate_in_force()
-        return super().__getattr__(name)
-
-    def _rate_in_force(self) -> float:
-        """The rate of this step; zero in the hyperparameter phase, and the current one between steps.
-
-        Raises:
-            RuntimeError: the module is not attached.
-            ValueError: each example has a rate.
-        """
-        name = self.rate_name()
-        if self._hyperparameters is None:
-            raise self._no_set()
-        run = self._hyperparameters.current_pass
-        if run.values is None:
-            return self.current_strength(name) if run.sample is None else 0.0
-        rate = self.tuned_rate()
-        if isinstance(rate, Tensor) and rate.dim():
-            raise ValueError(
-                f"{self.plain.__name__}: {name!r} is read as one number, but each example has its own rate under a "
-                f"sample of {len(rate)} rows; share one row over the batch with STNCallback(perturb='batch')."
-            )
-        return float(rate)
+    def current_rate(self) -> float:
+        """The rate at the current hyperparameters, natural units."""
+        return self.current_strength(self.rate_name())
 
     def tuned_rate(self, *, shared: bool = False) -> Tensor | float:
         """The rate of this call, natural units: `[n]` or a scalar tensor, or a constant.
