@@ -239,8 +239,8 @@ def _warn_of_constant_dropouts(modules: Mapping[str, nn.Module]) -> None:
     ]
     if constant:
         warnings.warn(
-            f"These rates of dropout stay constant, since no module of their own drops: {constant}. Where the network "
-            "allows it, put an nn.Dropout in their place, or register the module with "
+            f"These numbers look like rates of dropout, and stay constant: {constant}. Where the network drops at one "
+            "of them, put an nn.Dropout in its place, or register the module with "
             "lightning_stn.regularizers.register_tunable.",
             stacklevel=3,
         )

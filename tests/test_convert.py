@@ -83,7 +83,9 @@ class Constant(nn.Module):
 
 
 def test_rates_that_no_module_of_their_own_applies_are_named_at_conversion() -> None:
-    with pytest.warns(UserWarning, match=r"stay constant.*\['0.attention_dropout=0.3'\]"):
+    with pytest.warns(
+        UserWarning, match=r"look like rates of dropout, and stay constant: \['0.attention_dropout=0.3'\]"
+    ):
         convert(nn.Sequential(Constant(), nn.Dropout(0.1)), one(), dropout="rate")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth  # type: ignore[import-untyped]
 
 from lightning_stn import functional
-from lightning_stn.regularizers.registry import Tunable, register_tunable
+from lightning_stn.regularizers.registry import Tunable, register_by_name, register_tunable
 
 
 class TunedDropout(Tunable):
@@ -138,3 +138,7 @@ class DropPath(TunedDropPath, StochasticDepth):  # type: ignore[misc]
             raise ValueError(f"DropPath: expected share to lie in [0, 1], got {share!r}.")
         self.mode = mode
         self.share = share
+
+
+register_by_name(r"timm\.layers\.drop\.DropPath", "drop_path", TunedDropPath, "drop_prob")
+register_by_name(r"transformers\.models\..*\.\w*DropPath", "drop_path", TunedDropPath, "drop_prob")

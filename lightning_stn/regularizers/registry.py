@@ -1,5 +1,6 @@
 """The registry of plain modules that `convert` tunes, and the base class of the regularisers that replace them."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
@@ -208,12 +209,49 @@ def _check(tunable: Any, plain: type[nn.Module]) -> None:
         )
 
 
+_BY_NAME: list[tuple[re.Pattern[str], Keyword, type[Tunable], str]] = []
+
+
+def register_by_name(pattern: str, keyword: Keyword, tunable: type[Tunable], rate: str) -> None:
+    """Let `convert` tune classes of other libraries, which need not be imported.
+
+    Args:
+        pattern: a regular expression that matches the whole name of a class, `<module>.<class>`.
+        keyword: the argument of `convert` that names their hyperparameter.
+        tunable: a `Tunable` that does what these classes do.
+        rate: the attribute in which they keep their rate.
+    """
+    _BY_NAME.append((re.compile(pattern), keyword, tunable, rate))
+
+
+def _recognise(plain: type[nn.Module]) -> None:
+    """Register a class that is known by its name."""
+    name = f"{plain.__module__}.{plain.__qualname__}"
+    for pattern, keyword, tunable, rate in _BY_NAME:
+        if plain not in _TUNABLE and pattern.fullmatch(name):
+            attributes = {"plain": plain, "ranges": {rate: (0.0, 1.0)}, "__reduce__": _reduce}
+            register_tunable(plain, keyword)(type(f"Tuned{plain.__name__}", (tunable, plain), attributes))
+
+
+def _reduce(module: Tunable) -> tuple[Any, ...]:
+    """Pickle a reference to the plain type, since the class is created at run time."""
+    return _rebuild, (module.plain,), module.__getstate__()  # type: ignore[no-untyped-call]
+
+
+def _rebuild(plain: type[nn.Module]) -> nn.Module:
+    _recognise(plain)
+    _, tunable = _TUNABLE[plain]
+    return tunable.__new__(tunable)
+
+
 def tunable_type(plain: type[nn.Module], keyword: str) -> type[Tunable] | None:
     """The class registered for exactly this type under this keyword, or None."""
+    _recognise(plain)
     registered, tunable = _TUNABLE.get(plain, (None, None))
     return tunable if registered == keyword else None
 
 
 def is_tunable(plain: type[nn.Module]) -> bool:
     """Whether a class is registered for exactly this type, under whatever keyword."""
+    _recognise(plain)
     return plain in _TUNABLE

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from lightning_stn import ConversionError, Float, HyperparameterSet, convert, export
-from lightning_stn.binding import bind_weight_phase
+from lightning_stn.binding import bind_weight_phase, unbind
 from lightning_stn.layers import ResponseLinear
 from lightning_stn.regularizers import (
     Dropout,
@@ -214,3 +214,18 @@ def test_register_tunable_refuses(plain: Any, keyword: Any, tunable: Any, error:
     with pytest.raises(error, match=message):
         register_tunable(plain, keyword)(tunable)
     assert before == registry._TUNABLE
+
+
+@pytest.mark.parametrize("module", ["timm.layers.drop", "transformers.models.swin.modeling_swin"])
+def test_stochastic_depth_of_known_libraries_is_tuned_without_importing_them(module: str) -> None:
+    kind = type("DropPath", (MyDropPath,), {"__module__": module})
+    hyperparameters = rates()
+    net = convert(nn.Sequential(nn.Linear(2, 2), kind(0.2), kind(0.4)), hyperparameters, drop_path="rate")
+    assert [layer.share for layer in net[1:]] == [0.5, 1.0]  # type: ignore[index]
+    assert isinstance(net[1], TunedDropPath)  # type: ignore[index]
+    bind_weight_phase(hyperparameters, torch.full((4000, 1), 5.0))
+    kept = net.train()[2](torch.ones(4000, 2)).amax(1) > 0  # type: ignore[index, operator]
+    unbind(hyperparameters)
+    assert kept.float().mean().item() == pytest.approx(1 - 0.9 * torch.tensor(5.0).sigmoid().item(), abs=0.03)
+    assert type(export(net)[1]) is kind  # type: ignore[index]
+    assert type(convert(nn.Sequential(nn.Linear(2, 2), kind(0.2)), rates(), dropout="rate")[1]) is kind  # type: ignore[index]
