@@ -1,11 +1,12 @@
 """Effective parameters of one pass, each built once however often it is read."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves
 
 
 class _Entry(NamedTuple):
@@ -109,3 +110,37 @@ def _unseen_by_checkpoints(build: Callable[[], Tensor]) -> Tensor:
 def in_backward() -> bool:
     """Whether a backward pass calls, as activation checkpoints do to compute again."""
     return torch._C._current_graph_task_id() != -1
+
+
+class _Uncomputable(Tensor):
+    """Shows what kind of tensor a parameter is, and refuses to be computed with."""
+
+    reason: str
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Allow questions of precision, device and shape.
+
+        Raises:
+            ValueError: anything is computed.
+        """
+        if func in _QUESTIONS:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        reasons = (arg.reason for arg in tree_leaves((args, kwargs)) if isinstance(arg, cls))
+        raise ValueError(next(reasons, "A parameter that cannot be read here was computed with."))
+
+
+_QUESTIONS = {
+    *(getattr(Tensor, name).__get__ for name in ("dtype", "device", "shape", "ndim", "requires_grad", "is_cuda")),
+    *(getattr(Tensor, name) for name in ("size", "dim", "numel", "is_floating_point", "is_complex", "__len__")),
+}
+
+
+def uncomputable(tensor: Tensor, reason: str) -> Tensor:
+    """A view of a tensor that tells its precision, device and shape, and raises `reason` where it is computed with."""
+    view = tensor.detach().as_subclass(_Uncomputable)
+    view.reason = reason
+    return view

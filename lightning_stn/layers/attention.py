@@ -47,8 +47,6 @@ class ResponseMultiheadAttention(InnerDropout, nn.MultiheadAttention):
     per_example = True
     # Even if only `out_proj` responds: torch's layer reads the weight of `out_proj` without calling its forward.
     container = True
-    # Transformer layers do so, to choose their fast path.
-    presence_only = frozenset({"in_proj_bias"})
 
     def __init__(self, *args: Any, hyperparameters: HyperparameterSet, **kwargs: Any) -> None:
         super().__init__(*args, hyperparameters=hyperparameters, **kwargs)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_stn import dual, functional
 from lightning_stn.binding import BoundModule
-from lightning_stn.effective import PLAIN, in_backward
+from lightning_stn.effective import PLAIN, in_backward, uncomputable
 from lightning_stn.hyperparameters import HyperparameterSet
 
 
@@ -26,9 +26,6 @@ class RespondingParameters(BoundModule):
 
     plain: ClassVar[type[nn.Module]]
     """The type of the plain module."""
-    presence_only: ClassVar[frozenset[str]] = frozenset()
-    """Parameters of which other modules only ask whether they exist."""
-
     responding: tuple[str, ...] = ()
     """Names of the parameters that respond: those that were trainable when the response was added."""
 
@@ -143,7 +140,6 @@ class RespondingParameters(BoundModule):
 
         Raises:
             RuntimeError: layers may not compute now.
-            ValueError: the bound sample has a row for each example.
         """
         hyperparameters = self._hyperparameters
         if hyperparameters is None:
@@ -158,13 +154,12 @@ class RespondingParameters(BoundModule):
             raise RuntimeError(run.refusal)
         sample = hyperparameters.bound_sample()
         if len(sample) > 1:
-            if name in self.presence_only:
-                return base
-            raise ValueError(
+            return uncomputable(
+                base,
                 f"{self.plain.__name__}: {name!r} is read outside the layer's own forward, which cannot perturb each "
                 f"example differently, under a sample of {len(sample)} rows; share one row over the batch with "
                 "STNCallback(perturb='batch'), leave the layer plain with convert(exclude=...), or read "
-                f"layer.base_parameter({name!r}), which does not respond."
+                f"layer.base_parameter({name!r}), which does not respond.",
             )
         lam = hyperparameters.unconstrained if run.sample is None else run.sample
         sources = [
