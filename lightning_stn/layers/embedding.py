@@ -17,8 +17,8 @@ class ResponseEmbedding(ResponseLayer, nn.Embedding):
     are looked up in both tables, so that the effective table is never built.
 
     Shape:
-        indices `[n, *]`; bound sample `[n, h]`, or `[1, h]` to share it, in unconstrained units; output
-        `[n, *, embedding_dim]`.
+        indices `[n, *]`, or `[1, *, *]` where all examples share them; bound sample `[n, h]`, or `[1, h]` to share it,
+        in unconstrained units; output `[n, *, embedding_dim]`.
     """
 
     plain = nn.Embedding
@@ -58,16 +58,20 @@ class ResponseEmbedding(ResponseLayer, nn.Embedding):
             return base
         rows = self.gated("weight", self._hyperparameters.bound_sample())
         response = self._look_up(input, self.response_weights("weight"))
-        if len(rows) > 1 and (base.dim() < 2 or len(base) != len(rows)):
+        shared = input.dim() > 1 and len(input) == 1  # such as positions, `[1, t]`, which all examples share
+        if len(rows) > 1 and not shared and (base.dim() < 2 or len(base) != len(rows)):
             raise self.rows_error(rows, input)
         return self.add_response(base, self._gates(rows, input, base), response)
 
     def _gates(self, rows: Tensor, input: Tensor, output: Tensor) -> Tensor:
         """Gates of the looked-up vectors, which broadcast over the output."""
         if self.gates_elsewhere("weight"):  # a gate for each vector of the table
+            input = input.expand(len(rows), *input.shape[1:]) if input.dim() > 1 and len(input) == 1 else input
             by_example = rows.expand(len(input) if input.dim() else 1, -1)
             return by_example.gather(1, input.reshape(len(by_example), -1)).view(*input.shape, 1)
-        return rows[0] if len(rows) == 1 else functional.align(rows, output, -1)
+        if len(rows) == 1:
+            return rows[0]
+        return functional.align(rows, output.expand(len(rows), *output.shape[1:]), -1)
 
     def _look_up(self, input: Tensor, weight: Tensor) -> Tensor:
         return F.embedding(

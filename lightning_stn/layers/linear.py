@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from lightning_stn import functional
 from lightning_stn.layers.affine import AffineResponse
-from lightning_stn.layers.registry import register_response
+from lightning_stn.layers.registry import register_response, register_response_by_name
 
 
-@register_response(nn.Linear)
-class ResponseLinear(AffineResponse, nn.Linear):  # type: ignore[misc]
-    """`nn.Linear` whose weight and bias respond to the hyperparameters.
+@register_response_by_name(r"timm\.layers\.linear\.Linear")
+class _LinearResponse(AffineResponse):
+    """A linear layer whose weight and bias respond to the hyperparameters.
 
     Example `n` sees `W x + b + (V h_n) * (R x) + (C h_n) * r`, MacKay et al. (2019), section 3.2.
 
@@ -21,8 +21,9 @@ class ResponseLinear(AffineResponse, nn.Linear):  # type: ignore[misc]
         `[n, *, out_features]`. Gates act on the last dimension; row `n` applies to index `n` of the first dimension.
     """
 
-    plain = nn.Linear
     gates_both = True
+    in_features: int
+    out_features: int
 
     @property
     def channel_dim(self) -> int:
@@ -47,3 +48,38 @@ class ResponseLinear(AffineResponse, nn.Linear):  # type: ignore[misc]
         gates = functional.align(self.gated("weight", sample), input, -1)
         start = start + self.affine(input * gates, self.response_weights("weight"), None)
         return self._shift(start, output, sample)
+
+
+@register_response(nn.Linear)
+class ResponseLinear(_LinearResponse, nn.Linear):  # type: ignore[misc]
+    """`nn.Linear` whose weight and bias respond; see `AffineResponse`.
+
+    Shape:
+        input `[n, *, in_features]`; bound sample `[n, h]`, or `[1, h]` to share it, in unconstrained units; output
+        `[n, *, out_features]`. Gates act on the last dimension; row `n` applies to index `n` of the first dimension.
+    """
+
+    plain = nn.Linear
+
+
+@register_response_by_name(r"transformers\.pytorch_utils\.Conv1D")
+class _ResponseConv1D(AffineResponse):
+    """The linear layer of GPT-2, whose weight is `[i, o]`."""
+
+    @property
+    def channel_dim(self) -> int:
+        """The last dimension."""
+        return -1
+
+    def gate_size(self, name: str) -> int:
+        """A gate for each output feature."""
+        size: int = getattr(self, name).shape[-1]
+        return size
+
+    def broadcast_gates(self, name: str, gated: Tensor) -> Tensor:
+        """`[o]` broadcasts over the weight `[i, o]` as it is."""
+        return gated
+
+    def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+        """`x W + b`."""
+        return F.linear(input, weight.t(), bias)

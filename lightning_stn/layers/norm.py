@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightning_stn import dual
 from lightning_stn.layers.base import ResponseLayer
-from lightning_stn.layers.registry import register_response
+from lightning_stn.layers.registry import register_response, register_response_by_name
 
 
 class NormResponse(ResponseLayer):
@@ -45,7 +45,7 @@ class NormResponse(ResponseLayer):
 
     def _forward_linearized(self, sample: Tensor, input: Tensor, *args: Any) -> Tensor:
         # Without scale and shift the Jacobian of a normalisation is symmetric, whatever its statistics.
-        with self.shadowed(dict.fromkeys(self._affine_names)):
+        with self.shadowed(self._neutral()):
             normalised = dual.apply_symmetric(lambda input: self.plain.forward(self, input, *args), input)
         if len(sample) > 1:
             self._check_rows(sample, normalised)
@@ -69,7 +69,7 @@ class NormResponse(ResponseLayer):
 
     def forward_per_example(self, sample: Tensor, input: Tensor, *args: Any) -> Tensor:
         """Normalise without scale and shift, then scale and shift each example by its row."""
-        with self.shadowed(dict.fromkeys(self._affine_names)):
+        with self.shadowed(self._neutral()):
             output: Tensor = self.plain.forward(self, input, *args)
         self._check_rows(sample, output)
         for name, combine in (("weight", torch.mul), ("bias", torch.add)):
@@ -79,6 +79,10 @@ class NormResponse(ResponseLayer):
                     rows = rows + self._shifts(name, sample)
                 output = combine(output, self.align(rows, output))
         return output
+
+    def _neutral(self) -> dict[str, Any]:
+        """What stands for scale and shift where the plain layer shall normalise alone."""
+        return dict.fromkeys(self._affine_names)
 
     @property
     def _affine_names(self) -> list[str]:
@@ -238,3 +242,42 @@ class ResponseInstanceNorm3d(NormResponse, nn.InstanceNorm3d):
     """`nn.InstanceNorm3d` whose scale and shift respond; see `NormResponse`."""
 
     plain = nn.InstanceNorm3d
+
+
+@register_response_by_name(r"(timm\.layers\.norm|torchvision\.models\.convnext)\.(LayerNorm2d|GroupNorm1)")
+class _ResponseChannelNorm(NormResponse):
+    """Normalisations of other libraries with a scale for each channel."""
+
+
+@register_response_by_name(r"timm\.layers\.norm\.LayerNorm")
+class _ResponseForeignLayerNorm(_LastDimensions):
+    """Layer normalisation with a `forward` of its own."""
+
+
+@register_response_by_name(r"transformers\.models\..*\.(\w*RMSNorm|T5LayerNorm)")
+class _ResponseForeignRMSNorm(_LastDimensions):
+    """Root-mean-square normalisations that multiply by their weight in Python."""
+
+    def _neutral(self) -> dict[str, Any]:
+        return {"weight": torch.ones_like(self.weight)}
+
+
+@register_response_by_name(r"timm\.layers\.norm_act\.(BatchNormAct2d|GroupNormAct|GroupNorm1Act|LayerNormAct2d)")
+class _ResponseNormAct(NormResponse):
+    """Normalisations that also drop and apply an activation."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward_per_example(self, sample: Tensor, input: Tensor, *args: Any) -> Tensor:
+        """Normalise, scale and shift each example by its row, and then apply the activation."""
+        with self.shadowed({"drop": nn.Identity(), "act": nn.Identity()}):
+            output = super().forward_per_example(sample, input, *args)
+        result: Tensor = self.act(self.drop(output))
+        return result
+
+    def _forward_linearized(self, sample: Tensor, input: Tensor, *args: Any) -> Tensor:
+        with self.shadowed({"drop": nn.Identity(), "act": nn.Identity()}):
+            output = super()._forward_linearized(sample, input, *args)
+        result: Tensor = self.act(self.drop(output))
+        return result

@@ -1,5 +1,6 @@
 """Registry of the response layers, by the type of the plain layer."""
 
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -53,9 +54,32 @@ def register_response(plain: type[nn.Module], *, overwrite: bool = False) -> Cal
     return register
 
 
+_BY_NAME: list[tuple[re.Pattern[str], type[ResponseLayer]]] = []
+
+
+def register_response_by_name(pattern: str) -> Callable[[_Response], _Response]:
+    """Class decorator: `convert` turns classes of other libraries, which need not be imported, into such layers.
+
+    The decorated class is a response layer without a plain type; `convert` adds the one it finds.
+
+    Args:
+        pattern: a regular expression that matches the whole name of a plain type, `<module>.<class>`.
+    """
+
+    def register(response: _Response) -> _Response:
+        _BY_NAME.append((re.compile(pattern), response))
+        return response
+
+    return register
+
+
 def response_type(plain: type[nn.Module]) -> type[ResponseLayer] | None:
     """The response layer registered for this type, or for the type whose methods it inherits unchanged; or None."""
     if plain not in _RESPONSES:
+        name = f"{plain.__module__}.{plain.__qualname__}"
+        for pattern, response in _BY_NAME:
+            if pattern.fullmatch(name):
+                return _renamed(plain, response)
         registered = next((base for base in plain.__mro__ if base in _RESPONSES), None)
         if registered is None or not _only_renames(plain, registered):
             return None
@@ -77,7 +101,7 @@ _RENAMED: dict[tuple[type[nn.Module], type[ResponseLayer]], type[ResponseLayer]]
 
 
 def _renamed(plain: type[nn.Module], response: type[ResponseLayer]) -> type[ResponseLayer]:
-    """The response layer of a subclass that computes what its registered base class does, created once."""
+    """The response layer of a type that computes what `response` expects of it, created once."""
     if (plain, response) in _RENAMED:
         return _RENAMED[plain, response]
     names = {"plain": plain, "__reduce__": lambda self: (_rebuild, (plain,), self.__getstate__())}

@@ -1,6 +1,7 @@
 """`ResponseEmbedding` against effective tables that are built entry by entry."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -87,3 +88,13 @@ def test_embedding_refuses_rows_that_do_not_match_the_batch(indices: Tensor) -> 
     layer, hyperparameters = layer_and_set()
     with bind(hyperparameters, torch.randn(4, H)), pytest.raises(ValueError, match=r"4 rows.*got shape"):
         layer(indices)
+
+
+def test_indices_that_all_examples_share_get_a_row_for_each_of_them() -> None:
+    hyperparameters = HyperparameterSet({"a": Float(0.0, 1.0, init=0.3), "b": Float(0.0, 1.0, init=0.6)})
+    layer: Any = random_gates(convert(nn.Embedding(5, 3), hyperparameters).double(), 0.5)
+    positions, samples = torch.arange(4).unsqueeze(0), torch.randn(6, 2)
+    with bind(hyperparameters, samples):
+        found = layer(positions)
+        torch.testing.assert_close(found, layer(positions.expand(6, -1)))
+    assert found.shape == (6, 4, 3)
