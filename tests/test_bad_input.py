@@ -997,7 +997,7 @@ REGULARIZERS = {
     ),
     "attach: to a second set": using(
         ValueError,
-        "GaussianNoise '0' already reads another HyperparameterSet; build a new module",
+        "GaussianNoise '0' already reads another HyperparameterSet, as a copy of .* Build a new module",
         lambda: [nn.Sequential(acting(GaussianNoise("rate"))[0], GaussianNoise("rate")), a_set()],
         lambda given: attach_all(*given),
     ),
@@ -1364,7 +1364,7 @@ RUNS = {
     ),
     "fit: another module's regulariser": starting(
         ValueError,
-        "GaussianNoise 'beside' already reads another HyperparameterSet; build a new module",
+        "GaussianNoise 'beside' already reads another HyperparameterSet, as a copy of .* Build a new module",
         lambda: Lit(beside=acting(GaussianNoise("rate"))[0]),
     ),
     "fit: a layer that needs a shared row": starting(

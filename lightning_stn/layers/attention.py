@@ -56,7 +56,7 @@ class ResponseMultiheadAttention(InnerDropout, nn.MultiheadAttention):
     def refusal(cls, layer: nn.Module) -> str | None:
         """Weights that a hook computes from other parameters cannot respond."""
         if not layer._parameters.keys() >= {*_PACKED, *_SEPARATE}:
-            return "its weights are computed from other parameters; use torch.nn.utils.parametrizations instead"
+            return "its weights are computed from other parameters, as by weight_norm; remove that"
         return super().refusal(layer)
 
     @property

@@ -21,7 +21,7 @@ class GenericResponse(ResponseLayer):
             if isinstance(layer, kind):
                 return (
                     f"torch does not read all parameters of a {kind.__name__} as its attributes; of this type only "
-                    "LSTM, GRU and MultiheadAttention themselves respond, not their subclasses"
+                    "LSTM, GRU and MultiheadAttention respond, and subclasses that override nothing; remove weight_norm"
                 )
         if getattr(layer, "sparse", None) is True:
             return "its gradient is sparse; build it with sparse=False"

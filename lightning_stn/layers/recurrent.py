@@ -46,7 +46,7 @@ class _ResponseRNN(InnerDropout, nn.RNNBase):
     def refusal(cls, layer: nn.Module) -> str | None:
         """Weights that a hook computes from other parameters cannot respond."""
         if not layer._parameters.keys() >= set(layer._flat_weights_names):  # type: ignore[arg-type]
-            return "its weights are computed from other parameters; use torch.nn.utils.parametrizations instead"
+            return "its weights are computed from other parameters, as by weight_norm; remove that"
         return super().refusal(layer)
 
     def reset_parameters(self) -> None:
