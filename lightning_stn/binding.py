@@ -39,8 +39,8 @@ class BoundModule(nn.Module):
         if self._hyperparameters is not None and self._hyperparameters is not hyperparameters:
             raise ValueError(
                 f"{type(self).__name__} {name!r} already reads another HyperparameterSet, as a copy "
-                "of a converted network does. Build a new module for each network that is tuned; for a copy that is not, "
-                "such as a teacher, use export(net)."
+                "of a converted network does. Build a new module for each network that is tuned; for a copy that is "
+                "not, such as a teacher, use export(net)."
             )
         for wanted in self.reads():
             hyperparameters.require(wanted, self._label(name))
