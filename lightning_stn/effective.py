@@ -101,10 +101,21 @@ def _unseen_by_checkpoints(build: Callable[[], Tensor]) -> Tensor:
     An activation checkpoint counts the tensors that its region saves, in forward and when it computes again. The
     effective parameter may be built in one of both, and read from before in the other.
     """
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+    if not _may_have_hooks():
         return build()
     with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
         return build()
+
+
+def _may_have_hooks() -> bool:
+    """Whether hooks for saved tensors are set; True where this version of torch does not tell."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # from torch 2.8 on
+    if top is None:
+        return True
+    try:
+        return top(True) is not None
+    except TypeError:  # without the argument at first
+        return top() is not None
 
 
 def in_backward() -> bool:
