@@ -37,13 +37,18 @@ def progress(rows: Iterable[Row]) -> Curve:
 
 
 def plot(rows: Mapping[Key, Row], tasks: Sequence[str], methods: Sequence[str], trials: int, path: Path) -> None:
-    """Draw the panels: means over the seeds as lines; of the methods, lowest and highest seed as bands."""
+    """Draw the panels: means over the seeds as lines; of the methods, lowest and highest seed as bands.
+
+    A line over fewer seeds than the others of its panel is left out, since seeds differ more than methods do.
+    """
     columns = min(3, len(tasks))
     size = (4.6 * columns, 3.6 * math.ceil(len(tasks) / columns) + 0.5)
     figure, grid = plt.subplots(-(-len(tasks) // columns), columns, figsize=size, layout="constrained", squeeze=False)
     for task, axes in zip(tasks, grid.flat, strict=False):
         lines = {name: over_seeds(curves(rows, task, name, trials)) for name in [*methods, "guesses", *SEARCHES]}
-        _panel(axes, {name: line for name, line in lines.items() if len(line.costs)}, methods)
+        most = max(len(line.losses) for line in lines.values())
+        whole = {name: line for name, line in lines.items() if len(line.costs) and len(line.losses) == most}
+        _panel(axes, whole, methods)
         axes.set(title=task, xscale="log", xlabel="CPU time, plain runs", ylabel="best validation loss so far")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(ScalarFormatter())
