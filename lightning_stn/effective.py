@@ -23,9 +23,13 @@ class EffectiveParameters:
 
     Under `torch.compile`, inside transforms of `torch.func`, and in a backward pass, where activation checkpoints
     compute again, each reading builds.
+
+    Args:
+        state: what is compared to see whether a source has changed: `version` within a step, `state` for longer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, state: Callable[[Tensor], object]) -> None:
+        self._state = state
         self._entries: dict[tuple[int, bool], _Entry] = {}
 
     def get(self, sources: Sequence[Tensor], build: Callable[[], Tensor], label: str) -> Tensor:
@@ -43,13 +47,15 @@ class EffectiveParameters:
             return build()
         if in_backward() or any(type(source) not in PLAIN for source in sources):
             return _unseen_by_checkpoints(build)
-        self._check_unmodified(id(sources[0]), label)
-        key, states = (id(sources[0]), torch.is_grad_enabled()), tuple(map(_state, sources))
-        entry = self._entries.get(key)
-        if entry is not None and entry.states == states and _same(entry.sources, sources):
-            return entry.effective
+        gate = id(sources[0])
+        key, states = (gate, torch.is_grad_enabled()), tuple(map(self._state, sources))
+        if self._entries:
+            self._check_unmodified(gate, label)
+            entry = self._entries.get(key)
+            if entry is not None and entry.states == states and _same(entry.sources, sources):
+                return entry.effective
         effective = _unseen_by_checkpoints(build)
-        self._entries[key] = _Entry(effective, _version(effective), tuple(sources), states)
+        self._entries[key] = _Entry(effective, version(effective), tuple(sources), states)
         if effective.requires_grad:
             # A backward pass frees the graph behind it, so that the next reading needs another one.
             effective.register_hook(lambda _: self._forget(key))  # type: ignore[no-untyped-call]
@@ -61,7 +67,7 @@ class EffectiveParameters:
     def _check_unmodified(self, gate: int, label: str) -> None:
         for grad in (False, True):
             entry = self._entries.get((gate, grad))
-            if entry is not None and _version(entry.effective) != entry.version:
+            if entry is not None and version(entry.effective) != entry.version:
                 raise RuntimeError(
                     f"{label} was modified in place while its network ran with a response: the change is lost, since "
                     "what the network reads there is computed from the parameter. Constrain the parameter after the "
@@ -71,11 +77,11 @@ class EffectiveParameters:
 
     def __deepcopy__(self, memo: dict[int, object]) -> "EffectiveParameters":
         """An empty one, since graphs cannot be copied."""
-        return EffectiveParameters()
+        return EffectiveParameters(self._state)
 
-    def __reduce__(self) -> tuple[type["EffectiveParameters"], tuple[()]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """Pickle an empty one, for the same reason."""
-        return EffectiveParameters, ()
+        return EffectiveParameters, (self._state,)
 
 
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -86,13 +92,14 @@ def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
     return all(x is y for x, y in zip(a, b, strict=True))
 
 
-def _version(tensor: Tensor) -> int:
+def version(tensor: Tensor) -> int:
+    """What changes with every modification in place, but for those through `.data`."""
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _state(tensor: Tensor) -> tuple[object, ...]:
-    """What changes with the entries of a tensor, but for changes through `.data`."""
-    return tensor.data_ptr(), tensor.dtype, tensor.requires_grad, _version(tensor)
+def state(tensor: Tensor) -> tuple[object, ...]:
+    """What also changes where a tensor gets other entries, or another precision or device."""
+    return tensor.data_ptr(), tensor.dtype, tensor.requires_grad, version(tensor)
 
 
 def _unseen_by_checkpoints(build: Callable[[], Tensor]) -> Tensor:

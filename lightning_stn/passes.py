@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from lightning_stn.effective import EffectiveParameters
+from lightning_stn.effective import EffectiveParameters, state, version
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,4 +45,4 @@ class Pass:
     def __post_init__(self) -> None:
         """Keep effective parameters, apart from those of the pass that this one was derived from."""
         if self.keep or self.sample is not None:
-            object.__setattr__(self, "effective", EffectiveParameters())
+            object.__setattr__(self, "effective", EffectiveParameters(state if self.keep else version))

@@ -201,12 +201,15 @@ class ResponseLayer(RespondingParameters):
         """
         if self._hyperparameters is None:
             return super().forward(*args, **kwargs)
-        if self._hyperparameters.current_pass.refusal:
-            raise RuntimeError(self._hyperparameters.current_pass.refusal)
-        sample = self._hyperparameters.bound_sample()
-        if len(sample) == 1:
+        run = self._hyperparameters.current_pass
+        if run.refusal:
+            raise RuntimeError(run.refusal)
+        sample = run.sample
+        if sample is None:
             with self._effective_pass(self._hyperparameters):
                 return self.forward_shared(*args, **kwargs)
+        if len(sample) == 1:
+            return self.forward_shared(*args, **kwargs)
         with self.reading_base():
             return self.forward_per_example(sample, *args, **kwargs)
 

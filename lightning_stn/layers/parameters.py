@@ -72,11 +72,11 @@ class RespondingParameters(BoundModule):
 
     def stores_response(self, name: str) -> bool:
         """Whether the layer stores `R` for one parameter."""
-        return getattr(self, added_names(name)[0]) is not None
+        return self._parameters[added_names(name)[0]] is not None
 
     def response_weights(self, name: str) -> Tensor:
         """`R` of one parameter; with gates alone the parameter itself, or one where each entry has a gate."""
-        stored: Tensor | None = getattr(self, added_names(name)[0])
+        stored: Tensor | None = self._parameters[added_names(name)[0]]
         if stored is not None:
             return stored
         base = self.base_parameter(name)
@@ -88,8 +88,9 @@ class RespondingParameters(BoundModule):
 
     def gate_weights(self, name: str) -> Tensor:
         """`V` of one parameter, `[o, h]`."""
-        tensor: Tensor = getattr(self, added_names(name)[1])
-        return tensor
+        gates = self._parameters[added_names(name)[1]]
+        assert gates is not None
+        return gates
 
     def response_parameters(self) -> list[nn.Parameter]:
         """All `R` and `V` of the layer."""
@@ -125,8 +126,14 @@ class RespondingParameters(BoundModule):
     def _broadcast_gates(self, name: str, sample: Tensor) -> Tensor:
         """`V h` of one row, in a shape that broadcasts over the parameter."""
         owner, own = self.response_owner(name)
-        with owner.reading_base():
+        attributes = owner.__dict__
+        if "_reads_base" in attributes:
             return owner.broadcast_gates(own, owner.gated(own, sample)[0])
+        attributes["_reads_base"] = True  # by hand, since a context manager costs as much as the gates
+        try:
+            return owner.broadcast_gates(own, owner.gated(own, sample)[0])
+        finally:
+            del attributes["_reads_base"]
 
     def __getattr__(self, name: str) -> Any:
         """A parameter as the current pass has it, and every other attribute as it is."""
@@ -161,13 +168,11 @@ class RespondingParameters(BoundModule):
                 "STNCallback(perturb='batch'), leave the layer plain with convert(exclude=...), or read "
                 f"layer.base_parameter({name!r}), which does not respond.",
             )
-        lam = hyperparameters.unconstrained if run.sample is None else run.sample
-        sources = [
-            self.gate_weights(name),
-            base,
-            lam,
-            *([self.response_weights(name)] if self.stores_response(name) else []),
-        ]
+        response, gates = map(self._parameters.__getitem__, added_names(name))
+        assert gates is not None
+        sources = [gates, base, hyperparameters.unconstrained if run.sample is None else run.sample]
+        if response is not None:
+            sources.append(response)
         label = f"{name!r} of {self.plain.__name__}"
         return run.effective.get(sources, lambda: self._effective(name, sample), label)
 
