@@ -251,7 +251,7 @@ class _ResponseChannelNorm(NormResponse):
 
 @register_response_by_name(r"timm\.layers\.norm\.LayerNorm")
 class _ResponseForeignLayerNorm(_LastDimensions):
-    """Layer normalisation with a `forward` of its own."""
+    """timm's layer normalisation, which overrides `forward`."""
 
 
 @register_response_by_name(r"transformers\.models\..*\.(\w*RMSNorm|T5LayerNorm)")

@@ -88,7 +88,7 @@ def response_type(plain: type[nn.Module]) -> type[ResponseLayer] | None:
 
 
 _FREE = {"__init__", "__repr__", "extra_repr", "__doc__", "__module__", "__qualname__", "__annotations__"}
-"""What a subclass may define beside methods of its own, and still compute what its base class does."""
+"""What a subclass may override and still compute what its base class does."""
 
 
 def _only_renames(plain: type[nn.Module], registered: type[nn.Module]) -> bool:

@@ -45,10 +45,10 @@ NETWORKS = {
 every_network = pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)
 
 
-def converted(build: Any, dropout: str = "rate") -> tuple[Any, HyperparameterSet, Tensor]:
+def converted(build: Any) -> tuple[Any, HyperparameterSet, Tensor]:
     torch.manual_seed(0)
     hyperparameters = HyperparameterSet({"rate": Float(0.0, 1.0, init=0.3)})
-    net = convert(build(), hyperparameters, dropout=dropout)
+    net = convert(build(), hyperparameters, dropout="rate")
     first = getattr(net.inner, "batch_first", True)  # type: ignore[union-attr]
     x = torch.randn(N, T, WIDTH) if first else torch.randn(T, N, WIDTH)
     return net, hyperparameters, x
@@ -133,7 +133,7 @@ def test_delta_stn_trains_with_it(build: Any, rows: int) -> None:
 
 
 @every_network
-def test_export_has_the_current_rate_and_copies_stay_tuned(build: Any) -> None:
+def test_export_has_the_current_rate_and_the_network_stays_tuned(build: Any) -> None:
     net, _, _ = converted(build)
     assert export(net).inner.dropout == pytest.approx(0.3)  # type: ignore[union-attr]
     assert net.inner.reads() == ["rate"]

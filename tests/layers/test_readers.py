@@ -18,7 +18,7 @@ X = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_se
 
 
 class Base(nn.Module):
-    """Two layers and a parameter of its own; subclasses differ in how they read them."""
+    """Two layers and a parameter; subclasses differ in how they read them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ def test_hypergradient_goes_through_every_reader(kind: str) -> None:
     found = []
     for network, own in ((net, hyperparameters), (usual, others)):
         leaf = own.unconstrained.double().requires_grad_()
-        frozen = kind != "Reversible"  # which asks for gradients of its own
+        frozen = kind != "Reversible"  # which also differentiates the weights
         with bind(own, leaf.unsqueeze(0), frozen=frozen):
             network(X.clone().requires_grad_()).square().sum().backward()
         found.append(leaf.grad)

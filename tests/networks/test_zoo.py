@@ -40,7 +40,7 @@ DIFFERENCES = (
     "electra",
     "distilbert",
     "hf-swin",
-    "tv/vit",  # fused attention, and parameters of its own
+    "tv/vit",  # fused attention; the network itself holds tokens and positions
     "tv/swin",  # parents that read the weights of their children
     "tv/densenet",
     "timm/vit_tiny_patch16_224",  # fused attention

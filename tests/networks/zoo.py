@@ -1,4 +1,4 @@
-"""Networks that nobody here wrote, small and with random weights: what happens when they are converted and trained.
+"""Small networks of other libraries, with random weights: what happens when they are converted and trained.
 
     pip install -e ".[networks]"
     python tests/networks/zoo.py                 # the table over all networks
