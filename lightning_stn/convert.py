@@ -107,8 +107,8 @@ def convert(
         net: the network; it is changed and returned.
         hyperparameters: the set that it responds to.
         dropout: hyperparameter of `nn.Dropout`, `Dropout1d`, `Dropout2d`, `Dropout3d`, `AlphaDropout`, other modules
-            registered under this keyword, and of the dropout inside `LSTM`, `GRU` and `MultiheadAttention`. A name: all
-            share this hyperparameter. "per-layer": each gets a generated one, `Float(0, 0.9, init=p)`, named after the
+            registered under this keyword, and of the dropout inside recurrent layers and attention. A name: all share
+            this hyperparameter. "per-layer": each gets a generated one, `Float(0, 0.9, init=p)`, named after the
             module (`dropout_features_2`). None: the rates stay constant.
         drop_path: name of the hyperparameter that torchvision's `StochasticDepth` and other modules registered under
             this keyword share; each rate stays in proportion, and the highest becomes the hyperparameter. None: the

@@ -13,6 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+class RowsError(ValueError):
+    """A sample has neither one row nor a row for each example of what it acts on."""
+
+
 def perturb(unconstrained: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
     """`h = lambda + sigma * eps`, MacKay et al. (2019), arXiv:1903.03088, section 3.3.
 
@@ -239,12 +243,12 @@ def align(rows: Tensor, like: Tensor, channel_dim: int | None = None) -> Tensor:
         returned unchanged.
 
     Raises:
-        ValueError: there is not exactly one row for each example of `like`.
+        RowsError: there is not exactly one row for each example of `like`.
     """
     if rows.dim() == 0:
         return rows
     if like.dim() == 0 or rows.shape[0] != like.shape[0]:
-        raise ValueError(
+        raise RowsError(
             f"Expected one row per example, got {rows.shape[0]} rows for an input of shape {list(like.shape)}; "
             "keep the batch as the first dimension, or share one row over the batch (perturb='batch')."
         )

@@ -97,8 +97,9 @@ class STNModule(L.LightningModule):
     def fits_response(self) -> bool:
         """Whether `training_loss` now runs for the response alone, as it does in Delta-STN beside the call for weights.
 
-        What must happen once for a batch, such as keeping a hidden state, belongs to the other call; `self.log` does
-        nothing in this one.
+        With `perturb="example"` it is True also in the one call that checks the rows, after the first step. What must
+        happen once for a batch, such as keeping a hidden state, belongs to the other call; `self.log` does nothing in
+        this one.
         """
         return self.hyperparameters.current_pass.extra
 

@@ -47,6 +47,7 @@ from lightning_stn.augment import (
     RandomHorizontalFlip,
 )
 from lightning_stn.binding import BoundModule, attach_all, bind, bind_weight_phase
+from lightning_stn.functional import RowsError
 from lightning_stn.layers import AffineResponse, ResponseLayer, ResponseLinear, register_response, registry
 from lightning_stn.regularizers import (
     ActivationPenalty,
@@ -607,8 +608,11 @@ NETWORKS = {
     ),
     "convert: layers that cannot respond": using(
         ConversionError,
-        r"1 \(ParameterList\): its parameters are read from outside.*\n  2 \(RNN\): .*\n.*register_response",
-        lambda: [nn.Sequential(nn.Linear(2, 2), nn.ParameterList([torch.ones(1)]), nn.RNN(2, 2)), a_set()],
+        r"1 \(ParameterList\): its parameters are read from outside.*\n  2 \(Embedding\): .*\n.*register_response",
+        lambda: [
+            nn.Sequential(nn.Linear(2, 2), nn.ParameterList([torch.ones(1)]), nn.Embedding(2, 2, max_norm=1.0)),
+            a_set(),
+        ],
         lambda given: convert(*given),
     ),
     "convert: a lazy layer": using(
@@ -754,43 +758,43 @@ def call(*inputs: Any) -> Callable[[Any], Any]:
 
 LAYERS = {
     "Linear: fewer rows": using(
-        ValueError,
+        RowsError,
         r"ResponseLinear: .*the sample's 3 rows .*got shape \[4, 2\]; keep the batch first, or share one row",
         lambda: responding(nn.Linear(2, 2)),
         call(torch.ones(4, 2)),
     ),
     "Linear: no batch": using(
-        ValueError,
+        RowsError,
         r"ResponseLinear: .*3 rows .*got shape \[2\]; keep the batch first",
         lambda: responding(nn.Linear(2, 2)),
         call(torch.ones(2)),
     ),
     "Conv2d: more rows": using(
-        ValueError,
+        RowsError,
         r"ResponseConv2d: .*3 rows .*got shape \[2, 1, 4, 4\]; keep the batch first",
         lambda: responding(nn.Conv2d(1, 2, 3)),
         call(torch.ones(2, 1, 4, 4)),
     ),
     "Embedding: time first": using(
-        ValueError,
+        RowsError,
         r"ResponseEmbedding: .*3 rows .*got shape \[5, 3\]; keep the batch first",
         lambda: responding(nn.Embedding(4, 2)),
         call(torch.zeros(5, 3, dtype=torch.long)),
     ),
     "LayerNorm: fewer rows": using(
-        ValueError,
+        RowsError,
         r"ResponseLayerNorm: .*3 rows .*got shape \[4, 2\]; keep the batch first",
         lambda: responding(nn.LayerNorm(2)),
         call(torch.ones(4, 2)),
     ),
     "BatchNorm2d: fewer rows, in evaluation": using(
-        ValueError,
+        RowsError,
         r"ResponseBatchNorm2d: .*3 rows .*got shape \[4, 2, 3, 3\]; keep the batch first",
         lambda: responding(nn.BatchNorm2d(2).eval()),
         call(torch.ones(4, 2, 3, 3)),
     ),
     "LSTM: the batch first": using(
-        ValueError,
+        RowsError,
         r"ResponseLSTM: .*3 rows, as dimension 1 .*got shape \[3, 5, 2\]; bring the input",
         lambda: responding(nn.LSTM(2, 2)),
         call(torch.ones(3, 5, 2)),
@@ -888,7 +892,7 @@ REGULARIZERS = {
         call(torch.ones(3, 2, dtype=torch.long)),
     ),
     "Dropout: fewer rows": using(
-        ValueError,
+        RowsError,
         r"one row per example, got 3 rows for an input of shape \[4, 2\]; keep the batch",
         lambda: acting(Dropout("rate")),
         call(torch.ones(4, 2)),
@@ -1069,7 +1073,7 @@ AUGMENTATIONS = {
     ),
     "GaussianNoise: negative": constant("std", r"-0\.1", lambda: GaussianNoise(-0.1)),
     "GaussianNoise: fewer rows": using(
-        ValueError,
+        RowsError,
         r"one row per example, got 3 rows for an input of shape \[2, 5\]; keep the batch",
         lambda: acting(GaussianNoise("rate")),
         call(torch.ones(2, 5)),
@@ -1478,7 +1482,7 @@ RUNS = {
         lambda: Lit(validation=lambda output: ELSEWHERE.sum()),
     ),
     "fit: fewer rows than examples": running(
-        ValueError,
+        RowsError,
         r"one row per example, got 5 rows for an input of shape \[8, 1, 6, 6\]; keep the batch",
         lambda: Lit(beside=GaussianNoise("rate"), rows=5),
         lambda: quick(perturb="example"),

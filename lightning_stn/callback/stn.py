@@ -15,6 +15,7 @@ from lightning_stn.callback.checks import check_optimizers, check_trainer, requi
 from lightning_stn.callback.hyperparameter_phase import HyperparameterPhase
 from lightning_stn.callback.record import Recorder
 from lightning_stn.callback.resume import RunState, Stateful, Surroundings
+from lightning_stn.callback.row_check import check_rows
 from lightning_stn.callback.settings import Settings, check_objects, check_on_resume_use
 from lightning_stn.manual_optimization import MetricSteps, SchedulerSettings, WeightStep
 from lightning_stn.methods import Method, OptimizerFactory, Scales, SharedAdam
@@ -231,6 +232,8 @@ class STNCallback(Callback):
         unbind(module.hyperparameters)
         if self._clock.batches == 0:
             _warn_unread(module)
+            if self._settings.perturb == "example":
+                check_rows(trainer, module, batch, batch_idx)
         self._recorder.train_loss.update(outputs.get("training_loss", outputs["loss"]))
         due = self._clock.finish_batch(trainer.current_epoch)
         for _ in range(due):

@@ -28,7 +28,7 @@ from lightning_stn.layers.norm import (
     ResponseRMSNorm,
     ResponseSyncBatchNorm,
 )
-from lightning_stn.layers.recurrent import ResponseGRU, ResponseLSTM
+from lightning_stn.layers.recurrent import ResponseGRU, ResponseLSTM, ResponseRNN
 from lightning_stn.layers.registry import register_response, response_type
 from lightning_stn.layers.transformer import (
     ResponseTransformerDecoderLayer,
@@ -63,6 +63,7 @@ __all__ = [
     "ResponseOutputProjection",
     "ResponsePReLU",
     "ResponseRMSNorm",
+    "ResponseRNN",
     "ResponseSyncBatchNorm",
     "ResponseTransformerDecoderLayer",
     "ResponseTransformerEncoder",

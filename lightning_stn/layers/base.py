@@ -246,9 +246,9 @@ class ResponseLayer(RespondingParameters):
                 del self.__dict__[name]
             self.__dict__.update(before)
 
-    def rows_error(self, sample: Tensor, input: Tensor) -> ValueError:
+    def rows_error(self, sample: Tensor, input: Tensor) -> functional.RowsError:
         """The error for a sample whose rows do not match the examples of the input."""
-        return ValueError(
+        return functional.RowsError(
             f"{type(self).__name__}: expected an input with one example for each of the sample's {len(sample)} rows "
             f"along its first dimension, got shape {list(input.shape)}; keep the batch first, or share one row over "
             "the batch with STNCallback(perturb='batch')."

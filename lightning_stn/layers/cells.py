@@ -1,4 +1,4 @@
-"""Cells of the LSTM and the GRU: one time step, its local derivatives, its jvp and its vjp.
+"""Cells of the LSTM, the GRU and the simple recurrent layer: one time step, its local derivatives, its jvp and its vjp.
 
 Shapes use the package's index alphabet, with `o` for the features of the cell (`hidden_size`), and two more letters:
 `d` for the pre-activations of all gates, side by side, and `p` for the features of the output, which are those of the
@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_stn.layers.product import Stacked, Transposed
 
 State = tuple[Tensor, ...]
-"""`(h, c)` of an LSTM, `(h,)` of a GRU; `h` is `[n, p]` and `c` is `[n, o]`."""
+"""`(h, c)` of an LSTM, `(h,)` of all others; `h` is `[n, p]` and `c` is `[n, o]`."""
 
 AddRecurrent = Callable[[Tensor | None], Tensor | None]
 """Adds the terms that belong to the recurrent product to a tensor; None stands for zero."""
@@ -29,7 +29,7 @@ class LocalDerivatives(NamedTuple):
     Args:
         pre_activations: in the pre-activations, `[t, n, d]`: of `c'` in `i, f, g` of an LSTM, of `h'` in all others.
         state: of `c'` in `c` (LSTM) or of `h'` in `h` (GRU), at fixed pre-activations, `[t, n, o]`.
-        output: of `h'` in `c'`, `[t, n, o]`; None for a GRU.
+        output: of `h'` in `c'`, `[t, n, o]`; None for a cell without `c`.
     """
 
     pre_activations: Tensor
@@ -267,3 +267,62 @@ class GRUCell(Cell):
         columns, grads = (part.view(len(h), 4, h.shape[-1]) for part in (derivatives.pre_activations, out))
         torch.mul(columns, h.unsqueeze(1), out=grads)
         return (torch.addcmul(recurrent.vjp(out[:, h.shape[-1] :]), derivatives.state, h),)
+
+
+class TanhCell(Cell):
+    """The cell of `nn.RNN`, Elman (1990): `h' = tanh(a)`, and the recurrent product enters all of `a`."""
+
+    @staticmethod
+    def pre_activations(projected: Tensor, add_recurrent: AddRecurrent) -> Tensor:
+        """Input projection plus recurrent bias."""
+        output = add_recurrent(projected)
+        assert output is not None
+        return output
+
+    @classmethod
+    def step(
+        cls, pre_activations: Tensor, recurrent: Stacked, state: State, out: Tensor
+    ) -> tuple[State, Tensor | None]:
+        """`h'`, which is the activation too."""
+        activations, response = recurrent.apply(state[0], pre_activations, out)
+        return (cls.activate(activations),), response
+
+    @staticmethod
+    def activate(pre_activations: Tensor) -> Tensor:
+        """The nonlinearity, in place."""
+        return pre_activations.tanh_()
+
+    @staticmethod
+    def local_derivatives(activations: Tensor, before: State, after: State) -> LocalDerivatives:
+        """`dh'/da = 1 - h'^2`."""
+        return LocalDerivatives(1 - activations * activations, _zeros_like(activations))
+
+    @staticmethod
+    def jvp(derivatives: LocalDerivatives, tangent: Tensor, recurrent: Stacked, state: State) -> State:
+        """`dh' = (dh'/da) da`, where `da` includes the recurrent product with `dh`."""
+        return (recurrent.apply(state[0], tangent)[0].mul_(derivatives.pre_activations),)
+
+    @staticmethod
+    def vjp(derivatives: LocalDerivatives, recurrent: Transposed, grad: State, out: Tensor) -> State:
+        """`a~ = (dh'/da) h'~` and `h~ = W^T a~ + R^T (g_n * a~)`."""
+        torch.mul(derivatives.pre_activations, grad[0], out=out)
+        return (recurrent.vjp(out),)
+
+
+class ReluCell(TanhCell):
+    """The cell of `nn.RNN(nonlinearity="relu")`: `h' = max(a, 0)`."""
+
+    @staticmethod
+    def activate(pre_activations: Tensor) -> Tensor:
+        """The nonlinearity, in place."""
+        return pre_activations.relu_()
+
+    @staticmethod
+    def local_derivatives(activations: Tensor, before: State, after: State) -> LocalDerivatives:
+        """`dh'/da` is 1 where `h'` is positive, and 0 elsewhere."""
+        return LocalDerivatives((activations > 0).to(activations.dtype), _zeros_like(activations))
+
+
+def _zeros_like(tensor: Tensor) -> Tensor:
+    """Zeros that take no memory."""
+    return tensor.new_zeros(()).expand_as(tensor)

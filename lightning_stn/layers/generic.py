@@ -20,8 +20,8 @@ class GenericResponse(ResponseLayer):
         for kind in (nn.MultiheadAttention, nn.RNNBase):
             if isinstance(layer, kind):
                 return (
-                    f"torch does not read all parameters of a {kind.__name__} as its attributes; of this type only "
-                    "LSTM, GRU and MultiheadAttention respond, and subclasses that override nothing; remove weight_norm"
+                    f"torch does not read all parameters of a {kind.__name__} as its attributes, so that a "
+                    "subclass responds only where it overrides nothing that computes, and has no weight_norm"
                 )
         if getattr(layer, "sparse", None) is True:
             return "its gradient is sparse; build it with sparse=False"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from lightning_stn import dual, functional
-from lightning_stn.layers.cells import Cell, GRUCell, LSTMCell, State
+from lightning_stn.layers.cells import Cell, GRUCell, LSTMCell, ReluCell, State, TanhCell
 from lightning_stn.layers.dropout import InnerDropout
 from lightning_stn.layers.product import Affine, Product, add_present
 from lightning_stn.layers.recurrence import Recurrence
@@ -116,7 +116,7 @@ class _ResponseRNN(InnerDropout, nn.RNNBase):
 
     @staticmethod
     def _as_torch(state: State) -> Any:
-        """The state as the torch layer takes and returns it: a tuple for the LSTM, a tensor for the GRU."""
+        """The state as the torch layer takes and returns it: a tuple for the LSTM, a tensor for the others."""
         return state if len(state) > 1 else state[0]
 
     def _batch(self, input: Tensor | PackedSequence) -> int | None:
@@ -249,10 +249,10 @@ class _ResponseRNN(InnerDropout, nn.RNNBase):
         """The parameter, detached where the weights are held fixed."""
         return parameter.detach() if self._frozen and parameter is not None else parameter
 
-    def rows_error(self, sample: Tensor, input: Tensor | PackedSequence) -> ValueError:
+    def rows_error(self, sample: Tensor, input: Tensor | PackedSequence) -> functional.RowsError:
         """The error for a sample whose rows do not match the sequences of the batch."""
         got = f"shape {list(input.shape)}" if isinstance(input, Tensor) else f"{self._batch(input)} packed sequences"
-        return ValueError(
+        return functional.RowsError(
             f"{type(self).__name__}: expected a batch of sequences, one for each of the sample's {len(sample)} rows, "
             f"as dimension {0 if self.batch_first else 1} of the input (batch_first={self.batch_first}), got {got}; "
             "bring the input to that layout, or share one row over the batch with STNCallback(perturb='batch')."
@@ -323,6 +323,23 @@ class ResponseGRU(_ResponseRNN, nn.GRU):
 
     plain = nn.GRU
     cell = GRUCell
+
+    @property
+    def state_sizes(self) -> tuple[int, ...]:
+        """Number of features of the output `h`."""
+        return (self.hidden_size,)
+
+
+@register_response(nn.RNN)
+class ResponseRNN(_ResponseRNN, nn.RNN):
+    """`nn.RNN` whose weights and biases respond to the hyperparameters; see `ResponseLayer`."""
+
+    plain = nn.RNN
+
+    @property
+    def cell(self) -> type[Cell]:  # type: ignore[override]
+        """The cell of the layer's nonlinearity."""
+        return ReluCell if self.nonlinearity == "relu" else TanhCell
 
     @property
     def state_sizes(self) -> tuple[int, ...]:

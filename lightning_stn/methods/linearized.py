@@ -52,7 +52,7 @@ def linear_predictions(hyperparameters: HyperparameterSet, *, shared: bool) -> I
     ]
     run = replace(hyperparameters.current_pass, tangent=True)
     try:
-        with hyperparameters.running(run), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), _eager():
+        with hyperparameters.running(run), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), eager():
             yield
     except RuntimeError as error:  # or its subclass NotImplementedError, which operations of torch raise
         if not any(words in str(error) for words in ("forward AD", "forward mode AD")):
@@ -74,7 +74,7 @@ def _load_rules() -> None:
         dual.with_tangent(torch.zeros(()), torch.zeros(()))
 
 
-def _eager() -> AbstractContextManager[None]:
+def eager() -> AbstractContextManager[None]:
     """Run compiled modules in eager mode; before version 2.6 torch has no such switch, and nothing is changed."""
     stance = getattr(torch.compiler, "set_stance", None)
     return nullcontext() if stance is None else stance("force_eager")

@@ -63,9 +63,12 @@ CASES = [
     ),
     Case(nn.LSTM, {"proj_size": 2}),
     Case(nn.LSTM, {"proj_size": 2, "bias": False, **DEEP}, N, True),
+    Case(nn.RNN, {}),
+    Case(nn.RNN, {"bias": False, **DEEP}, N, True),
+    Case(nn.RNN, {"nonlinearity": "relu", **DEEP}, 6, True),
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
-both = pytest.mark.parametrize("case", [Case(nn.LSTM, DEEP, initial=True), Case(nn.GRU, DEEP, initial=True)], ids=str)
+every_kind = pytest.mark.parametrize("case", [Case(k, DEEP, initial=True) for k in (nn.LSTM, nn.GRU, nn.RNN)], ids=str)
 
 
 def hyperparameters() -> HyperparameterSet:
@@ -139,7 +142,7 @@ def naive(layer: Any, plain: nn.RNNBase, sample: Tensor, input: Tensor, states: 
         for n in range(input.shape[dim])
     ]
     output = torch.cat([each for each, _ in results], dim)
-    if isinstance(plain, nn.GRU):
+    if not isinstance(plain, nn.LSTM):
         return output, torch.cat([h for _, h in results], 1)
     return output, (torch.cat([h for _, (h, _) in results], 1), torch.cat([c for _, (_, c) in results], 1))
 

@@ -15,8 +15,8 @@ from layers.recurrent_cases import (
     assert_close,
     assert_equal,
     at,
-    both,
     every_case,
+    every_kind,
     example,
     naive,
     respond,
@@ -86,7 +86,7 @@ def test_gradients_of_shared_row_are_close_to_those_of_the_same_row_for_each_exa
         torch.testing.assert_close(shared, per_example, rtol=1e-3, atol=1e-4)
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("n", [1, 2], ids=["shared", "per-example"])
 def test_gradients_pass_gradcheck(case: Case, n: int) -> None:
     layer, input, states = respond(case.build()), case.input(2).requires_grad_(), case.states(2)
@@ -123,7 +123,7 @@ def test_linearised_pass_equals_the_jvp_of_the_naive_loop(case: Case, n: int) ->
     assert all((a - b).abs().max() > 1e-3 for a, b in zip(expected, primal, strict=True))
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize(
     "frozen", [("weight",), ("weight_hh", "bias_hh"), ("weight_ih", "bias_ih"), ("weight", "bias")]
 )
@@ -165,7 +165,7 @@ def test_gradients_of_linearised_pass_pass_gradcheck(case: Case, n: int) -> None
     assert torch.autograd.gradcheck(run, response, fast_mode=True)
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("lengths", [[5, 3, 4, 6], [1, 6, 6, 2]], ids=str)
 def test_linearised_pass_of_packed_sequences_equals_each_sequence_alone(case: Case, lengths: list[int]) -> None:
     layer, sample, input = respond(case.build()), rows(N), case.input()
@@ -179,7 +179,7 @@ def test_linearised_pass_of_packed_sequences_equals_each_sequence_alone(case: Ca
         assert_close(found, alone)
 
 
-@both
+@every_kind
 def test_row_per_example_refuses_a_second_derivative(case: Case) -> None:
     layer, input = respond(case.build()), case.input().requires_grad_()
     output, _ = at(layer, rows(N), input)
@@ -241,7 +241,7 @@ def test_packed_sequences_equal_the_naive_loop_on_each_sequence(case: Case, leng
             assert_close((found, example(states_after, n)), expected)
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("pack", [False, True], ids=["padded", "packed"])
 def test_row_affects_only_its_example(case: Case, pack: bool) -> None:
     layer, sample, input = respond(case.build()), rows(N), case.input()
@@ -258,7 +258,7 @@ def test_row_affects_only_its_example(case: Case, pack: bool) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("plain", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("plain", [nn.LSTM, nn.GRU, nn.RNN])
 def test_shared_row_draws_the_dropout_between_layers_as_torch_does(plain: type[nn.RNNBase], training: bool) -> None:
     reference = plain(I, O, num_layers=3, dropout=0.4).train(training)
     layer, input, sample = respond(reference, gates=False), torch.randn(7, N, I), rows(1)
@@ -268,7 +268,7 @@ def test_shared_row_draws_the_dropout_between_layers_as_torch_does(plain: type[n
     assert_equal(at(layer, sample, input), expected)
 
 
-@pytest.mark.parametrize("plain", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("plain", [nn.LSTM, nn.GRU, nn.RNN])
 def test_row_per_example_has_dropout_between_layers_in_training_mode_only(plain: type[nn.RNNBase]) -> None:
     """Dropout acts on the inputs of all layers except the first, with the given rate."""
     reference = plain(I, 40, num_layers=2, dropout=0.25)

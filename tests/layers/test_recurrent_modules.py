@@ -16,8 +16,8 @@ from layers.recurrent_cases import (
     assert_close,
     assert_equal,
     at,
-    both,
     every_case,
+    every_kind,
     hyperparameters,
     respond,
     rows,
@@ -28,10 +28,10 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from lightning_stn.binding import bind
-from lightning_stn.layers.recurrent import ResponseGRU, ResponseLSTM
+from lightning_stn.layers.recurrent import ResponseGRU, ResponseLSTM, ResponseRNN
 
 
-@both
+@every_kind
 def test_result_has_the_structure_of_the_torch_result(case: Case) -> None:
     plain = case.build()
     layer, input = respond(plain), case.input()
@@ -42,7 +42,7 @@ def test_result_has_the_structure_of_the_torch_result(case: Case) -> None:
         assert [each.shape for each in tensors(result)] == [each.shape for each in tensors(plain(input))]
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("n", [1, N], ids=["shared", "per-example"])
 def test_initial_states_may_be_a_keyword_argument(case: Case, n: int) -> None:
     layer, sample, input, states = respond(case.build()), rows(n), case.input(), case.states()
@@ -50,7 +50,7 @@ def test_initial_states_may_be_a_keyword_argument(case: Case, n: int) -> None:
         assert_equal(layer(input, hx=states), layer(input, states))
 
 
-@both
+@every_kind
 def test_input_without_a_batch_dimension_needs_one_row(case: Case) -> None:
     plain = case.build()
     layer, input = respond(plain, gates=False), torch.randn(N, I, dtype=torch.float64)
@@ -59,11 +59,11 @@ def test_input_without_a_batch_dimension_needs_one_row(case: Case) -> None:
         at(layer, rows(N), input)
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_layer_refuses_rows_that_do_not_match_the_batch(case: Case, batch_first: bool) -> None:
     layer = respond(case.build(batch_first=batch_first))
-    expected = rf"Response(LSTM|GRU): expected.*6 rows, as dimension {0 if batch_first else 1}"
+    expected = rf"Response(LSTM|GRU|RNN): expected.*6 rows, as dimension {0 if batch_first else 1}"
     # The number of steps matches the rows, the batch does not.
     input = torch.randn(N, 6, I) if batch_first else torch.randn(6, N, I)
     with pytest.raises(ValueError, match=expected + r".*got shape.*perturb='batch'"):
@@ -73,7 +73,7 @@ def test_layer_refuses_rows_that_do_not_match_the_batch(case: Case, batch_first:
         at(layer, rows(6), packed)
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("n", [1, N], ids=["shared", "per-example"])
 def test_layer_refuses_wrong_shapes_with_the_errors_of_torch(case: Case, n: int) -> None:
     layer, sample, states = respond(case.build()), rows(n), case.states(N - 1)
@@ -85,7 +85,7 @@ def test_layer_refuses_wrong_shapes_with_the_errors_of_torch(case: Case, n: int)
     assert layer._flat_weights[0] is layer.weight_ih_l0
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
 @pytest.mark.parametrize("n", [1, N], ids=["shared", "per-example"])
 def test_copy_computes_the_same_and_is_independent(case: Case, clone: Callable[[Any], Any], n: int) -> None:
@@ -113,7 +113,7 @@ def has_kernel(plain: nn.RNNBase, input: Tensor) -> bool:
     return True
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_output_in_lower_precision_is_close_to_float64(case: Case, dtype: torch.dtype) -> None:
     layer, input = respond(case.build()).to(dtype), case.input()
@@ -128,7 +128,7 @@ def test_output_in_lower_precision_is_close_to_float64(case: Case, dtype: torch.
         torch.testing.assert_close(output.double(), at(reference, sample, input)[0], rtol=0, atol=0.05)
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("n", [1, N], ids=["shared", "per-example"])
 def test_output_under_autocast_is_close_to_float32(case: Case, n: int) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -156,7 +156,7 @@ def test_plain_checkpoint_lacks_only_the_response_keys(case: Case) -> None:
     assert_equal(layer(input), plain(input))
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("n", [1, N], ids=["shared", "per-example"])
 def test_state_dict_round_trip_keeps_the_results(case: Case, assign: bool, n: int) -> None:
@@ -165,7 +165,7 @@ def test_state_dict_round_trip_keeps_the_results(case: Case, assign: bool, n: in
     assert_equal(at(other, sample, input), at(layer, sample, input))
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("n", [1, N], ids=["shared", "per-example"])
 def test_functional_call_uses_the_given_parameters(case: Case, n: int) -> None:
     layer, other, sample, input = respond(case.build()), respond(case.build()), rows(n), case.input()
@@ -185,26 +185,26 @@ def test_response_has_the_size_of_the_layer_and_its_gates(case: Case) -> None:
     assert sum(p.numel() for p in respond(plain).response_parameters()) == size + gates
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_resets_redraw_their_parameters_as_torch_does_and_keep_all_others(kind: Any) -> None:
     """Base parameters and `R` are uniform in +-1/sqrt(hidden_size); gates are not redrawn."""
-    layer = respond(kind(I, 40))
+    layer = respond(kind(I, 120))
     gates = {name: p.detach().clone() for name, p in layer.named_parameters() if name.endswith("_gate")}
     layer.reset_response()
     responses = {name: p.detach().clone() for name, p in layer.named_parameters() if name.startswith("response_")}
     torch.manual_seed(0)
     layer.reset_parameters()
     torch.manual_seed(0)
-    plain = kind(I, 40).state_dict()
+    plain = kind(I, 120).state_dict()
     state = layer.state_dict()
     assert all(torch.equal(state[name], value) for name, value in {**gates, **responses, **plain}.items())
     for drawn in responses.values():
-        assert 0.9 * 40**-0.5 < drawn.abs().max() <= 40**-0.5  # the largest of 120 draws or more
+        assert 0.9 * 120**-0.5 < drawn.abs().max() <= 120**-0.5  # the largest of 120 draws or more
 
 
 @pytest.mark.parametrize("frozen", [["weight_hh_l0"], ["bias_ih_l1_reverse", "weight_ih_l0"]], ids=str)
 @pytest.mark.parametrize("n", [1, N], ids=["shared", "per-example"])
-@both
+@every_kind
 def test_frozen_parameters_do_not_respond(case: Case, n: int, frozen: list[str]) -> None:
     plain = case.build()
     for name in frozen:
@@ -246,7 +246,7 @@ def test_refusal_names_weights_that_a_hook_computes() -> None:
     assert "computed from other parameters" in str(ResponseLSTM.refusal(layer))
 
 
-@pytest.mark.parametrize(("response", "chunks"), [(ResponseLSTM, 4), (ResponseGRU, 3)])
+@pytest.mark.parametrize(("response", "chunks"), [(ResponseLSTM, 4), (ResponseGRU, 3), (ResponseRNN, 1)])
 def test_response_layer_takes_the_arguments_of_torch(response: Any, chunks: int) -> None:
     layer = response(I, O, 2, bias=False, dtype=torch.float64, hyperparameters=hyperparameters())
     assert isinstance(layer, response.plain)
@@ -263,7 +263,7 @@ def test_empty_batch_gives_empty_results() -> None:
     assert h.shape == c.shape == (1, 0, O)
 
 
-@both
+@every_kind
 @pytest.mark.parametrize("n", [1, N], ids=["shared", "per-example"])
 @pytest.mark.filterwarnings("default")  # dynamo warns that it breaks graphs around torch's RNNs
 def test_compiled_layer_equals_the_eager_layer(case: Case, n: int) -> None:
@@ -275,7 +275,7 @@ def test_compiled_layer_equals_the_eager_layer(case: Case, n: int) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:RNN module weights are not part of single contiguous chunk")
-@both
+@every_kind
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("n", [1, N], ids=["shared", "per-example"])
 def test_gpu_equals_the_cpu_in_training_and_evaluation_mode(case: Case, training: bool, n: int) -> None:
