@@ -3,7 +3,8 @@
 Tangents are constants: backward computes no gradient through a tangent; see `respond`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ def parts(tensor: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def with_tangent(primal: Tensor, tangent: Tensor | None) -> Tensor:
-    """The dual tensor of `primal` and `tangent`, inside `torch.autograd.forward_ad.dual_level()`.
+    """The dual tensor of `primal` and `tangent`, inside `dual_level()`.
 
     Args:
         primal: a tensor without a tangent; returned as it is where `tangent` is None.
@@ -78,7 +79,27 @@ class _ShareGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        if _levels:
+            raise NotImplementedError(
+                "A prediction cannot be linearised where its network differentiates itself (torch.autograd.grad in its "
+                "forward), since that gradient has no tangent; use DeltaSTN(linearize=False)."
+            )
         return grad, grad, None
+
+
+_levels: list[forward_ad.dual_level] = []
+"""The levels that are open now; a list, which backward passes in threads of their own see too."""
+
+
+@contextmanager
+def dual_level() -> Iterator[None]:
+    """Inside this context tensors may have tangents, and no gradient passes through a response."""
+    with forward_ad.dual_level() as level:
+        _levels.append(level)
+        try:
+            yield
+        finally:
+            _levels.pop()
 
 
 def apply_linear(function: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:

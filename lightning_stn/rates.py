@@ -14,7 +14,7 @@ class TunedRate(BoundModule):
     force as a number, as fused attention needs that takes `dropout_p=self.drop.p`.
     """
 
-    plain: ClassVar[type[nn.Module]]
+    plain_type: ClassVar[type[nn.Module]]
 
     @classmethod
     def rate_name(cls) -> str:
@@ -86,7 +86,8 @@ class TunedRate(BoundModule):
             rate = rate[0]
         if isinstance(rate, Tensor) and rate.dim():
             raise ValueError(
-                f"{self.plain.__name__}: {self.rate_name()!r} is read as one number, but each example has its own rate "
-                f"under a sample of {len(rate)} rows; share one row over the batch with STNCallback(perturb='batch')."
+                f"{self.plain_type.__name__}: {self.rate_name()!r} is read as one number, but each example has its own "
+                f"rate under a sample of {len(rate)} rows; share one row over the batch with "
+                "STNCallback(perturb='batch')."
             )
         return float(rate)

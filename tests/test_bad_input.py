@@ -294,11 +294,11 @@ class NoPlain(ResponseLayer, OwnLinear):  # type: ignore[misc]
 
 
 class OtherPlain(AffineResponse, OwnLinear):  # type: ignore[misc]
-    plain = nn.Linear
+    plain_type = nn.Linear
 
 
 class ReversedBases(OwnLinear, AffineResponse):  # type: ignore[misc]
-    plain = OwnLinear
+    plain_type = OwnLinear
 
 
 class SecondCallback(STNCallback):
@@ -864,12 +864,12 @@ LAYERS = {
     ),
     "register_response: no plain type": building(
         TypeError,
-        r"NoPlain\.plain to be OwnLinear, got None; write 'plain = OwnLinear'",
+        r"NoPlain\.plain_type to be OwnLinear, got None; write 'plain_type = OwnLinear'",
         lambda: register_response(OwnLinear)(NoPlain),
     ),
     "register_response: another plain type": building(
         TypeError,
-        r"OtherPlain\.plain to be OwnLinear, got <class.*Linear'>; write",
+        r"OtherPlain\.plain_type to be OwnLinear, got <class.*Linear'>; write",
         lambda: register_response(OwnLinear)(OtherPlain),
     ),
 }

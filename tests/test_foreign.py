@@ -115,7 +115,8 @@ class Children(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.gates, self.base, self.response, self.effective, self.owner = (nn.Linear(2, 2) for _ in range(5))
+        for name in ("gates", "base", "response", "effective", "owner", "plain"):
+            setattr(self, name, nn.Linear(2, 2))
         self.scale = nn.Parameter(torch.ones(2))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def require_stn_module(module: LightningModule, perturb: str) -> STNModule:
             "before convert(), so that what it is computed from responds."
         )
     shared_only = [
-        f"{qualified} ({layer.plain.__name__})"
+        f"{qualified} ({layer.plain_type.__name__})"
         for qualified, layer in module.named_modules()
         if isinstance(layer, ResponseLayer) and layer.responding and not layer.supports_rows()
     ]

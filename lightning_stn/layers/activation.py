@@ -16,7 +16,7 @@ class ResponsePReLU(ResponseLayer, nn.PReLU):
         unconstrained units; output like the input.
     """
 
-    plain = nn.PReLU
+    plain_type = nn.PReLU
     per_example = True
 
     def forward_per_example(self, sample: Tensor, input: Tensor) -> Tensor:

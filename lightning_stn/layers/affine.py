@@ -43,7 +43,7 @@ class AffineResponse(ResponseLayer):
         """`W x + b` with the given parameters; then the further arguments of the plain layer's `forward`."""
         raise NotImplementedError(
             f"{type(self).__name__} does not define affine; define affine(self, input, weight, bias, *args), which "
-            f"returns the output of {self.plain.__name__} with these parameters, and without a bias where it is None."
+            f"returns the output of {self.plain_type.__name__} with these parameters, without a bias where it is None."
         )
 
     @property
@@ -56,12 +56,12 @@ class AffineResponse(ResponseLayer):
 
     def draw_response(self) -> None:
         """Draw `R` and `r` with the initialiser of the torch layer."""
-        if not hasattr(self.plain, "reset_parameters"):
+        if not hasattr(self.plain_type, "reset_parameters"):
             super().draw_response()
             return
         # The initialiser reads these two attributes only, and reads the weight even where only the bias responds.
         weight = self.weight.new_empty(self.weight.shape) if self.response_weight is None else self.response_weight
-        self.plain.reset_parameters(SimpleNamespace(weight=weight, bias=self.response_bias))
+        self.plain_type.reset_parameters(SimpleNamespace(weight=weight, bias=self.response_bias))
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Compute at the bound sample; see `ResponseLayer.forward`."""

@@ -25,7 +25,7 @@ _SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 class ResponseOutputProjection(ResponseLinear, NonDynamicallyQuantizableLinear):  # type: ignore[misc]
     """The output projection of `ResponseMultiheadAttention`; see `ResponseLinear`."""
 
-    plain = NonDynamicallyQuantizableLinear
+    plain_type = NonDynamicallyQuantizableLinear
 
 
 @register_response(nn.MultiheadAttention)
@@ -43,7 +43,7 @@ class ResponseMultiheadAttention(InnerDropout, nn.MultiheadAttention):
         need a sample of one row.
     """
 
-    plain = nn.MultiheadAttention
+    plain_type = nn.MultiheadAttention
     per_example = True
     # Even if only `out_proj` responds: torch's layer reads the weight of `out_proj` without calling its forward.
     container = True

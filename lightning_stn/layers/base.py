@@ -29,8 +29,8 @@ class ResponseLayer(RespondingParameters):
     for each example, the base and response products are computed side by side and the gates act on the outputs, so
     that no example's weights are built; families without such a computation refuse the sample.
 
-    A family subclasses this class and its torch layer, in that order, and defines `plain`. A family that supports a
-    row for each example also sets `per_example` and defines `forward_per_example`, in which attributes are the base
+    A family subclasses this class and its torch layer, in that order, and defines `plain_type`. A family that supports
+    a row for each example also sets `per_example` and defines `forward_per_example`, in which attributes are the base
     parameters. The response weights and the gate of a parameter called `weight` are called `response_weight` and
     `weight_gate`.
 
@@ -53,7 +53,7 @@ class ResponseLayer(RespondingParameters):
 
     @classmethod
     def refusal(cls, layer: nn.Module) -> str | None:
-        """Why `layer`, an instance of `plain`, cannot respond; None where it can."""
+        """Why `layer`, an instance of `plain_type`, cannot respond; None where it can."""
         if any(nn.parameter.is_lazy(parameter) for parameter in layer.parameters(recurse=False)):
             return "its parameters have no shape yet; run one batch through the network first"
         if any(parameter.is_complex() for parameter in layer.parameters(recurse=False)):
@@ -68,7 +68,7 @@ class ResponseLayer(RespondingParameters):
         """Turn a plain layer into this response layer in place, so that its identity, hooks and mode stay.
 
         Args:
-            layer: an instance of `plain`.
+            layer: an instance of `plain_type`.
             hyperparameters: the set that it responds to.
             owners: layers that respond already. A parameter that one of them holds too has one response; the new
                 owners are added.
@@ -116,7 +116,7 @@ class ResponseLayer(RespondingParameters):
         for attribute in ("responding", "_tied"):
             self.__dict__.pop(attribute, None)
         self.detach()
-        self.__class__ = self.plain  # type: ignore[assignment]
+        self.__class__ = self.plain_type  # type: ignore[assignment]
 
     def supports_rows(self) -> bool:
         """Whether the layer supports a sample with a row for each example."""
@@ -221,7 +221,7 @@ class ResponseLayer(RespondingParameters):
 
     def forward_shared(self, *args: Any, **kwargs: Any) -> Any:
         """Run the layer with one row; by default the plain layer, which reads the effective parameters."""
-        return self.plain.forward(self, *args, **kwargs)
+        return self.plain_type.forward(self, *args, **kwargs)
 
     def forward_per_example(self, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the layer with a row for each example; by default such a sample is refused."""

@@ -94,28 +94,28 @@ class _ResponseConvTranspose(_ResponseConv):
 class ResponseConv1d(_ResponseConv, nn.Conv1d):
     """`nn.Conv1d` whose kernels and biases respond to the hyperparameters; see `AffineResponse`."""
 
-    plain = nn.Conv1d
+    plain_type = nn.Conv1d
 
 
 @register_response(nn.Conv2d)
 class ResponseConv2d(_ResponseConv, nn.Conv2d):
     """`nn.Conv2d` whose kernels and biases respond to the hyperparameters; see `AffineResponse`."""
 
-    plain = nn.Conv2d
+    plain_type = nn.Conv2d
 
 
 @register_response(nn.Conv3d)
 class ResponseConv3d(_ResponseConv, nn.Conv3d):
     """`nn.Conv3d` whose kernels and biases respond to the hyperparameters; see `AffineResponse`."""
 
-    plain = nn.Conv3d
+    plain_type = nn.Conv3d
 
 
 @register_response(nn.ConvTranspose1d)
 class ResponseConvTranspose1d(_ResponseConvTranspose, nn.ConvTranspose1d):
     """`nn.ConvTranspose1d` whose kernels and biases respond to the hyperparameters; see `AffineResponse`."""
 
-    plain = nn.ConvTranspose1d
+    plain_type = nn.ConvTranspose1d
     transposed_convolution = F.conv_transpose1d
 
 
@@ -123,7 +123,7 @@ class ResponseConvTranspose1d(_ResponseConvTranspose, nn.ConvTranspose1d):
 class ResponseConvTranspose2d(_ResponseConvTranspose, nn.ConvTranspose2d):
     """`nn.ConvTranspose2d` whose kernels and biases respond to the hyperparameters; see `AffineResponse`."""
 
-    plain = nn.ConvTranspose2d
+    plain_type = nn.ConvTranspose2d
     transposed_convolution = F.conv_transpose2d
 
 
@@ -131,5 +131,5 @@ class ResponseConvTranspose2d(_ResponseConvTranspose, nn.ConvTranspose2d):
 class ResponseConvTranspose3d(_ResponseConvTranspose, nn.ConvTranspose3d):
     """`nn.ConvTranspose3d` whose kernels and biases respond to the hyperparameters; see `AffineResponse`."""
 
-    plain = nn.ConvTranspose3d
+    plain_type = nn.ConvTranspose3d
     transposed_convolution = F.conv_transpose3d

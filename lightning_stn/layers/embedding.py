@@ -21,7 +21,7 @@ class ResponseEmbedding(ResponseLayer, nn.Embedding):
         in unconstrained units; output `[n, *, embedding_dim]`.
     """
 
-    plain = nn.Embedding
+    plain_type = nn.Embedding
     per_example = True
     gates_both = True
 

@@ -51,10 +51,10 @@ class GenericResponse(ResponseLayer):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle a reference to the plain type, since this class is created at run time."""
-        return _rebuild, (self.plain,), self.__getstate__()  # type: ignore[no-untyped-call]
+        return _rebuild, (self.plain_type,), self.__getstate__()  # type: ignore[no-untyped-call]
 
 
-_RESPONSE_NAMES = {"plain"}.union(*(vars(kind) for kind in GenericResponse.__mro__)) - set(dir(nn.Module))
+_RESPONSE_NAMES = {"plain_type"}.union(*(vars(kind) for kind in GenericResponse.__mro__)) - set(dir(nn.Module))
 
 _GENERIC: dict[type[nn.Module], type[GenericResponse]] = {}
 
@@ -62,7 +62,7 @@ _GENERIC: dict[type[nn.Module], type[GenericResponse]] = {}
 def generic_response(plain: type[nn.Module]) -> type[GenericResponse]:
     """The generic response layer of a module type, created at the first call for this type."""
     if plain not in _GENERIC:
-        _GENERIC[plain] = type(f"Response{plain.__name__}", (GenericResponse, plain), {"plain": plain})
+        _GENERIC[plain] = type(f"Response{plain.__name__}", (GenericResponse, plain), {"plain_type": plain})
     return _GENERIC[plain]
 
 

@@ -59,7 +59,7 @@ class ResponseLinear(_LinearResponse, nn.Linear):  # type: ignore[misc]
         `[n, *, out_features]`. Gates act on the last dimension; row `n` applies to index `n` of the first dimension.
     """
 
-    plain = nn.Linear
+    plain_type = nn.Linear
 
 
 @register_response_by_name(r"transformers\.pytorch_utils\.Conv1D")

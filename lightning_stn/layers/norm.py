@@ -46,7 +46,7 @@ class NormResponse(ResponseLayer):
     def _forward_linearized(self, sample: Tensor, input: Tensor, *args: Any) -> Tensor:
         # Without scale and shift the Jacobian of a normalisation is symmetric, whatever its statistics.
         with self.shadowed(self._neutral()):
-            normalised = dual.apply_symmetric(lambda input: self.plain.forward(self, input, *args), input)
+            normalised = dual.apply_symmetric(lambda input: self.plain_type.forward(self, input, *args), input)
         if len(sample) > 1:
             self._check_rows(sample, normalised)
         return self._scale(sample, *dual.parts(normalised))
@@ -70,7 +70,7 @@ class NormResponse(ResponseLayer):
     def forward_per_example(self, sample: Tensor, input: Tensor, *args: Any) -> Tensor:
         """Normalise without scale and shift, then scale and shift each example by its row."""
         with self.shadowed(self._neutral()):
-            output: Tensor = self.plain.forward(self, input, *args)
+            output: Tensor = self.plain_type.forward(self, input, *args)
         self._check_rows(sample, output)
         for name, combine in (("weight", torch.mul), ("bias", torch.add)):
             if name in self._affine_names:
@@ -118,21 +118,21 @@ class _LastDimensions(NormResponse):
 class ResponseLayerNorm(_LastDimensions, nn.LayerNorm):
     """`nn.LayerNorm` whose scale and shift respond; see `NormResponse`."""
 
-    plain = nn.LayerNorm
+    plain_type = nn.LayerNorm
 
 
 @register_response(nn.RMSNorm)
 class ResponseRMSNorm(_LastDimensions, nn.RMSNorm):
     """`nn.RMSNorm` whose scale responds; see `NormResponse`."""
 
-    plain = nn.RMSNorm
+    plain_type = nn.RMSNorm
 
 
 @register_response(nn.GroupNorm)
 class ResponseGroupNorm(NormResponse, nn.GroupNorm):
     """`nn.GroupNorm` whose scale and shift respond; see `NormResponse`."""
 
-    plain = nn.GroupNorm
+    plain_type = nn.GroupNorm
 
 
 class _BatchNormResponse(NormResponse):
@@ -199,49 +199,49 @@ class _BatchNormResponse(NormResponse):
 class ResponseBatchNorm1d(_BatchNormResponse, nn.BatchNorm1d):
     """`nn.BatchNorm1d` whose scale and shift respond; see `NormResponse`."""
 
-    plain = nn.BatchNorm1d
+    plain_type = nn.BatchNorm1d
 
 
 @register_response(nn.BatchNorm2d)
 class ResponseBatchNorm2d(_BatchNormResponse, nn.BatchNorm2d):
     """`nn.BatchNorm2d` whose scale and shift respond; see `NormResponse`."""
 
-    plain = nn.BatchNorm2d
+    plain_type = nn.BatchNorm2d
 
 
 @register_response(nn.BatchNorm3d)
 class ResponseBatchNorm3d(_BatchNormResponse, nn.BatchNorm3d):
     """`nn.BatchNorm3d` whose scale and shift respond; see `NormResponse`."""
 
-    plain = nn.BatchNorm3d
+    plain_type = nn.BatchNorm3d
 
 
 @register_response(nn.SyncBatchNorm)
 class ResponseSyncBatchNorm(NormResponse, nn.SyncBatchNorm):
     """`nn.SyncBatchNorm` whose scale and shift respond; see `NormResponse`."""
 
-    plain = nn.SyncBatchNorm
+    plain_type = nn.SyncBatchNorm
 
 
 @register_response(nn.InstanceNorm1d)
 class ResponseInstanceNorm1d(NormResponse, nn.InstanceNorm1d):
     """`nn.InstanceNorm1d` whose scale and shift respond; see `NormResponse`."""
 
-    plain = nn.InstanceNorm1d
+    plain_type = nn.InstanceNorm1d
 
 
 @register_response(nn.InstanceNorm2d)
 class ResponseInstanceNorm2d(NormResponse, nn.InstanceNorm2d):
     """`nn.InstanceNorm2d` whose scale and shift respond; see `NormResponse`."""
 
-    plain = nn.InstanceNorm2d
+    plain_type = nn.InstanceNorm2d
 
 
 @register_response(nn.InstanceNorm3d)
 class ResponseInstanceNorm3d(NormResponse, nn.InstanceNorm3d):
     """`nn.InstanceNorm3d` whose scale and shift respond; see `NormResponse`."""
 
-    plain = nn.InstanceNorm3d
+    plain_type = nn.InstanceNorm3d
 
 
 @register_response_by_name(r"(timm\.layers\.norm|torchvision\.models\.convnext)\.(LayerNorm2d|GroupNorm1)")

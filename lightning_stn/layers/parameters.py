@@ -24,7 +24,7 @@ class RespondingParameters(BoundModule):
     During a pass with a sample of one row an attribute that holds a responding parameter reads as the effective one.
     """
 
-    plain: ClassVar[type[nn.Module]]
+    plain_type: ClassVar[type[nn.Module]]
     """The type of the plain module."""
     responding: tuple[str, ...] = ()
     """Names of the parameters that respond: those that were trainable when the response was added."""
@@ -163,8 +163,8 @@ class RespondingParameters(BoundModule):
         if len(sample) > 1:
             return uncomputable(
                 base,
-                f"{self.plain.__name__}: {name!r} is read outside the layer's own forward, which cannot perturb each "
-                f"example differently, under a sample of {len(sample)} rows; share one row over the batch with "
+                f"{self.plain_type.__name__}: {name!r} is read outside the layer's own forward, which cannot perturb "
+                f"each example differently, under a sample of {len(sample)} rows; share one row over the batch with "
                 "STNCallback(perturb='batch'), leave the layer plain with convert(exclude=...), or read "
                 f"layer.base_parameter({name!r}), which does not respond.",
             )
@@ -173,7 +173,7 @@ class RespondingParameters(BoundModule):
         sources = [gates, base, hyperparameters.unconstrained if run.sample is None else run.sample]
         if response is not None:
             sources.append(response)
-        label = f"{name!r} of {self.plain.__name__}"
+        label = f"{name!r} of {self.plain_type.__name__}"
         return run.effective.get(sources, lambda: self._effective(name, sample), label)
 
     def extra_repr(self) -> str:

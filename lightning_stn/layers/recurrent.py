@@ -35,7 +35,7 @@ class _ResponseRNN(InnerDropout, nn.RNNBase):
         to share it, in unconstrained units; initial states and results as those of the torch layer. An input without a
         batch dimension needs a sample of one row.
 
-    Subclasses define `plain`, `cell` and `state_sizes`.
+    Subclasses define `plain_type`, `cell` and `state_sizes`.
     """
 
     per_example = True
@@ -308,7 +308,7 @@ def _pack_like(packed: PackedSequence, output: Tensor, lengths: Tensor) -> Packe
 class ResponseLSTM(_ResponseRNN, nn.LSTM):
     """`nn.LSTM` whose weights and biases respond to the hyperparameters; see `ResponseLayer`."""
 
-    plain = nn.LSTM
+    plain_type = nn.LSTM
     cell = LSTMCell
 
     @property
@@ -321,7 +321,7 @@ class ResponseLSTM(_ResponseRNN, nn.LSTM):
 class ResponseGRU(_ResponseRNN, nn.GRU):
     """`nn.GRU` whose weights and biases respond to the hyperparameters; see `ResponseLayer`."""
 
-    plain = nn.GRU
+    plain_type = nn.GRU
     cell = GRUCell
 
     @property
@@ -334,7 +334,7 @@ class ResponseGRU(_ResponseRNN, nn.GRU):
 class ResponseRNN(_ResponseRNN, nn.RNN):
     """`nn.RNN` whose weights and biases respond to the hyperparameters; see `ResponseLayer`."""
 
-    plain = nn.RNN
+    plain_type = nn.RNN
 
     @property
     def cell(self) -> type[Cell]:  # type: ignore[override]

@@ -24,7 +24,7 @@ def register_response(plain: type[nn.Module], *, overwrite: bool = False) -> Cal
     Raises:
         ValueError: `plain` is registered already.
         TypeError: `plain` is not the type of a plain module, or the decorated class does not subclass `ResponseLayer`
-            and `plain`, in that order, or its attribute `plain` is another type.
+            and `plain`, in that order, or its attribute `plain_type` is another type.
     """
     if not (isinstance(plain, type) and issubclass(plain, nn.Module)) or issubclass(plain, ResponseLayer):
         raise TypeError(
@@ -43,10 +43,10 @@ def register_response(plain: type[nn.Module], *, overwrite: bool = False) -> Cal
                 f"Expected {getattr(response, '__name__', response)} to subclass ResponseLayer and {plain.__name__}, "
                 f"in that order, got {[base.__name__ for base in bases[1:]]}; change its bases."
             )
-        if getattr(response, "plain", None) is not plain:
+        if getattr(response, "plain_type", None) is not plain:
             raise TypeError(
-                f"Expected {response.__name__}.plain to be {plain.__name__}, got "
-                f"{getattr(response, 'plain', None)!r}; write 'plain = {plain.__name__}' in its body."
+                f"Expected {response.__name__}.plain_type to be {plain.__name__}, got "
+                f"{getattr(response, 'plain_type', None)!r}; write 'plain_type = {plain.__name__}' in its body."
             )
         _RESPONSES[plain] = response
         return response
@@ -104,7 +104,7 @@ def _renamed(plain: type[nn.Module], response: type[ResponseLayer]) -> type[Resp
     """The response layer of a type that computes what `response` expects of it, created once."""
     if (plain, response) in _RENAMED:
         return _RENAMED[plain, response]
-    names = {"plain": plain, "__reduce__": lambda self: (_rebuild, (plain,), self.__getstate__())}
+    names = {"plain_type": plain, "__reduce__": lambda self: (_rebuild, (plain,), self.__getstate__())}
     _RENAMED[plain, response] = type(f"Response{plain.__name__}", (response, plain), names)
     return _RENAMED[plain, response]
 

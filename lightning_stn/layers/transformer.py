@@ -67,7 +67,7 @@ class ResponseTransformerEncoderLayer(_ResponseTransformerLayer, nn.TransformerE
         as torch's; a bound sample `[n, h]` needs an input `[n, t, features]` and `batch_first=True`.
     """
 
-    plain = nn.TransformerEncoderLayer
+    plain_type = nn.TransformerEncoderLayer
 
     @property
     def activation_relu_or_gelu(self) -> int:
@@ -92,7 +92,7 @@ class ResponseTransformerDecoderLayer(_ResponseTransformerLayer, nn.TransformerD
         as torch's; a bound sample `[n, h]` needs inputs `[n, t, features]` and `batch_first=True`.
     """
 
-    plain = nn.TransformerDecoderLayer
+    plain_type = nn.TransformerDecoderLayer
 
     def forward_per_example(self, sample: Tensor, tgt: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Check the rows, then run torch's `forward`."""
@@ -104,7 +104,7 @@ class ResponseTransformerDecoderLayer(_ResponseTransformerLayer, nn.TransformerD
 class ResponseTransformerEncoder(_ResponseContainer, nn.TransformerEncoder):
     """`nn.TransformerEncoder` whose children respond; it never packs padded inputs into nested tensors."""
 
-    plain = nn.TransformerEncoder
+    plain_type = nn.TransformerEncoder
 
     @property
     def use_nested_tensor(self) -> bool:

@@ -5,18 +5,18 @@ constants: backward differentiates the primal, and response layers share its gra
 `dual.respond`.
 """
 
+import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map, tree_map_only
 
 from lightning_stn import dual
 from lightning_stn.hyperparameters import HyperparameterSet
@@ -52,7 +52,7 @@ def linear_predictions(hyperparameters: HyperparameterSet, *, shared: bool) -> I
     ]
     run = replace(hyperparameters.current_pass, tangent=True)
     try:
-        with hyperparameters.running(run), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), eager():
+        with hyperparameters.running(run), dual.dual_level(), sdpa_kernel(SDPBackend.MATH), eager():
             yield
     except RuntimeError as error:  # or its subclass NotImplementedError, which operations of torch raise
         if not any(words in str(error) for words in ("forward AD", "forward mode AD")):
@@ -69,7 +69,7 @@ def linear_predictions(hyperparameters: HyperparameterSet, *, shared: bool) -> I
 @cache
 def _load_rules() -> None:
     """Load torch's forward-mode rules, which it compiles at their first use with a warning about its own code."""
-    with warnings.catch_warnings(), forward_ad.dual_level():
+    with warnings.catch_warnings(), dual.dual_level():
         warnings.simplefilter("ignore", FutureWarning)
         dual.with_tangent(torch.zeros(()), torch.zeros(()))
 
@@ -112,12 +112,28 @@ class _NetworkBoundary:
                 )
             return original
 
-        return tree_map_only(Tensor, restored, (args, kwargs))
+        return _map_tensors(restored, (args, kwargs))
 
     def leave(self, network: nn.Module, args: Any, output: Any) -> Any:
         """Replace the output of the outermost network by its first-order prediction."""
         self.depth -= 1
-        return None if self.depth else tree_map_only(Tensor, _prediction, output)
+        return None if self.depth else _map_tensors(_prediction, output)
+
+
+def _map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """A copy of nested collections and dataclasses, with `function` applied to every tensor in them."""
+
+    def visit(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return function(leaf)
+        if not is_dataclass(leaf) or isinstance(leaf, type):
+            return leaf
+        new = copy.copy(leaf)
+        for part in fields(leaf):
+            object.__setattr__(new, part.name, _map_tensors(function, getattr(leaf, part.name)))
+        return new
+
+    return tree_map(visit, tree)
 
 
 def _prediction(output: Tensor) -> Tensor:

@@ -59,14 +59,14 @@ class TunedDropout(Tunable):
 class Dropout(TunedDropout, nn.Dropout):  # type: ignore[misc]
     """`nn.Dropout` with a tuned rate: a draw for every element."""
 
-    plain = nn.Dropout
+    plain_type = nn.Dropout
 
 
 @register_tunable(nn.Dropout1d, "dropout")
 class Dropout1d(TunedDropout, nn.Dropout1d):  # type: ignore[misc]
     """`nn.Dropout1d` with a tuned rate: a draw for every channel of `[n, c, length]`."""
 
-    plain = nn.Dropout1d
+    plain_type = nn.Dropout1d
     shared = (-1,)
 
 
@@ -74,7 +74,7 @@ class Dropout1d(TunedDropout, nn.Dropout1d):  # type: ignore[misc]
 class Dropout2d(TunedDropout, nn.Dropout2d):  # type: ignore[misc]
     """`nn.Dropout2d` with a tuned rate: a draw for every channel of `[n, c, height, width]`."""
 
-    plain = nn.Dropout2d
+    plain_type = nn.Dropout2d
     shared = (-2, -1)
 
 
@@ -82,7 +82,7 @@ class Dropout2d(TunedDropout, nn.Dropout2d):  # type: ignore[misc]
 class Dropout3d(TunedDropout, nn.Dropout3d):  # type: ignore[misc]
     """`nn.Dropout3d` with a tuned rate: a draw for every channel of `[n, c, depth, height, width]`."""
 
-    plain = nn.Dropout3d
+    plain_type = nn.Dropout3d
     shared = (-3, -2, -1)
 
 
@@ -90,7 +90,7 @@ class Dropout3d(TunedDropout, nn.Dropout3d):  # type: ignore[misc]
 class AlphaDropout(TunedDropout, nn.AlphaDropout):  # type: ignore[misc]
     """`nn.AlphaDropout` with a tuned rate, for networks of SELU units."""
 
-    plain = nn.AlphaDropout
+    plain_type = nn.AlphaDropout
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop entries in the weight phase; otherwise return the input."""
@@ -128,7 +128,7 @@ class DropPath(TunedDropPath, StochasticDepth):  # type: ignore[misc]
         ValueError: a constant rate or a share outside [0, 1], an unknown mode, or a rate for each example in "batch".
     """
 
-    plain = StochasticDepth
+    plain_type = StochasticDepth
 
     def __init__(self, p: str | float, mode: Literal["row", "batch"] = "row", share: float = 1.0) -> None:
         super().__init__(p)

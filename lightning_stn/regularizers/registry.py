@@ -28,7 +28,7 @@ class Tunable(TunedRate, Regularizer):
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"p": (0.0, 1.0)}
-    plain: ClassVar[type[nn.Module]]
+    plain_type: ClassVar[type[nn.Module]]
     """The type of the plain module."""
     proportional: ClassVar[bool] = False
     """Whether modules that share a hyperparameter keep the ratios of their rates."""
@@ -125,7 +125,7 @@ class Tunable(TunedRate, Regularizer):
         setattr(self, self.rate_name(), self.current_strength(self.rate_name()))
         self.detach()
         self.__dict__.pop("share", None)
-        self.__class__ = self.plain  # type: ignore[assignment]
+        self.__class__ = self.plain_type  # type: ignore[assignment]
         return self
 
 
@@ -147,7 +147,7 @@ def register_tunable(
     Raises:
         ValueError: `plain` is registered already, or the keyword is unknown.
         TypeError: `plain` is not a plain module type, or the decorated class is not a `Tunable` that subclasses
-            `plain`, in that order, has it as its attribute `plain`, and has one strength.
+            `plain`, in that order, has it as its attribute `plain_type`, and has one strength.
 
     Example:
         >>> from lightning_stn import HyperparameterSet, convert
@@ -158,7 +158,7 @@ def register_tunable(
         ...         self.drop_prob = drop_prob
         >>> @register_tunable(BranchDrop, "drop_path")
         ... class TunedBranchDrop(TunedDropPath, BranchDrop):
-        ...     plain = BranchDrop
+        ...     plain_type = BranchDrop
         ...     ranges = {"drop_prob": (0.0, 1.0)}
         >>> hyperparameters = HyperparameterSet({"rate": Float(0.0, 0.9, init=0.1)})
         >>> convert(nn.Sequential(BranchDrop(0.2)), hyperparameters, drop_path="rate")
@@ -197,10 +197,10 @@ def _check(tunable: Any, plain: type[nn.Module]) -> None:
             f"Expected {name} to subclass Tunable and {plain.__name__}, in that order, got "
             f"{[base.__name__ for base in bases[1:]]}; change its bases."
         )
-    if getattr(tunable, "plain", None) is not plain:
+    if getattr(tunable, "plain_type", None) is not plain:
         raise TypeError(
-            f"Expected {name}.plain to be {plain.__name__}, got {getattr(tunable, 'plain', None)!r}; write "
-            f"'plain = {plain.__name__}' in its body."
+            f"Expected {name}.plain_type to be {plain.__name__}, got {getattr(tunable, 'plain_type', None)!r}; "
+            f"write 'plain_type = {plain.__name__}' in its body."
         )
     if len(tunable.ranges) != 1:
         raise TypeError(
@@ -229,13 +229,13 @@ def _recognise(plain: type[nn.Module]) -> None:
     name = f"{plain.__module__}.{plain.__qualname__}"
     for pattern, keyword, tunable, rate in _BY_NAME:
         if plain not in _TUNABLE and pattern.fullmatch(name):
-            attributes = {"plain": plain, "ranges": {rate: (0.0, 1.0)}, "__reduce__": _reduce}
+            attributes = {"plain_type": plain, "ranges": {rate: (0.0, 1.0)}, "__reduce__": _reduce}
             register_tunable(plain, keyword)(type(f"Tuned{plain.__name__}", (tunable, plain), attributes))
 
 
 def _reduce(module: Tunable) -> tuple[Any, ...]:
     """Pickle a reference to the plain type, since the class is created at run time."""
-    return _rebuild, (module.plain,), module.__getstate__()  # type: ignore[no-untyped-call]
+    return _rebuild, (module.plain_type,), module.__getstate__()  # type: ignore[no-untyped-call]
 
 
 def _rebuild(plain: type[nn.Module]) -> nn.Module:

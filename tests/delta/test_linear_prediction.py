@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -67,6 +69,20 @@ class Attention(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         hidden = self.norm(input)
         return self.attention(hidden, hidden, hidden, need_weights=False)[0]
+
+
+class Force(nn.Module):
+    """The derivative of an energy, as models of molecules have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.enable_grad():
+            place = input.detach().requires_grad_()
+            (force,) = torch.autograd.grad(self.energy(place).sum(), place, create_graph=True)
+        return force
 
 
 def mlp() -> nn.Module:
@@ -216,3 +232,53 @@ def test_linearised_network_refuses_an_input_that_requires_a_gradient(name: str)
     ):
         net(x.clone().requires_grad_())
     unbind(hyperparameters)
+
+
+@pytest.mark.parametrize("rows", [1, N])
+def test_network_that_differentiates_itself_is_refused(rows: int) -> None:
+    """Its own gradient is taken through the primal, so the prediction would lack what the response does to it."""
+    net, hyperparameters = tuned(Force)
+    bind_weight_phase(hyperparameters, hyperparameters.current() + real(rows, H).float().double())
+    with (
+        pytest.raises(NotImplementedError, match=r"differentiates itself.*use DeltaSTN\(linearize=False\)"),
+        response_pass(net, hyperparameters, linear=True),
+    ):
+        net(real(N, 3))
+    unbind(hyperparameters)
+
+
+@dataclass
+class Output:
+    """What some networks return: tensors beside other things."""
+
+    hidden: tuple[Tensor, ...]
+    rest: dict[str, Any]
+    loss: Tensor | None = None
+    checked: bool = field(init=False, default=True)
+
+
+class Structured(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = mlp()
+
+    def forward(self, input: Tensor) -> Output:
+        output = self.layers(input)
+        return Output((output, 2 * output), {"output": output, "name": "mlp"})
+
+
+@pytest.mark.parametrize("rows", [1, N])
+def test_predictions_inside_a_dataclass_are_linearised(rows: int) -> None:
+    build, x = NETWORKS["mlp"]
+    net, hyperparameters = tuned(build)
+    shift = real(rows, H).float().double()
+    expected = by_double_backward(net, hyperparameters, x, shift)
+    structured, own = tuned(Structured)
+    bind_weight_phase(own, own.current() + shift)
+    with response_pass(structured, own, linear=True):
+        found = structured(x)
+    unbind(own)
+    assert (found.rest["name"], found.loss, found.checked) == ("mlp", None, True)
+    predictions = (*found.hidden, found.rest["output"])
+    for prediction, wanted in zip(predictions, (expected, 2 * expected, expected), strict=True):
+        torch.testing.assert_close(prediction, wanted, rtol=1e-10, atol=1e-10)

@@ -201,7 +201,7 @@ def test_response_layer_takes_the_arguments_of_torch(response: Any, arguments: t
     assert layer.response_bias is None
     assert layer.weight_gate.shape == (4, H)
     assert layer.weight_gate.dtype == torch.float64
-    assert isinstance(layer, response.plain)
+    assert isinstance(layer, response.plain_type)
 
 
 def test_response_weights_are_drawn_by_the_torch_initialiser() -> None:

@@ -249,7 +249,7 @@ def test_refusal_names_weights_that_a_hook_computes() -> None:
 @pytest.mark.parametrize(("response", "chunks"), [(ResponseLSTM, 4), (ResponseGRU, 3), (ResponseRNN, 1)])
 def test_response_layer_takes_the_arguments_of_torch(response: Any, chunks: int) -> None:
     layer = response(I, O, 2, bias=False, dtype=torch.float64, hyperparameters=hyperparameters())
-    assert isinstance(layer, response.plain)
+    assert isinstance(layer, response.plain_type)
     assert layer.weight_hh_l1_gate.shape == (chunks * O, H)
     assert not layer.weight_hh_l1_gate.any()
     assert not hasattr(layer, "response_bias_ih_l0")

@@ -25,7 +25,7 @@ def _restore(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_convert_uses_a_registered_response_layer() -> None:
     @register_response(Doubled)
     class ResponseDoubled(AffineResponse, Doubled):
-        plain = Doubled
+        plain_type = Doubled
         channel_dim = -1  # type: ignore[assignment]
 
         def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
@@ -40,12 +40,12 @@ def test_convert_uses_a_registered_response_layer() -> None:
 
 
 class WithoutAffine(AffineResponse, Doubled):
-    plain = Doubled
+    plain_type = Doubled
     channel_dim = -1  # type: ignore[assignment]
 
 
 class WithoutChannel(AffineResponse, Doubled):
-    plain = Doubled
+    plain_type = Doubled
 
     def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
         return 2 * F.linear(input, weight, bias)
@@ -79,7 +79,7 @@ class Bare(nn.Module):
 
 
 class ResponseBare(AffineResponse, Bare):
-    plain = Bare
+    plain_type = Bare
     channel_dim = -1  # type: ignore[assignment]
 
     def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:

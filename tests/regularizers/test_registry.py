@@ -45,7 +45,7 @@ def _restore(monkeypatch: pytest.MonkeyPatch) -> None:
 def tuned() -> type[TunedDropPath]:
     @register_tunable(MyDropPath, "drop_path")
     class TunedMyDropPath(TunedDropPath, MyDropPath):
-        plain = MyDropPath
+        plain_type = MyDropPath
         ranges: ClassVar = {"drop_prob": (0.0, 1.0)}
 
     return TunedMyDropPath
@@ -84,7 +84,7 @@ def test_a_registered_module_exports_as_its_plain_type_at_its_own_rate(tuned: An
 
 
 class TunedWordDropout(TunedDropout, WordDropout):
-    plain = WordDropout
+    plain_type = WordDropout
 
 
 class LitWords(LitSmall):
@@ -139,8 +139,8 @@ def test_convert_changes_nothing_if_a_registered_module_cannot_be_tuned() -> Non
         def refusal(cls, module: nn.Module, *, generated: bool) -> str | None:
             return "its batches are too small"
 
-    register_tunable(Owner, "drop_path")(type("TunedOwner", (TunedDropPath, Owner), {"plain": Owner}))
-    register_tunable(MyDropPath, "drop_path")(type("Tuned", (Cautious, MyDropPath), {"plain": MyDropPath}))
+    register_tunable(Owner, "drop_path")(type("TunedOwner", (TunedDropPath, Owner), {"plain_type": Owner}))
+    register_tunable(MyDropPath, "drop_path")(type("Tuned", (Cautious, MyDropPath), {"plain_type": MyDropPath}))
     net = nn.Sequential(nn.Linear(2, 2), MyDropPath(0.1), Owner())
     with pytest.raises(
         ConversionError,
@@ -152,7 +152,7 @@ def test_convert_changes_nothing_if_a_registered_module_cannot_be_tuned() -> Non
 
 def test_convert_changes_nothing_if_a_hyperparameter_exceeds_the_range_of_a_registered_module() -> None:
     class Low(TunedDropPath, MyDropPath):
-        plain = MyDropPath
+        plain_type = MyDropPath
         ranges: ClassVar = {"drop_prob": (0.0, 0.5)}
 
     register_tunable(MyDropPath, "drop_path")(Low)
@@ -172,7 +172,7 @@ def test_a_second_registration_needs_overwrite(tuned: Any) -> None:
 
 
 class TurnedRound(MyDropPath, TunedDropPath):
-    plain = MyDropPath
+    plain_type = MyDropPath
 
 
 class NoPlain(TunedDropPath, MyDropPath):
@@ -180,7 +180,7 @@ class NoPlain(TunedDropPath, MyDropPath):
 
 
 class TwoRates(Tunable, MyDropPath):
-    plain = MyDropPath
+    plain_type = MyDropPath
     ranges: ClassVar = {"drop_prob": (0.0, 1.0), "p": (0.0, 1.0)}
 
 
@@ -199,7 +199,13 @@ class TwoRates(Tunable, MyDropPath):
             "subclass Tunable and MyDropPath, in that order",
         ),
         (MyDropPath, "dropout", convert, TypeError, r"convert to subclass Tunable .*got \[\]; change its bases"),
-        (MyDropPath, "dropout", NoPlain, TypeError, r"NoPlain\.plain to be MyDropPath, got None; write 'plain ="),
+        (
+            MyDropPath,
+            "dropout",
+            NoPlain,
+            TypeError,
+            r"NoPlain\.plain_type to be MyDropPath, got None; write 'plain_type =",
+        ),
         (
             MyDropPath,
             "dropout",
