@@ -32,20 +32,20 @@ class EffectiveParameters:
         self._state = state
         self._entries: dict[tuple[int, bool], _Entry] = {}
 
-    def get(self, sources: Sequence[Tensor], build: Callable[[], Tensor], label: str) -> Tensor:
+    def get(self, sources: Sequence[Tensor], build: Callable[[], Tensor], label: Callable[[], str]) -> Tensor:
         """The effective parameter that `build` returns.
 
         Args:
             sources: what it is built from; the first is its gate, which modules that share the parameter share too.
             build: computes it.
-            label: name of the parameter, for error messages.
+            label: names the parameter in error messages.
 
         Raises:
             RuntimeError: it was modified in place since an earlier reading.
         """
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return build()
-        if in_backward() or any(type(source) not in PLAIN for source in sources):
+        if in_backward() or not PLAIN.issuperset(map(type, sources)):
             return _unseen_by_checkpoints(build)
         gate = id(sources[0])
         key, states = (gate, torch.is_grad_enabled()), tuple(map(self._state, sources))
@@ -64,12 +64,12 @@ class EffectiveParameters:
     def _forget(self, key: tuple[int, bool]) -> None:
         self._entries.pop(key, None)
 
-    def _check_unmodified(self, gate: int, label: str) -> None:
+    def _check_unmodified(self, gate: int, label: Callable[[], str]) -> None:
         for grad in (False, True):
             entry = self._entries.get((gate, grad))
             if entry is not None and version(entry.effective) != entry.version:
                 raise RuntimeError(
-                    f"{label} was modified in place while its network ran with a response: the change is lost, since "
+                    f"{label()} was modified in place while its network ran with a response: the change is lost, since "
                     "what the network reads there is computed from the parameter. Constrain the parameter after the "
                     "step of the optimiser instead, in on_train_batch_end, by torch.nn.utils.parametrize, or leave the "
                     "module plain with convert(exclude=...)."
@@ -84,7 +84,7 @@ class EffectiveParameters:
         return EffectiveParameters, (self._state,)
 
 
-PLAIN = (Tensor, torch.nn.Parameter)
+PLAIN: frozenset[type[Tensor]] = frozenset({Tensor, torch.nn.Parameter})
 """Types whose changes can be seen; sharded tensors are others."""
 
 

@@ -101,8 +101,9 @@ def effective_parameter(base: Tensor, response: Tensor, gated: Tensor) -> Tensor
     Returns:
         The effective parameter, the shape of `base`.
     """
-    if torch.compiler.is_compiling():
-        return torch.addcmul(base, response, gated)  # the compiler fuses the backward pass itself
+    # The compiler fuses the backward pass itself, and transforms of torch.func need a slower kind of function.
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return torch.addcmul(base, response, gated)
     effective: Tensor = _EffectiveParameter.apply(base, response, gated)
     return effective
 
@@ -114,16 +115,13 @@ class _EffectiveParameter(torch.autograd.Function):
     without storing a product as large as the weights (see `sum_product`).
     """
 
-    generate_vmap_rule = True
-
+    # Not in two parts, forward and setup_context: torch would match the arguments by name at every call, which costs
+    # more than the kernel does on a small layer.
     @staticmethod
-    def forward(base: Tensor, response: Tensor, gated: Tensor) -> Tensor:
+    def forward(ctx: Any, base: Tensor, response: Tensor, gated: Tensor) -> Tensor:
+        ctx.save_for_backward(response, gated)
+        ctx.save_for_forward(response, gated)
         return torch.addcmul(base, response, gated)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:])
-        ctx.save_for_forward(*inputs[1:])
 
     @staticmethod
     def jvp(ctx: Any, base: Tensor | None, response: Tensor | None, gated: Tensor | None) -> Tensor:

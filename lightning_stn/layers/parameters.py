@@ -173,8 +173,9 @@ class RespondingParameters(BoundModule):
         sources = [gates, base, hyperparameters.unconstrained if run.sample is None else run.sample]
         if response is not None:
             sources.append(response)
-        label = f"{name!r} of {self.plain_type.__name__}"
-        return run.effective.get(sources, lambda: self._effective(name, sample), label)
+        return run.effective.get(
+            sources, lambda: self._effective(name, sample), lambda: f"{name!r} of {self.plain_type.__name__}"
+        )
 
     def extra_repr(self) -> str:
         """As the plain module has it, which asks whether there is a bias."""
