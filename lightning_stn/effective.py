@@ -1,6 +1,7 @@
 """Effective parameters of one pass, each built once however often it is read."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -45,7 +46,7 @@ class EffectiveParameters:
         """
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return build()
-        if in_backward() or not PLAIN.issuperset(map(type, sources)):
+        if in_backward() or not all(map(is_whole, map(type, sources))):
             return _unseen_by_checkpoints(build)
         gate = id(sources[0])
         key, states = (gate, torch.is_grad_enabled()), tuple(map(self._state, sources))
@@ -84,8 +85,10 @@ class EffectiveParameters:
         return EffectiveParameters, (self._state,)
 
 
-PLAIN: frozenset[type[Tensor]] = frozenset({Tensor, torch.nn.Parameter})
-"""Types whose changes can be seen; sharded tensors are others."""
+@cache
+def is_whole(kind: type[Tensor]) -> bool:
+    """Whether tensors of a type are whole and show their changes, unlike sharded ones."""
+    return kind is Tensor or issubclass(kind, torch.nn.Parameter)
 
 
 def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:

@@ -95,6 +95,21 @@ def test_export_keeps_tied_weights_tied(reverse: bool) -> None:
     assert torch.equal(fresh(indices), exported(indices))
 
 
+class Named(nn.Parameter):
+    """A parameter of a kind of its own, by which an optimiser may choose its settings."""
+
+
+def test_parameters_of_a_subclass_respond_and_keep_their_type() -> None:
+    net = nn.Linear(2, 3)
+    net.weight = Named(net.weight.detach())
+    net = tuned(net)  # type: ignore[assignment]
+    assert net(torch.ones(2)).grad_fn is not None
+    exported = export(net)
+    assert type(exported.weight) is Named
+    torch.testing.assert_close(exported(torch.ones(2)), net(torch.ones(2)))
+    assert not torch.allclose(exported.weight, net.base_parameter("weight"))  # type: ignore[operator]
+
+
 def test_export_keeps_attributes_of_parameters() -> None:
     net = nn.Linear(2, 3)
     net.weight._no_weight_decay = True  # type: ignore[attr-defined]
