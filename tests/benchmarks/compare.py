@@ -10,6 +10,7 @@ measured, so that a run that was cut off loses one round at most.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,10 @@ from typing import Any
 
 NETWORKS = ("alexnet", "resnet18", "lstm", "transformer", "mlp")
 PARTS = ("whole", "fixed", "shared", "example", "delta", "evaluation")
+
+KEEPS_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
+"""Settings of the C library with which a process keeps freed memory; without them it returns some of it to the system
+and faults it in again, which took up to a tenth of a step and depends on the order of allocations alone."""
 
 Seconds = dict[str, float]
 
@@ -61,7 +66,13 @@ class Worker:
     def __init__(self, root: Path, network: str) -> None:
         command = [sys.executable, __file__, "--work", str(root), network]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd="/"
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd="/",
+            env=os.environ | KEEPS_MEMORY,
         )
 
     def measure(self, part: str) -> Seconds:

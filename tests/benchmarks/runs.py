@@ -163,20 +163,20 @@ class SavedBytes(L.Callback):
         """Start to count."""
         self._kept.clear()
         self._known = [*pl_module.parameters(), *pl_module.buffers(), *batch]
-        self._original = ResponseLayer.effective
+        self._original = ResponseLayer._effective
 
-        def effective(layer: ResponseLayer, sample: Tensor) -> dict[str, Tensor]:
-            parameters = self._original(layer, sample)
-            self._effective.extend(parameters.values())
-            return parameters
+        def effective(layer: ResponseLayer, name: str, sample: Tensor) -> Tensor:
+            parameter = self._original(layer, name, sample)
+            self._effective.append(parameter)
+            return parameter
 
-        ResponseLayer.effective = effective  # type: ignore[method-assign]
+        ResponseLayer._effective = effective  # type: ignore[method-assign]
         self._hooks.__enter__()
 
     def on_before_backward(self, *args: Any) -> None:
         """The forward pass is over."""
         self._hooks.__exit__(None, None, None)
-        ResponseLayer.effective = self._original  # type: ignore[method-assign]
+        ResponseLayer._effective = self._original  # type: ignore[method-assign]
         known, effective = (
             {tensor.untyped_storage().data_ptr() for tensor in tensors} for tensors in (self._known, self._effective)
         )
