@@ -1,8 +1,9 @@
 """The validation stream: endless batches for the hyperparameter phase, in an order that a seed fixes."""
 
+import copy
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch.utils.data import (
@@ -65,9 +66,10 @@ class EndlessBatches(Sampler[list[int]]):
 class ValidationStream:
     """An endless stream of batches over validation data.
 
-    A `DataLoader` over a map-style dataset is rebuilt with the same dataset, collate function and workers, but another
-    order, so that the loader used for evaluation is not touched. Any other iterable of batches, and a loader with a
-    custom sampler (which may select a part of the dataset), is read from start to end repeatedly.
+    A plain `DataLoader` over a map-style dataset is rebuilt with the same dataset, collate function and workers, but
+    another order, so that the loader used for evaluation is not touched. Any other iterable of batches, a subclass of
+    `DataLoader`, and a loader with a sampler or batch sampler that was passed (which may select a part of the dataset)
+    is read from start to end repeatedly, by workers of the stream.
 
     Args:
         loader: the source.
@@ -90,7 +92,7 @@ class ValidationStream:
         """Continue with the batches of this loader."""
         self._loader = loader
         self._batches: Iterator[Any] | None = None
-        if isinstance(loader, DataLoader) and _shuffles(loader):
+        if _shuffles(loader):
             sampler = self._sampler(loader)  # Raises for too small a dataset now, not at the first step.
             if sampler.share < (loader.batch_size or 1):
                 warnings.warn(
@@ -130,8 +132,9 @@ class ValidationStream:
         )
 
     def _start(self) -> Iterator[Any]:
-        if not (isinstance(self._loader, DataLoader) and _shuffles(self._loader)):
-            return _repeat(self._loader, self.consumed)
+        workers = derive_seed(self._seed, "workers", self._rank)
+        if not _shuffles(self._loader):
+            return _repeat(_apart(self._loader, workers), self.consumed)
         loader: DataLoader[Any] = DataLoader(
             self._loader.dataset,
             batch_sampler=self._sampler(self._loader),
@@ -142,19 +145,47 @@ class ValidationStream:
             worker_init_fn=self._loader.worker_init_fn,
             multiprocessing_context=self._loader.multiprocessing_context,
             prefetch_factor=self._loader.prefetch_factor,
-            # The loader draws a base seed; drawing it from the global generator would change the training.
-            generator=torch.Generator().manual_seed(derive_seed(self._seed, "workers", self._rank)),
+            generator=torch.Generator().manual_seed(workers),  # see `_apart`
         )
         return iter(loader)
 
 
-def _shuffles(loader: "DataLoader[Any]") -> bool:
-    """Whether the loader reads its whole dataset, in an order that the stream may replace."""
-    return (
-        not isinstance(loader.dataset, IterableDataset)
-        and type(loader.batch_sampler) is BatchSampler
-        and type(loader.sampler) in (SequentialSampler, RandomSampler, DistributedSampler)
-    )
+def _shuffles(loader: Iterable[Any]) -> TypeGuard["DataLoader[Any]"]:
+    """Whether the loader certainly reads its whole dataset, in an order that the stream may replace.
+
+    Only a plain `DataLoader` that built its batch sampler by itself does. A subclass may change batches on their way,
+    and a sampler that was passed may select, weigh or repeat examples.
+    """
+    if type(loader) is not DataLoader or loader.batch_size is None or isinstance(loader.dataset, IterableDataset):
+        return False
+    sampler, batches = loader.sampler, loader.batch_sampler
+    if type(batches) is not BatchSampler or batches.sampler is not sampler:
+        return False
+    if type(sampler) is RandomSampler and (sampler.replacement or sampler.num_samples != len(loader.dataset)):  # type: ignore[arg-type]
+        return False
+    return type(sampler) in _WHOLE and getattr(sampler, _WHOLE[type(sampler)]) is loader.dataset
+
+
+_WHOLE: dict[type, str] = {
+    SequentialSampler: "data_source",
+    RandomSampler: "data_source",
+    DistributedSampler: "dataset",
+}
+"""Samplers that read a whole dataset, and the attribute that holds it."""
+
+
+def _apart(loader: Iterable[Any], seed: int) -> Iterable[Any]:
+    """A loader that shares data and sampler with this one, but neither persistent workers nor a generator.
+
+    Persistent workers begin anew whenever anybody reads their loader, so that evaluation would reset the stream.
+    """
+    if not isinstance(loader, DataLoader):
+        return loader
+    own = copy.copy(loader)
+    own._iterator = None  # torch keeps persistent workers here
+    # The loader draws a base seed; drawing it from the global generator would change the training.
+    own.generator = torch.Generator().manual_seed(seed)
+    return own
 
 
 def _repeat(loader: Iterable[Any], skip: int) -> Iterator[Any]:

@@ -1,10 +1,19 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from lightning_stn.callback.stream import EndlessBatches, ValidationStream
 from lightning_stn.randomness import derive_seed
@@ -72,6 +81,86 @@ def test_ranks_read_disjoint_parts_of_an_epoch() -> None:
 def test_stream_keeps_the_selection_of_a_custom_sampler() -> None:
     batches = read(ValidationStream(numbers(12, sampler=SubsetRandomSampler([1, 3, 5])), seed=0), 3)
     assert set(flat(batches)) == {1, 3, 5}
+
+
+class Tenfold(DataLoader[Any]):
+    """Changes batches on their way."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return iter([10 * numbers] for (numbers,) in super().__iter__())
+
+
+class Backwards(DataLoader[Any]):
+    """Replaces the iterator that torch builds."""
+
+    def _get_iterator(self) -> Any:
+        return reversed(list(super()._get_iterator()))
+
+
+TWELVE = TensorDataset(torch.arange(12))
+
+AS_THEY_ARE: dict[str, Callable[[], DataLoader[Any]]] = {
+    "batches of a part": lambda: DataLoader(TWELVE, batch_sampler=BatchSampler(SequentialSampler(range(6)), 3, False)),
+    "lists of indices": lambda: DataLoader(TWELVE, batch_sampler=[[1, 2, 3], [5, 8]]),
+    "a part": lambda: DataLoader(TWELVE, 3, sampler=SequentialSampler(range(6))),
+    "own iteration": lambda: Tenfold(TWELVE, 4),
+    "own iterator": lambda: Backwards(TWELVE, 4),
+    "no batches": lambda: DataLoader(TWELVE, batch_size=None),
+}
+"""Loaders whose order or examples are not the stream's to choose."""
+
+
+@pytest.mark.parametrize("name", AS_THEY_ARE)
+def test_stream_reads_a_loader_as_it_is_unless_it_certainly_reads_its_whole_dataset(name: str) -> None:
+    build = AS_THEY_ARE[name]
+    expected = [batch[0].tolist() for batch in build()]
+    assert read(ValidationStream(build(), seed=5), 2 * len(expected)) == 2 * expected
+
+
+@pytest.mark.parametrize(
+    "sampler", [RandomSampler(TWELVE, num_samples=6), WeightedRandomSampler([1.0] + [0.0] * 11, 8)]
+)
+def test_stream_keeps_the_number_of_draws_of_a_sampler(sampler: Any) -> None:
+    stream = ValidationStream(DataLoader(TWELVE, 2, sampler=sampler), seed=5)
+    draws = len(sampler)
+    torch.manual_seed(0)
+    found = flat(read(stream, draws // 2))
+    torch.manual_seed(0)
+    torch.empty(()).random_()  # as the loader of the comparison draws, and the stream does not
+    assert len(found) == draws
+    assert set(found) == {0} if isinstance(sampler, WeightedRandomSampler) else len(set(found)) == draws
+
+
+class Numbers(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter([(torch.tensor(number),) for number in range(12)])
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: DataLoader(Numbers(), 4, num_workers=1, persistent_workers=True),
+        lambda: DataLoader(TWELVE, 4, sampler=SequentialSampler(range(12)), num_workers=1, persistent_workers=True),
+    ],
+    ids=["iterable", "sampler"],
+)
+def test_stream_goes_on_where_it_was_while_others_read_its_loader(build: Callable[[], DataLoader[Any]]) -> None:
+    """Persistent workers belong to a loader, and begin anew for whoever reads it."""
+    loader = build()
+    stream = ValidationStream(loader, seed=5)
+    found = []
+    for _ in range(6):
+        found += read(stream, 1)
+        assert len(list(loader)) == 3  # an evaluation
+    assert found == 2 * [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+
+
+def test_stream_of_a_loader_as_it_is_does_not_advance_the_global_generator() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    read(ValidationStream(AS_THEY_ARE["a part"](), seed=5), 5)
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_stream_repeats_iterable_data() -> None:
