@@ -230,7 +230,7 @@ class LitLanguageModel(L.LightningModule):
         """Logits and outputs, from the hidden state at the end of this stream's last stretch."""
         state = None if batch.first else self.states[stream]
         logits, output, dropped, state = self.net(batch.tokens, state)
-        if not getattr(self, "fits_response", False):  # Delta-STN reads a batch twice
+        if getattr(self, "runs_for", "weights") != "response":  # Delta-STN reads a batch twice
             self.states[stream] = [(h.detach(), c.detach()) for h, c in state]
         return logits, output, dropped
 

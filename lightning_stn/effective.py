@@ -1,7 +1,6 @@
 """Effective parameters of one pass, each built once however often it is read."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -85,10 +84,9 @@ class EffectiveParameters:
         return EffectiveParameters, (self._state,)
 
 
-@cache
 def is_whole(kind: type[Tensor]) -> bool:
     """Whether tensors of a type are whole and show their changes, unlike sharded ones."""
-    return kind is Tensor or issubclass(kind, torch.nn.Parameter)
+    return kind is Tensor or kind is torch.nn.Parameter or issubclass(kind, torch.nn.Parameter)
 
 
 def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -38,6 +38,10 @@ class WeightPhase:
     method: Method = field(default_factory=STN)
     perturb: Perturb = "batch"
     step: WeightStep = field(default_factory=WeightStep)
+
+
+RunsFor = Literal["weights", "response", "hyperparameters", "evaluation"]
+"""What a loss is being computed for; see `STNModule.runs_for`."""
 
 
 class STNModule(L.LightningModule):
@@ -94,14 +98,23 @@ class STNModule(L.LightningModule):
         self._muted = False
 
     @property
-    def fits_response(self) -> bool:
-        """Whether `training_loss` now runs for the response alone, as it does in Delta-STN beside the call for weights.
+    def runs_for(self) -> RunsFor:
+        """What a loss is being computed for.
 
-        With `perturb="example"` it is True also in the one call that checks the rows, after the first step. What must
-        happen once for a batch, such as keeping a hidden state, belongs to the other call; `self.log` does nothing in
-        this one.
+        "weights": the training loss of a weight step. "response": the same loss once more, in which Delta-STN fits the
+        response, or, with `perturb="example"`, the first step checks the rows; what must happen once for a batch, such
+        as keeping a hidden state, belongs to the other call. "hyperparameters": the validation loss of a hyperparameter
+        step. "evaluation": everything else.
+
+        For "response" and "hyperparameters" `self.log` does nothing and metrics keep their states, since these losses
+        belong to no epoch's training or validation. Lists of predictions and the like are for the module to leave.
         """
-        return self.hyperparameters.current_pass.extra
+        run = self.hyperparameters.current_pass
+        if self._muted:
+            return "hyperparameters"
+        if run.values is None:
+            return "evaluation"
+        return "response" if run.extra else "weights"
 
     def convert(
         self,
@@ -309,7 +322,7 @@ class STNModule(L.LightningModule):
 
         There `validation_loss` and `training_loss` may log, but their values would mix into the metrics of the epoch.
         """
-        if not (self._muted or self.fits_response):
+        if self.runs_for in ("weights", "evaluation"):
             super().log(*args, **kwargs)
 
     @contextmanager

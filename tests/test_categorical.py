@@ -193,7 +193,7 @@ class LitAugmented(LitSmall):
         images, labels = batch
         index = self.hyperparameters["operation"]
         operated = torch.stack([images, images.flip(-1), images + torch.randn_like(images)])
-        if not self.fits_response:  # as in the check of the rows
+        if self.runs_for == "weights":  # as in the check of the rows
             self.drawn.append(index)
         chosen = operated[index, torch.arange(len(images))]
         return nn.functional.cross_entropy(self.net(chosen), labels)

@@ -14,6 +14,7 @@ from lightning_stn.callback.settings import Settings
 from lightning_stn.callback.statistics import HypergradientStatistics
 from lightning_stn.callback.stream import ValidationStream
 from lightning_stn.callback.watch import Watch
+from lightning_stn.kept import keep_metrics
 from lightning_stn.methods import HyperparameterOptimizer, OptimizerFactory
 from lightning_stn.methods.hypergradient import own_scaler
 from lightning_stn.module import STNModule
@@ -139,13 +140,13 @@ def validation_mode(trainer: Trainer, module: STNModule) -> Iterator[None]:
     """Put module and trainer into validation mode, with gradients enabled; restored on exit.
 
     Eval mode keeps dropout out and batch statistics unchanged. `trainer.training` is False, so that augmentation in the
-    batch-transfer hooks keeps out too.
+    batch-transfer hooks keeps out too. Metrics count nothing.
     """
     modes: list[nn.Module] = [inner for inner in module.modules() if inner.training]
     module.eval()
     trainer.validating = True
     try:
-        with module._mute(), torch.enable_grad():
+        with module._mute(), keep_metrics(module), torch.enable_grad():
             yield
     finally:
         trainer.training = True

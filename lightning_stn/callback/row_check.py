@@ -1,9 +1,7 @@
 """After the first step of a run with a row for each example: is the dimension that rows meet really the batch?"""
 
-import copy
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -11,10 +9,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_stn.functional import RowsError
-from lightning_stn.methods.base import keep_buffers
+from lightning_stn.kept import keep_buffers, keep_metrics
 from lightning_stn.methods.linearized import eager
 from lightning_stn.module import STNModule
 from lightning_stn.passes import Pass
@@ -44,7 +41,10 @@ def check_rows(trainer: Trainer, module: STNModule, batch: Any, batch_idx: int) 
     reason: object = f"a batch of type {type(batch).__name__} cannot be enlarged"
     if larger is not None:
         try:
-            with _unremembered(module), trainer.precision_plugin.train_step_context():
+            with ExitStack() as stack:
+                for unremembered in (isolate_rng(), keep_buffers(module, lambda *_: True), keep_metrics(module)):
+                    stack.enter_context(unremembered)
+                stack.enter_context(trainer.precision_plugin.train_step_context())
                 _at_rows(module, examples + 1, larger, batch_idx)
             return
         except RowsError as error:
@@ -93,23 +93,3 @@ def _at_rows(module: STNModule, rows: int, batch: Any, batch_idx: int) -> None:
     run = Pass(hyperparameters.gate_input(sample), values=hyperparameters.bound_values(sample), extra=True)
     with hyperparameters.running(run), eager():
         module.training_loss(batch, batch_idx)
-
-
-@contextmanager
-def _unremembered(module: STNModule) -> Iterator[None]:
-    """Inside this context random numbers, buffers and metrics are copies."""
-    metrics = [
-        (parent, name, child)
-        for parent in module.modules()
-        if not isinstance(parent, Metric)
-        for name, child in parent.named_children()
-        if isinstance(child, Metric)
-    ]
-    with isolate_rng(), keep_buffers(module, lambda owner, buffer: True):
-        for parent, name, metric in metrics:
-            parent._modules[name] = copy.deepcopy(metric)
-        try:
-            yield
-        finally:
-            for parent, name, metric in metrics:
-                parent._modules[name] = metric

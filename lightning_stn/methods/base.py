@@ -3,13 +3,11 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers import ResponseLayer
@@ -246,33 +244,3 @@ def end_forward(hyperparameters: HyperparameterSet, *, recomputes: bool = True) 
     )
     run = hyperparameters.current_pass
     hyperparameters.current_pass = replace(run, ended=True, refusal=run.refusal if recomputes else refusal)
-
-
-def keep_statistics(root: nn.Module) -> AbstractContextManager[None]:
-    """Give modules copies of their running statistics; on exit they have the originals, unchanged.
-
-    Statistics are all buffers of a normalisation, and floating-point buffers of other modules in training mode.
-    """
-    return keep_buffers(root, lambda owner, buffer: isinstance(owner, _NormBase) or buffer.is_floating_point())
-
-
-@contextmanager
-def keep_buffers(root: nn.Module, wanted: Callable[[nn.Module, Tensor], bool]) -> Iterator[None]:
-    """Give modules in training mode copies of buffers; on exit they have the originals, unchanged.
-
-    Args:
-        root: the module that owns all others.
-        wanted: whether to copy a buffer, given the module that has it and the buffer.
-    """
-    # Copies, since statistics restored in place would differ in version from those that backward has saved.
-    owners = [module for module in root.modules() if module.training and module._buffers]
-    originals = [dict(module._buffers) for module in owners]
-    for module, buffers in zip(owners, originals, strict=True):
-        for name, buffer in buffers.items():
-            if buffer is not None and wanted(module, buffer):
-                module._buffers[name] = buffer.clone()
-    try:
-        yield
-    finally:
-        for module, buffers in zip(owners, originals, strict=True):
-            module._buffers.update(buffers)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from lightning_stn.dual import has_tangent
 from lightning_stn.hyperparameters import HyperparameterSet
+from lightning_stn.kept import keep_metrics, keep_statistics
 from lightning_stn.layers import ResponseLayer
-from lightning_stn.methods.base import Method, Rates, end_forward, keep_statistics
+from lightning_stn.methods.base import Method, Rates, end_forward
 from lightning_stn.methods.linearized import linear_predictions
 from lightning_stn.passes import Pass
 
@@ -105,7 +106,7 @@ def base_pass(hyperparameters: HyperparameterSet) -> Iterator[None]:
 
 @contextmanager
 def response_pass(root: nn.Module, hyperparameters: HyperparameterSet, *, linear: bool) -> Iterator[None]:
-    """Within a weight phase: only the response gets gradients, and batch statistics stay as they were.
+    """Within a weight phase: only the response gets gradients; batch statistics and metrics stay as they were.
 
     Args:
         root: the module that owns the networks.
@@ -117,6 +118,7 @@ def response_pass(root: nn.Module, hyperparameters: HyperparameterSet, *, linear
         run = replace(hyperparameters.current_pass, held=held, extra=True)
         stack.enter_context(hyperparameters.running(run))
         stack.enter_context(keep_statistics(root))
+        stack.enter_context(keep_metrics(root))
         if linear:
             stack.enter_context(linear_predictions(hyperparameters, shared=False))
         yield

@@ -106,7 +106,7 @@ class Remembers(Sequences):
 
     def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_loss(batch, batch_idx)
-        if not self.fits_response:
+        if self.runs_for == "weights":
             self.noise.append((random.random(), float(np.random.rand()), float(torch.rand(()))))
         self.calls.add_(1)
         self.mean(loss.detach())

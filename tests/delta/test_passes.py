@@ -191,7 +191,7 @@ def test_recorded_and_returned_training_loss_is_that_of_the_base_weights() -> No
         def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
             loss = super().training_loss(batch, batch_idx)
             self.log("mine", loss, on_step=True, on_epoch=False)
-            if not self.fits_response:
+            if self.runs_for == "weights":
                 losses.append(loss.item())
             return loss
 

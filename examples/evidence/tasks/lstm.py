@@ -38,7 +38,7 @@ class LitLSTM(PlainModule):
         """The loss and the outputs before and after dropout, from the state at the end of the stream's last stretch."""
         state = None if batch.first else self.states[stream]
         logits, output, dropped, state = self.net(batch.tokens, state)
-        if not getattr(self, "fits_response", False):  # Delta-STN reads a batch twice
+        if getattr(self, "runs_for", "weights") != "response":  # Delta-STN reads a batch twice
             self.states[stream] = [(h.detach(), c.detach()) for h, c in state]
         return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten()), output, dropped
 
