@@ -56,9 +56,12 @@ class WeightStep:
         return (batch_idx + 1) % self.accumulate_grad_batches == 0 or is_last_batch
 
     def clip(self, module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the gradients that an optimiser is about to use, after a gradient scaler has been undone."""
-        if self.gradient_clip_val is not None:
-            module.clip_gradients(
+        """Clip the gradients that an optimiser is about to use, after a gradient scaler has been undone.
+
+        The module's hook does it, which Lightning calls in automatic optimisation alone.
+        """
+        if not module.automatic_optimization or self.gradient_clip_val is not None:
+            module.configure_gradient_clipping(
                 optimizer,
                 gradient_clip_val=self.gradient_clip_val,
                 gradient_clip_algorithm=self.gradient_clip_algorithm,
@@ -71,14 +74,14 @@ class WeightStep:
         if not self.completes(batch_idx, is_last_batch):
             return
         optimizers = module.optimizers()
-        _step_all(module, optimizers if isinstance(optimizers, list) else [optimizers])
+        _step_all(module, optimizers if isinstance(optimizers, list) else [optimizers], batch_idx)
         step_schedulers(module, "step", batch_idx)
         if is_last_batch:
             step_schedulers(module, "epoch", module.current_epoch)
 
 
-def _step_all(module: LightningModule, optimizers: list[Any]) -> None:
-    """Step the optimisers, all at the scale with which their gradients were computed.
+def _step_all(module: LightningModule, optimizers: list[Any], batch_idx: int) -> None:
+    """Step the optimisers by the hooks of the module, all at the scale with which their gradients were computed.
 
     After each of them Lightning updates the scaler of float16; the next would then unscale by another factor.
     """
@@ -87,13 +90,25 @@ def _step_all(module: LightningModule, optimizers: list[Any]) -> None:
     for optimizer in optimizers:
         if scaler is not None:
             scaler.load_state_dict(before)
-        optimizer.step()
-        # Freed now, so that the hyperparameter phase has no gradient of the weights in memory.
-        optimizer.zero_grad()
+        module.optimizer_step(module.current_epoch, batch_idx, optimizer, _no_closure)
+        _zero_grad(module, optimizer.optimizer, batch_idx)
         if scaler is not None:
             after.append(scaler.state_dict())
     if scaler is not None:
         scaler.load_state_dict(min(after, key=lambda state: float(state["scale"])))
+
+
+def _no_closure() -> None:
+    """What an optimiser evaluates before it steps: nothing, since the gradients are there."""
+
+
+def _zero_grad(module: LightningModule, optimizer: torch.optim.Optimizer, batch_idx: int) -> None:
+    """Free the gradients by the hooks of callbacks and module, so that the hyperparameter phase has none in memory."""
+    trainer = module.trainer
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        callback.on_before_zero_grad(trainer, module, optimizer)
+    module.on_before_zero_grad(optimizer)
+    module.optimizer_zero_grad(module.current_epoch, batch_idx, optimizer)
 
 
 def step_schedulers(module: LightningModule, interval: str, index: int, *, on_metric: bool = False) -> None:
@@ -142,15 +157,24 @@ class SchedulerSettings:
         self._watching = False
         self._assigned: Any = None
 
-    def watch(self, module: LightningModule) -> None:
-        """Wrap `configure_optimizers`, so that the settings are kept when the strategy calls it."""
+    def watch(self, module: LightningModule, step: WeightStep) -> None:
+        """Wrap `configure_optimizers`, so that the settings are kept when the strategy calls it.
+
+        While it runs the Trainer knows how many batches a step accumulates, as `trainer.estimated_stepping_batches`
+        needs it. Lightning refuses a Trainer that knows it from the start.
+        """
         own = module.__dict__
         self._assigned = own.get("configure_optimizers")  # LightningCLI assigns it on the instance.
         configure = module.configure_optimizers
 
         def configure_optimizers() -> Any:
             self.release(module)
-            return self._without_dropped(configure())
+            trainer = module.trainer
+            own_number, trainer.accumulate_grad_batches = trainer.accumulate_grad_batches, step.accumulate_grad_batches
+            try:
+                return self._without_dropped(configure())
+            finally:
+                trainer.accumulate_grad_batches = own_number
 
         own["configure_optimizers"] = configure_optimizers
         self._watching = True

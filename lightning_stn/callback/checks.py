@@ -1,5 +1,6 @@
 """Checks before the first step, so that a mistake costs seconds and not a run."""
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -102,11 +103,19 @@ def check_trainer(trainer: Trainer, module: STNModule, settings: Settings) -> No
 
 
 def check_optimizers(trainer: Trainer, module: STNModule) -> None:
-    """Check that the weight optimisers train every response parameter.
+    """Check that the weight optimisers train every response parameter, and can step in manual optimisation.
 
     Raises:
         ValueError: response parameters belong to no optimiser; the message names them.
+        NotImplementedError: an optimiser evaluates the loss by itself, which manual optimisation does not offer.
     """
+    for optimizer in trainer.optimizers:
+        closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty and not module.automatic_optimization:
+            raise NotImplementedError(
+                f"{type(optimizer).__name__} evaluates the loss several times in a step, for which manual optimisation "
+                "has no closure; set self.automatic_optimization = True after super().__init__(...)."
+            )
     held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
     responses = {
         id(parameter)
@@ -120,6 +129,32 @@ def check_optimizers(trainer: Trainer, module: STNModule) -> None:
         raise ValueError(
             f"No optimiser trains these response parameters: {missing}. Build the optimiser in configure_optimizers "
             "from self.parameters(), after the network has been converted."
+        )
+
+
+PATIENCE = 20
+"""Batches after which an optimiser must have stepped."""
+
+
+def check_progress(trainer: Trainer, module: STNModule, batches: int) -> None:
+    """Stop a run in which a `training_step` of the user's own takes the place of the weight step.
+
+    Args:
+        trainer: the Trainer of the run.
+        module: the module of the run.
+        batches: training batches so far.
+
+    Raises:
+        RuntimeError: no optimiser has stepped in the first epoch, or in 20 batches of it.
+    """
+    owner = next(base for base in type(module).__mro__ if "training_step" in base.__dict__)
+    if trainer.global_step or module.automatic_optimization or owner is STNModule:
+        return
+    if batches >= PATIENCE or trainer.is_last_batch:
+        raise RuntimeError(
+            f"No optimiser has stepped in {batches} batches: {owner.__name__} defines a training_step beside "
+            "training_loss, which takes the place of the weight step. Rename it to training_loss, return "
+            "super().training_step(batch, batch_idx) from it, or step the optimisers in it by hand."
         )
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_stn.binding import attach_all, unbind
-from lightning_stn.callback.checks import check_optimizers, check_trainer, require_stn_module
+from lightning_stn.callback.checks import check_optimizers, check_progress, check_trainer, require_stn_module
 from lightning_stn.callback.hyperparameter_phase import HyperparameterPhase
 from lightning_stn.callback.record import Recorder
 from lightning_stn.callback.resume import RunState, Stateful, Surroundings
@@ -132,7 +132,7 @@ class STNCallback(Callback):
         module.hyperparameters.unshare()
         self._prepare(module)
         if not module.automatic_optimization:
-            self._schedulers.watch(module)
+            self._schedulers.watch(module, self._settings.weight_step)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build what the hyperparameter phase needs, and continue where a checkpoint left off."""
@@ -236,6 +236,7 @@ class STNCallback(Callback):
                 check_rows(trainer, module, batch, batch_idx)
         self._recorder.train_loss.update(outputs.get("training_loss", outputs["loss"]))
         due = self._clock.finish_batch(trainer.current_epoch)
+        check_progress(trainer, module, self._clock.batches)
         for _ in range(due):
             with trainer.profiler.profile("[STNCallback]hyperparameter_step"):  # type: ignore[attr-defined]
                 self._recorder.update(self._phase.step(trainer, module, self._clock))

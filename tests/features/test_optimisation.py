@@ -196,3 +196,116 @@ def test_gradients_are_freed_before_the_hyperparameter_phase() -> None:
         limit_val_batches=1,
     )
     assert seen == [True, False, True, False, False]
+
+
+class Hooks(Traced):
+    """Has all hooks around a step of the optimiser that Lightning calls in automatic optimisation."""
+
+    def __init__(self, automatic: bool = False, configure: Any = None) -> None:
+        super().__init__(automatic, configure)
+        self.calls: list[str] = []
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        for group in optimizer.param_groups:  # a warm-up
+            group["lr"] = 0.01 * (1 + self.trainer.global_step)
+        self.calls.append(f"step {epoch} {batch_idx}")
+        optimizer.step(closure=optimizer_closure)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        self.calls.append(f"clip at {gradient_clip_val}")
+        self.clip_gradients(optimizer, gradient_clip_val=0.1, gradient_clip_algorithm="norm")
+
+    def on_before_zero_grad(self, optimizer: Any) -> None:
+        self.calls.append(f"before zero_grad of {type(optimizer).__name__}")
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        self.calls.append("zero_grad")
+        optimizer.zero_grad()
+
+
+class BeforeZeroGrad(L.Callback):
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.calls += 1
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_hooks_around_a_step_are_called_as_in_automatic_optimisation(accumulate: int) -> None:
+    manual, automatic = in_both_modes(kind=Hooks, accumulate_grad_batches=accumulate)
+    assert_equal_weights(manual, automatic, rtol=1e-5, atol=1e-6)
+    for kind in ("step", "clip", "before", "zero_grad"):
+        expected = [call for call in automatic.calls if call.startswith(kind)]
+        assert expected
+        found = [call for call in manual.calls if call.startswith(kind)]
+        # Automatic optimisation frees the gradients before it accumulates, and manual optimisation after each step.
+        assert found == expected
+
+
+def test_callbacks_hear_that_gradients_are_freed() -> None:
+    heard = BeforeZeroGrad()
+    assert train(Traced(), heard, max_epochs=1).global_step == heard.calls == 5
+
+
+class OwnStep(LitSmall):
+    """Has a `training_step` as every other LightningModule has."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.training_loss(batch, batch_idx)
+
+
+class StepsByHand(LitSmall):
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        loss, optimizer = self.training_loss(batch, batch_idx), self.optimizers()
+        self.manual_backward(loss)
+        optimizer.step()  # type: ignore[union-attr]
+        optimizer.zero_grad()  # type: ignore[union-attr]
+
+
+class Around(LitSmall):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.log("seen", loss)
+        return loss
+
+
+@pytest.mark.parametrize(("n", "batches"), [(24, 3), (200, 20)])
+def test_a_training_step_that_steps_no_optimiser_ends_the_run(n: int, batches: int) -> None:
+    message = (
+        rf"No optimiser has stepped in {batches} batches: OwnStep defines a training_step.*Rename it to training_loss"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        train(OwnStep(), n=n, max_epochs=1)
+
+
+def test_a_training_step_around_the_weight_step_trains() -> None:
+    assert train(Around(), max_epochs=1).global_step == 5
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 5])
+def test_configure_optimizers_knows_the_number_of_steps(accumulate: int) -> None:
+    known: list[float] = []
+
+    class Asks(Traced):
+        def configure_optimizers(self) -> Any:
+            known.append(self.trainer.estimated_stepping_batches)
+            return super().configure_optimizers()
+
+    manual, automatic = in_both_modes(kind=Asks, accumulate_grad_batches=accumulate)
+    assert known[0] == known[1] == manual.trainer.global_step == automatic.trainer.global_step
+    assert manual.trainer.accumulate_grad_batches == 1
+
+
+def test_an_optimiser_that_evaluates_the_loss_is_refused_in_manual_optimisation() -> None:
+    class Newton(LitSmall):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.LBFGS(self.parameters(), lr=0.01, max_iter=2)
+
+    with pytest.raises(NotImplementedError, match=r"LBFGS evaluates the loss.*automatic_optimization = True"):
+        train(Newton(), max_epochs=1)
+    module = Newton()
+    module.automatic_optimization = True
+    assert train(module, max_epochs=1).global_step == 5
