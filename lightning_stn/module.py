@@ -9,6 +9,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.utilities.data import extract_batch_size
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_stn.binding import bind_weight_phase, cache_effective_parameters, unbind
@@ -38,10 +39,6 @@ class WeightPhase:
     method: Method = field(default_factory=STN)
     perturb: Perturb = "batch"
     step: WeightStep = field(default_factory=WeightStep)
-
-
-RunsFor = Literal["weights", "response", "hyperparameters", "evaluation"]
-"""What a loss is being computed for; see `STNModule.runs_for`."""
 
 
 class STNModule(L.LightningModule):
@@ -98,7 +95,7 @@ class STNModule(L.LightningModule):
         self._muted = False
 
     @property
-    def runs_for(self) -> RunsFor:
+    def runs_for(self) -> Literal["weights", "response", "hyperparameters", "evaluation"]:
         """What a loss is being computed for.
 
         "weights": the training loss of a weight step. "response": the same loss once more, in which Delta-STN fits the
@@ -194,16 +191,26 @@ class STNModule(L.LightningModule):
     def infer_batch_size(self, batch: Any) -> int:
         """Number of examples in a batch: how many perturbations to draw. Override it for unusual batches.
 
+        By default it is the size that the first dimensions of all tensors share; scalars do not count.
+
         Raises:
-            ValueError: the batch holds no tensor to tell from.
+            ValueError: the batch holds no tensor to tell from, or tensors of different sizes.
         """
+        sizes: list[int] = []
+        apply_to_collection(batch, Tensor, lambda tensor: sizes.append(len(tensor)) if tensor.dim() else None)
+        if len(set(sizes)) == 1:
+            return sizes[0]
+        raise ValueError(
+            f"The number of examples in a batch of type {type(batch).__name__} cannot be inferred; override "
+            f"infer_batch_size(self, batch) in {type(self).__name__}. First dimensions of its tensors: {set(sizes)}."
+        )
+
+    def _logged_batch_size(self, batch: Any) -> int:
+        """The weight of a batch in the mean of an epoch; where it is not clear, what Lightning takes."""
         try:
+            return self.infer_batch_size(batch)
+        except ValueError:
             return extract_batch_size(batch)
-        except Exception as error:
-            raise ValueError(
-                f"The number of examples in a batch of type {type(batch).__name__} cannot be inferred; "
-                f"override infer_batch_size(self, batch) in {type(self).__name__}."
-            ) from error
 
     def _perturb(self, batch: Any, generator: torch.Generator | None = None) -> None:
         """Bind a perturbed sample for a weight step on `batch`: a row for each example, or one."""
@@ -284,7 +291,7 @@ class STNModule(L.LightningModule):
             arguments = (batch, batch_idx, *args)
             return step(*arguments[: len(inspect.signature(step).parameters)])
         loss = self.validation_loss(batch, batch_idx)
-        self.log(tag, loss, prog_bar=True, sync_dist=True, batch_size=self.infer_batch_size(batch))
+        self.log(tag, loss, prog_bar=True, sync_dist=True, batch_size=self._logged_batch_size(batch))
         return loss
 
     def on_validation_epoch_start(self) -> None:

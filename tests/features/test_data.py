@@ -294,3 +294,57 @@ def test_smaller_last_batch_is_trained_and_validated_but_not_tuned_on(rest: int,
     assert tuned == {8}
     assert_moved(module)
     assert float(run.callback_metrics["val_loss"]) == pytest.approx(expected_loss(module, validation), rel=1e-5)
+
+
+class Mixed(Traced):
+    """Gets a batch with a scalar in front, as a temperature or a weight of the loss."""
+
+    def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        if self.runs_for == "weights":
+            assert self.hyperparameters["dropout"].shape == (len(batch["y"]),)
+        return super().training_loss((batch["x"], batch["y"]), batch_idx)
+
+    def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().validation_loss((batch["x"], batch["y"]), batch_idx)
+
+
+def collated(extra: Callable[[int], Tensor]) -> Callable[[Any], Any]:
+    """Puts another tensor in front of the examples of a batch."""
+
+    def collate(items: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        x, y = (torch.stack([torch.as_tensor(part) for part in parts]) for parts in zip(*items, strict=True))
+        return {"extra": extra(len(items)), "x": x, "y": y}
+
+    return collate
+
+
+def test_scalars_in_a_batch_do_not_count_as_examples() -> None:
+    module, collate = build(Mixed), collated(lambda n: torch.tensor(2.0))
+    trainer(callback(perturb="example"), max_epochs=1).fit(
+        module, loader(24, collate_fn=collate), loader(16, seed=1, collate_fn=collate)
+    )
+    assert "hyperparameter" in module.events
+
+
+@pytest.mark.parametrize("extra", [lambda n: torch.ones(3), lambda n: torch.ones(2 * n)], ids=["fixed", "twice"])
+def test_rows_of_a_batch_of_several_sizes_need_the_hook(extra: Callable[[int], Tensor]) -> None:
+    data = loader(24, collate_fn=collated(extra)), loader(16, seed=1, collate_fn=collated(extra))
+    message = r"batch of type dict cannot be inferred; override infer_batch_size.* in Mixed"
+    with pytest.raises(ValueError, match=message):
+        trainer(callback(perturb="example"), max_epochs=1).fit(build(Mixed), *data)
+    module = build(Mixed, False)
+    module.infer_batch_size = lambda batch: len(batch["y"])  # type: ignore[method-assign]
+    trainer(callback(perturb="example"), max_epochs=1).fit(module, *data)
+    assert "hyperparameter" in module.events
+
+
+def test_a_batch_of_several_sizes_is_weighted_in_the_mean_of_an_epoch_as_lightning_weights_it() -> None:
+    class Shared(Mixed):
+        def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
+            return Traced.training_loss(self, (batch["x"], batch["y"]), batch_idx)
+
+    collate = collated(lambda n: torch.ones(3))
+    run = trainer(callback(perturb="batch"), max_epochs=1)
+    with pytest.warns(UserWarning, match="ambiguous collection"):
+        run.fit(build(Shared), loader(24, collate_fn=collate), loader(16, seed=1, collate_fn=collate))
+    assert torch.isfinite(run.callback_metrics["val_loss"])
