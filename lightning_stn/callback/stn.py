@@ -16,6 +16,7 @@ from lightning_stn.callback.hyperparameter_phase import HyperparameterPhase
 from lightning_stn.callback.record import Recorder
 from lightning_stn.callback.resume import RunState, Stateful, Surroundings
 from lightning_stn.callback.row_check import check_rows
+from lightning_stn.callback.run_length import expected_steps, run_length
 from lightning_stn.callback.settings import Settings, check_objects, check_on_resume_use
 from lightning_stn.manual_optimization import MetricSteps, SchedulerSettings, WeightStep
 from lightning_stn.methods import Method, OptimizerFactory, Scales, SharedAdam
@@ -92,14 +93,20 @@ class STNCallback(Callback):
         )
         self._on_resume_use = check_on_resume_use(on_resume_use)
         check_objects(optimizer, dataloader)
-        self._clock = PhaseClock(self._settings.phases)
         self._factory = optimizer
         self._dataloader = dataloader
         self._schedulers = SchedulerSettings()
-        self._metric_steps = MetricSteps()
-        self._restored: RunState | None = None
+        self._begin()
         self._phase: HyperparameterPhase
         self._recorder: Recorder
+
+    def _begin(self) -> None:
+        """Forget an earlier run."""
+        self._settings = self._arguments
+        self._clock = PhaseClock(self._settings.phases)
+        self._metric_steps = MetricSteps()
+        self._restored: RunState | None = None
+        self.__dict__.pop("_recorder", None)
 
     @property
     def phases(self) -> PhaseSchedule:
@@ -121,8 +128,11 @@ class STNCallback(Callback):
         """Check the module, and attach its regularisers and augmentations to their hyperparameters."""
         if stage != "fit":
             return
-        self._settings = self._arguments
-        module = require_stn_module(pl_module, self._settings.perturb)
+        module = require_stn_module(pl_module, self._arguments.perturb)
+        goes_on = trainer.global_step > 0 and self._records(module)
+        earlier = self.state_dict() if goes_on else {}
+        self._begin()
+        self.load_state_dict(earlier)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         count = sum(isinstance(callback, STNCallback) for callback in callbacks)
         if count > 1:
@@ -153,6 +163,10 @@ class STNCallback(Callback):
             self._recorder.record(trainer, self._clock.batches)
         surroundings.give_back_streams(trainer)
 
+    def _records(self, module: STNModule) -> bool:
+        """Whether an earlier `fit` of this callback trained this module."""
+        return hasattr(self, "_recorder") and self._recorder.hyperparameters is module.hyperparameters
+
     def _prepare(self, module: STNModule) -> None:
         """Bring the module into the state that the method expects."""
         self._settings.method.prepare(module, module.hyperparameters)
@@ -165,13 +179,13 @@ class STNCallback(Callback):
             Training batches of the whole run; infinity where they are not known.
         """
         settings = self._settings
-        batches = _run_length(trainer, settings)
+        batches = run_length(trainer, settings)
         epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
         settings = replace(settings, warmup=settings.warmup.resolve(batches, epochs))
         self._clock.schedule = settings.phases
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._clock.schedule = settings.phases.immediate()
-        steps = _expected_steps(trainer, self._clock.schedule, batches)
+        steps = expected_steps(trainer, self._clock.schedule, batches)
         self._settings = replace(
             settings,
             lr=settings.method.rates.derive(steps) if settings.lr is None else settings.lr,
@@ -323,28 +337,3 @@ def _warn_unread(module: STNModule) -> None:
             "self.hyperparameters[name] in training_loss.",
             stacklevel=2,
         )
-
-
-def _run_length(trainer: Trainer, settings: Settings) -> float:
-    """Training batches of the whole run; infinity where the number is not known."""
-    limits: list[float] = []
-    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-        limits.append(trainer.max_epochs * trainer.num_training_batches)
-    if trainer.max_steps >= 0:
-        limits.append(trainer.max_steps * settings.weight_step.accumulate_grad_batches)
-    return min(limits, default=math.inf)
-
-
-def _expected_steps(trainer: Trainer, schedule: PhaseSchedule, batches: float) -> int | None:
-    """Hyperparameter steps of the whole run; None where its length is not known. Warns where there are none."""
-    per_epoch = trainer.num_training_batches
-    if math.isinf(batches) or (math.isinf(per_epoch) and Warmup.parse(schedule.warmup).unit == "epochs"):
-        return None
-    steps = schedule.total_steps(int(batches), 0 if math.isinf(per_epoch) else int(per_epoch))
-    if steps == 0:
-        warnings.warn(
-            f"This run of {int(batches)} training batches ends before its first hyperparameter step, so nothing "
-            "will be tuned; lower warmup, or train for longer.",
-            stacklevel=2,
-        )
-    return steps

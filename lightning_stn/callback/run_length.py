@@ -1,0 +1,34 @@
+"""How long a run is, in training batches and in hyperparameter steps."""
+
+import math
+import warnings
+
+from lightning.pytorch import Trainer
+
+from lightning_stn.callback.settings import Settings
+from lightning_stn.phases import PhaseSchedule, Warmup
+
+
+def run_length(trainer: Trainer, settings: Settings) -> float:
+    """Training batches of the whole run; infinity where the number is not known."""
+    limits: list[float] = []
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        limits.append(trainer.max_epochs * trainer.num_training_batches)
+    if trainer.max_steps >= 0:
+        limits.append(trainer.max_steps * settings.weight_step.accumulate_grad_batches)
+    return min(limits, default=math.inf)
+
+
+def expected_steps(trainer: Trainer, schedule: PhaseSchedule, batches: float) -> int | None:
+    """Hyperparameter steps of the whole run; None where its length is not known. Warns where there are none."""
+    per_epoch = trainer.num_training_batches
+    if math.isinf(batches) or (math.isinf(per_epoch) and Warmup.parse(schedule.warmup).unit == "epochs"):
+        return None
+    steps = schedule.total_steps(int(batches), 0 if math.isinf(per_epoch) else int(per_epoch))
+    if steps == 0:
+        warnings.warn(
+            f"This run of {int(batches)} training batches ends before its first hyperparameter step, so nothing "
+            "will be tuned; lower warmup, or train for longer.",
+            stacklevel=2,
+        )
+    return steps
