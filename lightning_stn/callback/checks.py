@@ -16,13 +16,12 @@ from lightning_stn.manual_optimization import WeightStep
 from lightning_stn.module import STNModule
 
 
-def require_stn_module(module: LightningModule, perturb: str) -> STNModule:
+def require_stn_module(module: LightningModule) -> STNModule:
     """The module as an `STNModule`.
 
     Raises:
         TypeError: the module is not an `STNModule`.
         NotImplementedError: the module has no validation loss, or no training loss.
-        ValueError: no layer responds to the hyperparameters, or a layer does not support `perturb="example"`.
     """
     name = type(module).__name__
     if not isinstance(module, STNModule):
@@ -31,9 +30,19 @@ def require_stn_module(module: LightningModule, perturb: str) -> STNModule:
         raise NotImplementedError(f"{name} has no validation loss; define validation_loss(self, batch, batch_idx).")
     if type(module).training_loss is STNModule.training_loss and module._inherited("training_step") is None:
         raise NotImplementedError(f"{name} has no training loss; define training_loss(self, batch, batch_idx).")
+    return module
+
+
+def check_network(module: STNModule, perturb: str) -> None:
+    """Check the layers of the module, which may have been converted as late as in `setup` or `configure_model`.
+
+    Raises:
+        ValueError: no layer responds to the hyperparameters, parameters have been replaced since the conversion, or a
+            layer does not support `perturb="example"`.
+    """
     if not any(isinstance(layer, ResponseLayer) and layer.responding for layer in module.modules()):
         raise ValueError(
-            f"No layer of {name} responds to the hyperparameters, so nothing could tune them; "
+            f"No layer of {type(module).__name__} responds to the hyperparameters, so nothing could tune them; "
             "wrap the network: self.net = self.convert(net)."
         )
     late = [
@@ -59,7 +68,6 @@ def require_stn_module(module: LightningModule, perturb: str) -> STNModule:
             "perturbation over the batch with STNCallback(perturb='batch'), or leave the modules plain with "
             "convert(exclude=[...])."
         )
-    return module
 
 
 def check_trainer(trainer: Trainer, module: STNModule, settings: Settings) -> None:

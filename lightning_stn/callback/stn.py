@@ -11,7 +11,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_stn.binding import attach_all, unbind
-from lightning_stn.callback.checks import check_optimizers, check_progress, check_trainer, require_stn_module
+from lightning_stn.callback.checks import (
+    check_network,
+    check_optimizers,
+    check_progress,
+    check_trainer,
+    require_stn_module,
+)
 from lightning_stn.callback.hyperparameter_phase import HyperparameterPhase
 from lightning_stn.callback.record import Recorder
 from lightning_stn.callback.resume import RunState, Stateful, Surroundings
@@ -125,10 +131,10 @@ class STNCallback(Callback):
         return self._recorder.schedule
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the module, and attach its regularisers and augmentations to their hyperparameters."""
+        """Check module and Trainer, and begin the run, or go on with it."""
         if stage != "fit":
             return
-        module = require_stn_module(pl_module, self._arguments.perturb)
+        module = require_stn_module(pl_module)
         goes_on = trainer.global_step > 0 and self._records(module)
         earlier = self.state_dict() if goes_on else {}
         self._begin()
@@ -138,11 +144,16 @@ class STNCallback(Callback):
         if count > 1:
             raise ValueError(f"Expected one STNCallback, got {count}; give the Trainer one.")
         check_trainer(trainer, module, self._settings)
+        if not module.automatic_optimization:
+            self._schedulers.watch(module, self._settings.weight_step)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the network, and attach regularisers and augmentations to their hyperparameters."""
+        module = _stn(pl_module)
+        check_network(module, self._settings.perturb)
         attach_all(module, module.hyperparameters)
         module.hyperparameters.unshare()
         self._prepare(module)
-        if not module.automatic_optimization:
-            self._schedulers.watch(module, self._settings.weight_step)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build what the hyperparameter phase needs, and continue where a checkpoint left off."""
@@ -260,7 +271,8 @@ class STNCallback(Callback):
             trainer.should_stop = True
         if due or batch_idx == 0:
             _show(module)
-        if self._clock.batches % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and self._clock.batches % every == 0:  # 0 stands for never, as with Trainer(barebones=True)
             self._recorder.record(trainer, self._clock.batches)
             self._phase.watch.look()
 
