@@ -1,6 +1,5 @@
 """`STNModule`: the two losses of a self-tuning network."""
 
-import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from lightning_stn.binding import bind_weight_phase, cache_effective_parameters,
 from lightning_stn.convert import convert
 from lightning_stn.export import export
 from lightning_stn.hyperparameters import HyperparameterSet
+from lightning_stn.inherited import accepted, is_placeholder
 from lightning_stn.layers import ResponseLayer
 from lightning_stn.manual_optimization import WeightStep, save_checkpoints_by_time
 from lightning_stn.methods import STN, Method, parameter_groups
@@ -93,6 +93,7 @@ class STNModule(L.LightningModule):
         self.hyperparameters = HyperparameterSet(hyperparameters, response=response)
         self._weight_phase: WeightPhase | None = None
         self._muted = False
+        self._outputs: dict[str, Any] = {}
 
     @property
     def runs_for(self) -> Literal["weights", "response", "hyperparameters", "evaluation"]:
@@ -171,9 +172,12 @@ class STNModule(L.LightningModule):
             raise NotImplementedError(
                 f"{type(self).__name__} has no training loss; define training_loss(self, batch, batch_idx)."
             )
-        arguments = (batch, batch_idx)[: len(inspect.signature(step).parameters)]
-        output = step(*arguments)
-        loss: Tensor = output["loss"] if isinstance(output, Mapping) else output
+        output = step(*accepted(step, batch, batch_idx))
+        if not isinstance(output, Mapping):
+            return output  # type: ignore[no-any-return]
+        if self.runs_for != "response":
+            self._outputs = {name: value for name, value in output.items() if name != "loss"}
+        loss: Tensor = output["loss"]
         return loss
 
     def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
@@ -222,8 +226,8 @@ class STNModule(L.LightningModule):
         """One weight step on `training_loss`, at the sample that `STNCallback` has bound.
 
         Returns:
-            The training loss. Where the method differentiates another objective and optimisation is automatic: a
-            dictionary with the objective as `loss`, and the `training_loss` beside it.
+            The training loss; in a dictionary where an existing module's `training_step` returned further values, or
+            where automatic optimisation differentiates another objective as `loss`, with the `training_loss` beside it.
 
         Raises:
             RuntimeError: there is no `STNCallback`.
@@ -242,8 +246,10 @@ class STNModule(L.LightningModule):
         end_forward(self.hyperparameters)
         if not self.automatic_optimization:
             phase.step.take(self, objective, batch_idx)
-            return loss
-        return loss if objective is loss else {"loss": objective, "training_loss": loss.detach()}
+        outputs, self._outputs = self._outputs, {}
+        if self.automatic_optimization and objective is not loss:
+            return {**outputs, "loss": objective, "training_loss": loss.detach()}
+        return {**outputs, "loss": loss} if outputs else loss
 
     def _checked_training_loss(self, batch: Any, batch_idx: int) -> Tensor:
         loss = check_loss(self.training_loss(batch, batch_idx), "training_loss")
@@ -286,10 +292,8 @@ class STNModule(L.LightningModule):
         return self._evaluation_step("test", "test_loss", batch, batch_idx, *args)
 
     def _evaluation_step(self, stage: str, tag: str, batch: Any, batch_idx: int, *args: Any) -> Any:
-        step = self._inherited(f"{stage}_step")
-        if step is not None:
-            arguments = (batch, batch_idx, *args)
-            return step(*arguments[: len(inspect.signature(step).parameters)])
+        if (step := self._inherited(f"{stage}_step")) is not None:
+            return step(*accepted(step, batch, batch_idx, *args))
         loss = self.validation_loss(batch, batch_idx)
         self.log(tag, loss, prog_bar=True, sync_dist=True, batch_size=self._logged_batch_size(batch))
         return loss
@@ -343,7 +347,4 @@ class STNModule(L.LightningModule):
 
     def _inherited(self, name: str) -> Callable[..., Any] | None:
         """The method of the next base, or None if that is only LightningModule's placeholder."""
-        # By classes: compiled, two bound methods are never the same.
-        bases = type(self).__mro__
-        owner = next(base for base in bases[bases.index(STNModule) + 1 :] if name in base.__dict__)
-        return None if issubclass(L.LightningModule, owner) else getattr(super(), name)
+        return None if is_placeholder(type(self), STNModule, name) else getattr(super(), name)

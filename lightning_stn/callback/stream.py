@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeGuard
 
 import torch
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -112,6 +113,10 @@ class ValidationStream:
         self.consumed += 1
         return batch
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the iterator, which cannot be copied; a copy goes on after as many batches."""
+        return {**self.__dict__, "_batches": None}
+
     def state_dict(self) -> dict[str, int]:
         """The number of batches read."""
         return {"consumed": self.consumed}
@@ -179,6 +184,8 @@ def _apart(loader: Iterable[Any], seed: int) -> Iterable[Any]:
 
     Persistent workers begin anew whenever anybody reads their loader, so that evaluation would reset the stream.
     """
+    if isinstance(loader, CombinedLoader):
+        return _Batches(loader)
     if not isinstance(loader, DataLoader):
         return loader
     own = copy.copy(loader)
@@ -186,6 +193,16 @@ def _apart(loader: Iterable[Any], seed: int) -> Iterable[Any]:
     # The loader draws a base seed; drawing it from the global generator would change the training.
     own.generator = torch.Generator().manual_seed(seed)
     return own
+
+
+class _Batches:
+    """The batches of a `CombinedLoader`, without the numbers that it gives beside them."""
+
+    def __init__(self, loader: CombinedLoader) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return (batch for batch, _, _ in self._loader)
 
 
 def _repeat(loader: Iterable[Any], skip: int) -> Iterator[Any]:

@@ -226,7 +226,8 @@ def check_loss(loss: Any, name: str) -> Tensor:
     """
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ValueError(f"Expected {name} to return a scalar tensor, got {got}; return the mean loss.")
+        skips = " A batch cannot be skipped; leave it out of the loader." if loss is None else ""
+        raise ValueError(f"Expected {name} to return a scalar tensor, got {got}; return the mean loss.{skips}")
     return loss
 
 

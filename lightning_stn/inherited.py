@@ -1,0 +1,24 @@
+"""Steps of the module that an `STNModule` stands in front of."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+
+
+def accepted(step: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
+    """As many of these arguments as a step takes by position."""
+    kinds = [parameter.kind for parameter in inspect.signature(step).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return arguments
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return arguments[: sum(kind in positional for kind in kinds)]
+
+
+def is_placeholder(kind: type, after: type, name: str) -> bool:
+    """Whether the method that follows a base among the bases of a class is LightningModule's placeholder."""
+    # By classes: compiled, two bound methods are never the same.
+    bases = kind.__mro__
+    owner = next(base for base in bases[bases.index(after) + 1 :] if name in base.__dict__)
+    return issubclass(L.LightningModule, owner)
