@@ -22,3 +22,14 @@ def is_placeholder(kind: type, after: type, name: str) -> bool:
     bases = kind.__mro__
     owner = next(base for base in bases[bases.index(after) + 1 :] if name in base.__dict__)
     return issubclass(L.LightningModule, owner)
+
+
+def own_arguments(kind: type, base: type, ignored: Any) -> list[str]:
+    """The arguments to leave out of `hparams`: `ignored`, and those of a base that a subclass gives by itself.
+
+    A subclass that has an argument of the same name has it from its caller.
+    """
+    names = [ignored] if isinstance(ignored, str) else list(ignored or ())
+    asked = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
+    given = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
+    return names + [one.name for one in given if one.kind is one.KEYWORD_ONLY and one.name not in asked]

@@ -1,8 +1,8 @@
 """`STNModule`: the two losses of a self-tuning network."""
 
+import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import lightning as L
@@ -15,30 +15,16 @@ from lightning_stn.binding import bind_weight_phase, cache_effective_parameters,
 from lightning_stn.convert import convert
 from lightning_stn.export import export
 from lightning_stn.hyperparameters import HyperparameterSet
-from lightning_stn.inherited import accepted, is_placeholder
+from lightning_stn.inherited import accepted, is_placeholder, own_arguments
 from lightning_stn.layers import ResponseLayer
-from lightning_stn.manual_optimization import WeightStep, save_checkpoints_by_time
-from lightning_stn.methods import STN, Method, parameter_groups
+from lightning_stn.manual_optimization import save_checkpoints_by_time
+from lightning_stn.methods import parameter_groups
 from lightning_stn.methods.base import check_loss, end_forward
-from lightning_stn.specifications import Hyperparameter, Perturb, ResponseForm
+from lightning_stn.specifications import Hyperparameter, ResponseForm
+from lightning_stn.weight_phase import WeightPhase
 
 _SIGNATURE = "lightning_stn_hyperparameters"
 """Key of the signature of the hyperparameters in a checkpoint."""
-
-
-@dataclass(frozen=True)
-class WeightPhase:
-    """How the weight phase of a run works; `STNCallback` gives it to the module.
-
-    Args:
-        method: computes the objective.
-        perturb: "example" draws a perturbation for each example, "batch" one for the mini-batch.
-        step: how the weights step in manual optimisation.
-    """
-
-    method: Method = field(default_factory=STN)
-    perturb: Perturb = "batch"
-    step: WeightStep = field(default_factory=WeightStep)
 
 
 class STNModule(L.LightningModule):
@@ -344,6 +330,15 @@ class STNModule(L.LightningModule):
             yield
         finally:
             self._muted = False
+
+    def save_hyperparameters(self, *args: Any, ignore: Any = None, frame: Any = None, logger: bool = True) -> None:
+        """As in every LightningModule, but for the arguments of `STNModule` that a subclass gives by itself.
+
+        Otherwise `load_from_checkpoint` would pass these a second time.
+        """
+        frame = frame or inspect.currentframe().f_back  # type: ignore[union-attr]
+        ignored = ignore if args else own_arguments(type(self), STNModule, ignore)
+        super().save_hyperparameters(*args, ignore=ignored, frame=frame, logger=logger)
 
     def _inherited(self, name: str) -> Callable[..., Any] | None:
         """The method of the next base, or None if that is only LightningModule's placeholder."""

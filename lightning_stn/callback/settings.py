@@ -7,9 +7,9 @@ from typing import Any, get_args
 
 from lightning_stn.manual_optimization import WeightStep
 from lightning_stn.methods import Method, Scales, resolve_method
-from lightning_stn.module import WeightPhase
 from lightning_stn.phases import PhaseSchedule, Warmup
 from lightning_stn.specifications import Perturb
+from lightning_stn.weight_phase import WeightPhase
 
 OBJECTS = ("optimizer", "hyperparameters")
 """What `on_resume_use` can name beside the settings."""

@@ -195,3 +195,61 @@ def test_combined_loader_gives_its_batches_to_the_loss() -> None:
     both = CombinedLoader({"a": loader(16, seed=1), "b": loader(16, seed=2)}, "min_size")
     fit(Both(), callback(dataloader=both))
     assert kinds == {dict}
+
+
+class Saves(Existing):
+    def __init__(self, width: int = 3, lr: float = 0.05) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.width = width
+
+
+RATES = {"dropout": Float(0.0, 0.9, init=0.1)}
+
+
+class HandsOn(STNModule, Saves):
+    """Hands its arguments on, as a subclass of somebody else's module does."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(hyperparameters=RATES, response="gates", **arguments)
+        self.net = self.convert(self.net, dropout="dropout")
+
+    def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+
+class Takes(HandsOn):
+    """Has the hyperparameters from its caller."""
+
+    def __init__(self, hyperparameters: dict[str, Any], width: int = 3) -> None:
+        STNModule.__init__(self, hyperparameters=hyperparameters, width=width)
+        self.net = self.convert(self.net, dropout="dropout")
+
+
+@pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization")
+@pytest.mark.parametrize(
+    ("module", "saved"),
+    [(lambda: HandsOn(width=5), {"width", "lr"}), (lambda: Takes(RATES, width=5), {"width", "lr", "hyperparameters"})],
+    ids=["hands on", "takes"],
+)
+def test_module_that_saves_its_arguments_loads_from_its_checkpoint(
+    module: Callable[[], Any], saved: set[str], tmp_path: Any
+) -> None:
+    tuned_module = module()
+    run = fit(tuned_module, logger=CSVLogger(tmp_path))
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    loaded = type(tuned_module).load_from_checkpoint(tmp_path / "last.ckpt", weights_only=False)
+    assert loaded.width == 5
+    assert set(loaded.hparams) == saved
+    assert all(torch.equal(value, tuned_module.state_dict()[name]) for name, value in loaded.state_dict().items())
+    if "hyperparameters" not in saved:
+        assert "Float" not in (tmp_path / "lightning_logs/version_0/hparams.yaml").read_text()
+
+
+def test_arguments_that_are_named_are_saved() -> None:
+    class Names(HandsOn):
+        def __init__(self) -> None:
+            super().__init__()
+            self.save_hyperparameters({"own": 1})
+
+    assert Names().hparams["own"] == 1
