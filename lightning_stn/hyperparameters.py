@@ -78,8 +78,10 @@ class HyperparameterSet(nn.Module):
     def _extend(self, specifications: Mapping[str, Hyperparameter]) -> None:
         check_specifications(specifications, self._specifications)
         empty_schedule({**self._specifications, **specifications})  # Refuses columns that collide, before any change.
+        end = len(self)
         for name, specification in specifications.items():
-            self.slices[name] = slice(len(self), len(self) + specification.size)
+            begin, end = end, end + specification.size
+            self.slices[name] = slice(begin, end)
             self._specifications[name] = specification
         for name in _STATE:
             setattr(self, name, torch.empty(len(self), dtype=torch.float32))

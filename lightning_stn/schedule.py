@@ -2,8 +2,10 @@
 
 import bisect
 import csv
+import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +70,7 @@ class Schedule:
         self.choices = {name: tuple(choices) for name, choices in self.choices.items()}
         self.parts = {name: tuple(parts) for name, parts in self.parts.items()}
         columns = self.columns
-        twice = sorted({column for column in columns if columns.count(column) > 1})
+        twice = sorted(column for column, count in Counter(columns).items() if count > 1)
         if twice:
             raise ValueError(
                 f"A name collides with another column of schedule.csv: {twice} would appear twice; rename a "
@@ -200,31 +202,35 @@ def _read_header(header: Sequence[str]) -> tuple[tuple[str, ...], _Labels, _Labe
     if list(header[:2]) != ["step", "epoch"]:
         return None
     # Each name has at least one scale, so the names are at most half of the columns.
-    for count in range(len(columns) // 2, 0, -1):
-        names = tuple(columns[:count])
-        labels = _read_scales(names, columns[count:])
+    most = len(columns) // 2
+    places = {name: place for place, name in reversed(list(enumerate(columns[:most])))}
+    for count in range(most, 0, -1):
+        labels = _read_scales(columns, count, places)
         if labels is not None:
-            return names, *labels
+            return tuple(columns[:count]), *labels
     return None
 
 
-def _read_scales(names: Sequence[str], columns: Sequence[str]) -> tuple[_Labels, _Labels] | None:
+def _read_scales(columns: Sequence[str], count: int, places: Mapping[str, int]) -> tuple[_Labels, _Labels] | None:
     """Choices and parts in the scale columns, by name; None if these are not the scales of the names, in order.
 
-    A column belongs to the longest name that it begins with.
+    Args:
+        columns: first the names, then their scales.
+        count: number of names.
+        places: the place of each name, and of columns behind the names, which do not count.
     """
-    patterns = {name: re.compile(rf"{re.escape(name)}((?:[_.].+)?){_SCALE}", re.DOTALL) for name in names}
-    owners, suffixes = [], {name: list[str]() for name in names}
-    for column in columns:
-        matches = {name: match[1] for name, pattern in patterns.items() if (match := pattern.fullmatch(column))}
-        if not matches:
+    suffixes: list[list[str]] = []
+    for column in itertools.islice(columns, count, None):
+        owner = _owner(column, count, places)
+        if owner is None or owner[0] not in (len(suffixes) - 1, len(suffixes)):
             return None
-        owners.append(max(matches, key=len))
-        suffixes[owners[-1]].append(matches[owners[-1]])
-    if list(dict.fromkeys(owners)) != list(names) or owners != sorted(owners, key=list(names).index):
+        if owner[0] == len(suffixes):
+            suffixes.append([])
+        suffixes[-1].append(owner[1])
+    if len(suffixes) < count:
         return None
     choices, parts = {}, {}
-    for name, own in suffixes.items():
+    for name, own in zip(columns, suffixes, strict=False):
         if len(own) > 1 and all(suffix.startswith("_") for suffix in own):
             choices[name] = tuple(suffix[1:] for suffix in own)
         elif all(suffix.startswith(".") for suffix in own):
@@ -232,3 +238,15 @@ def _read_scales(names: Sequence[str], columns: Sequence[str]) -> tuple[_Labels,
         elif own != [""]:
             return None
     return choices, parts
+
+
+def _owner(column: str, count: int, places: Mapping[str, int]) -> tuple[int, str] | None:
+    """Place of the name that a scale column belongs to, the longest that it begins with, and what follows the name."""
+    if not column.endswith(_SCALE):
+        return None
+    label = column.removesuffix(_SCALE)
+    ends = (match.start() for match in re.finditer(r"[_.](?=.)", label, re.DOTALL))
+    for end in (len(label), *reversed(list(ends))):
+        if places.get(label[:end], count) < count:
+            return places[label[:end]], label[end:]
+    return None
