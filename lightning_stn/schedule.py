@@ -1,18 +1,25 @@
 """The schedule of a run: recorded row by row, saved as CSV, loaded, and read at any step."""
 
 import bisect
+import contextlib
 import csv
+import io
 import itertools
 import math
+import os
 import re
+import reprlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 Value = float | str
 """Value of a hyperparameter in natural units: a number, whole or real, or the name of a choice."""
+
+ENCODING = "utf-8"
+"""Of the CSV form, on every system."""
 
 _SCALE = "_scale"
 
@@ -61,6 +68,11 @@ class Schedule:
                 f"Schedule: expected names to be one or more strings, got {names!r}; give a tuple of them."
             )
         for kind, given in (("choices", self.choices), ("parts", self.parts)):
+            if not _are_labels(given):
+                raise ValueError(
+                    f"Schedule: expected {kind} as a dictionary from names to tuples of strings, got {given!r}; give "
+                    "one, or leave it out."
+                )
             unknown = sorted(set(given) - set(names))
             if unknown:
                 raise ValueError(
@@ -125,14 +137,14 @@ class Schedule:
         """The row with these cells, in the order of `columns`; numbers may be text.
 
         Raises:
-            ValueError: the number of cells is wrong, or a cell is not a number where one is expected.
+            ValueError: the number of cells is wrong, or a cell is not a finite number where one is expected.
         """
         if len(cells) != len(self.columns):
-            raise ValueError(f"Expected {len(self.columns)} cells, got {len(cells)}.")
+            raise ValueError(f"Expected {len(self.columns)} cells, got {len(cells)}; give one for each column.")
         named = dict(zip(self.columns, cells, strict=True))
-        values = {name: named[name] if name in self.choices else _number(named[name]) for name in self.names}
-        scales = {name: _number(named[f"{name}{_SCALE}"]) for name in self.scale_names}
-        return Row(int(_number(named["step"])), int(_number(named["epoch"])), values, scales)
+        values = {name: named[name] if name in self.choices else _number(name, named[name]) for name in self.names}
+        scales = {name: _number(f"{name}{_SCALE}", named[f"{name}{_SCALE}"]) for name in self.scale_names}
+        return Row(_count("step", named["step"]), _count("epoch", named["epoch"]), values, scales)
 
     def at(self, step: int) -> dict[str, Value]:
         """The values at a step: those of the last row up to it, or of the first row for an earlier step.
@@ -140,7 +152,7 @@ class Schedule:
         Raises:
             ValueError: the schedule is empty, or the step is not a number.
         """
-        if not isinstance(step, int | float) or math.isnan(step):
+        if not isinstance(step, int | float) or step != step:
             raise ValueError(
                 f"Schedule.at: expected step to be a number of training batches, got {step!r}; give an int."
             )
@@ -157,7 +169,7 @@ class Schedule:
 
     def save(self, path: str | Path) -> None:
         """Save as CSV."""
-        with open(path, "w", newline="") as file:
+        with open(path, "w", newline="", encoding=ENCODING) as file:
             self.write(file)
 
     @classmethod
@@ -165,32 +177,94 @@ class Schedule:
         """Load from CSV.
 
         Raises:
-            ValueError: the file is not a schedule; the message gives the line.
+            ValueError: the file is not a schedule, or its last line is cut off; the message gives the line.
+            TypeError: the path is neither a string nor a `Path`.
         """
-        with open(path, newline="") as file:
-            lines = list(csv.reader(file))
-        header = lines[0] if lines else []
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(f"Schedule.load: expected path to be a string or a Path, got {path!r}; give the file.")
+        lines = list(_read_lines(Path(path)))
+        header = lines[0][1] if lines else []
         found = _read_header(header)
         if found is None:
             raise ValueError(
                 f"{path}: expected the columns step, epoch, <name>..., <name>_scale... (<name>_<choice>_scale for each "
-                f"choice of a categorical hyperparameter), got {header}; give the schedule.csv of a run."
+                f"choice of a categorical hyperparameter), got {reprlib.repr(header)}; give the schedule.csv of a run."
             )
         names, choices, parts = found
         schedule = cls(names, choices=choices, parts=parts)
-        for number, line in enumerate(lines[1:], start=2):
+        for number, cells in lines[1:]:
             try:
-                schedule.append(schedule.row(line))
+                schedule.append(schedule.row(cells))
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: not a row of a schedule ({error}).") from error
         return schedule
 
 
-def _number(cell: Value) -> float:
-    """A cell as a number: an int if it is written as one, otherwise a float."""
-    if isinstance(cell, str):
-        return int(cell) if re.fullmatch(r"-?\d+", cell) else float(cell)
-    return cell
+def _read_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Cells of each row of a CSV file, with the number of the row's last line.
+
+    Raises:
+        ValueError: the file is not text, not CSV, or its last line has no end.
+    """
+    content = path.read_bytes()
+    try:
+        text = content.decode(ENCODING).removeprefix("\ufeff")  # spreadsheets write this mark
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {number}: expected text in UTF-8, got the byte 0x{content[error.start]:02x}; save the "
+            "file in UTF-8."
+        ) from error
+    if text and not text.endswith(("\n", "\r")):
+        last = text.count("\n") + 1
+        raise ValueError(
+            f"{path}, line {last}: expected a line end, got the end of the file, so that the last row "
+            "may be cut off; delete this row, or complete it with a line end."
+        )
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for cells in reader:
+            yield reader.line_num, cells
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {reader.line_num}: not CSV ({error}); give the schedule.csv of a run."
+        ) from error
+
+
+def _number(column: str, cell: Value) -> float:
+    """A cell as a finite number: an int if it is written as one, otherwise a float.
+
+    Raises:
+        ValueError: the cell is not a finite number.
+    """
+    number: Any = cell
+    with contextlib.suppress(ValueError, OverflowError):
+        if isinstance(cell, str):
+            number = int(cell) if re.fullmatch(r"-?[0-9]+", cell) else float(cell)
+        if isinstance(number, int | float) and math.isfinite(number):
+            return number
+    raise ValueError(f"Expected {column} to be a finite number, got {reprlib.repr(cell)}; correct the cell.")
+
+
+def _count(column: str, cell: Value) -> int:
+    """A cell as a whole number of at least 0.
+
+    Raises:
+        ValueError: the cell is not one.
+    """
+    number = _number(column, cell)
+    if number < 0 or not isinstance(number, int):
+        raise ValueError(
+            f"Expected {column} to be a whole number of at least 0, got {reprlib.repr(cell)}; correct the cell."
+        )
+    return number
+
+
+def _are_labels(given: Any) -> bool:
+    return isinstance(given, Mapping) and all(
+        isinstance(name, str) and isinstance(labels, tuple | list) and all(isinstance(label, str) for label in labels)
+        for name, labels in given.items()
+    )
 
 
 _Labels = dict[str, tuple[str, ...]]
