@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_stn.binding import attach_all, unbind
 from lightning_stn.callback.checks import check_optimizers, check_trainer, require_stn_module
 from lightning_stn.callback.hyperparameter_phase import HyperparameterPhase
+from lightning_stn.callback.modes import restore_modes, warn_unread
 from lightning_stn.callback.record import Recorder
 from lightning_stn.callback.resume import RunState, Stateful, Surroundings
 from lightning_stn.callback.row_check import check_rows
@@ -98,6 +99,7 @@ class STNCallback(Callback):
         self._schedulers = SchedulerSettings()
         self._metric_steps = MetricSteps()
         self._restored: RunState | None = None
+        self._starts = False  # whether no training batch of this `fit` is over
         self._phase: HyperparameterPhase
         self._recorder: Recorder
 
@@ -152,6 +154,8 @@ class STNCallback(Callback):
         if not self._recorder.schedule.rows:  # A resumed run records when one run without interruption would.
             self._recorder.record(trainer, self._clock.batches)
         surroundings.give_back_streams(trainer)
+        module.hyperparameters.forget_reads()
+        self._starts = True
 
     def _prepare(self, module: STNModule) -> None:
         """Bring the module into the state that the method expects."""
@@ -230,10 +234,11 @@ class STNCallback(Callback):
         """Run the hyperparameter steps that are due, and record."""
         module = _stn(pl_module)
         unbind(module.hyperparameters)
-        if self._clock.batches == 0:
-            _warn_unread(module)
-            if self._settings.perturb == "example":
-                check_rows(trainer, module, batch, batch_idx)
+        if self._clock.batches == 0 and self._settings.perturb == "example":
+            check_rows(trainer, module, batch, batch_idx)
+        if self._starts:
+            warn_unread(module)
+            self._starts = False
         self._recorder.train_loss.update(outputs.get("training_loss", outputs["loss"]))
         due = self._clock.finish_batch(trainer.current_epoch)
         for _ in range(due):
@@ -267,7 +272,8 @@ class STNCallback(Callback):
             _stn(pl_module)._weight_phase = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Unbind the sample, drop cached weights, and close files."""
+        """Unbind the sample, drop cached weights, leave eval mode, and close files."""
+        restore_modes(trainer, pl_module)
         if isinstance(pl_module, STNModule):
             pl_module._weight_phase = None
             self._schedulers.release(pl_module)
@@ -310,18 +316,6 @@ def _show(module: STNModule) -> None:
     values = module.hyperparameters.constrain(module.hyperparameters.unconstrained)
     for name, value in values.items():
         module.log(name, value.float(), prog_bar=True, logger=False, on_step=True, on_epoch=False)
-
-
-def _warn_unread(module: STNModule) -> None:
-    """Warn of hyperparameters that nothing has read in the first weight step."""
-    unread = module.hyperparameters.unread()
-    if unread:
-        warnings.warn(
-            f"Nothing read the hyperparameters {unread} in the first training step, so tuning them means nothing; "
-            "name them where they act (convert(net, dropout=...), a regulariser, an augmentation) or read "
-            "self.hyperparameters[name] in training_loss.",
-            stacklevel=2,
-        )
 
 
 def _run_length(trainer: Trainer, settings: Settings) -> float:
