@@ -42,24 +42,21 @@ class Watch:
     def admits(self, hypergradient: Tensor, *, rescales: bool = False) -> bool:
         """Whether a step may be taken along this hypergradient, the same on all ranks.
 
+        Not where the sum of its squares, which optimisers keep a mean of, is not finite in float32: with an infinite
+        second moment nothing would move again.
+
         Args:
             hypergradient: any shape.
             rescales: whether a scaler answers a gradient that is not finite with a smaller scale; no warning then.
         """
-        if bool(torch.isfinite(hypergradient).all()):
+        finite = bool(torch.isfinite(hypergradient).all())
+        if finite and bool(torch.isfinite(hypergradient.float().square().sum())):
             self.in_a_row = 0
             return True
         self.skipped += 1
         self.in_a_row += 1
-        if not rescales:
-            self._warn_once(
-                "",
-                "skipping",
-                "A hypergradient is not finite, so this hyperparameter step is skipped, as will be others like it "
-                f"(stn/skipped_steps counts them; {PATIENCE} in a row end the run). If the training loss is not finite "
-                "either, the weights have diverged: lower their learning rate, clip their gradient with "
-                "STNCallback(weight_step=WeightStep(gradient_clip_val=...)), or see STNModule.parameter_groups.",
-            )
+        if finite or not rescales:
+            self._warn_of_skipped(finite)
         if self.gives_up:
             warnings.warn(
                 f"{PATIENCE} hyperparameter steps in a row had no finite hypergradient; the run stops here, with its "
@@ -67,6 +64,22 @@ class Watch:
                 stacklevel=2,
             )
         return False
+
+    def _warn_of_skipped(self, finite: bool) -> None:
+        fault = (
+            "A hypergradient is so large that its square is not finite in float32, which would make every later step "
+            "zero"
+            if finite
+            else "A hypergradient is not finite"
+        )
+        self._warn_once(
+            "",
+            "skipping",
+            f"{fault}, so this hyperparameter step is skipped, as will be others like it (stn/skipped_steps counts "
+            f"them; {PATIENCE} in a row end the run). If the training loss is not finite either, the weights have "
+            "diverged: lower their learning rate, clip their gradient with "
+            "STNCallback(weight_step=WeightStep(gradient_clip_val=...)), or see STNModule.parameter_groups.",
+        )
 
     def look(self) -> None:
         """Warn, once each, of hyperparameters at a bound and of scales that collapsed or exploded."""

@@ -234,11 +234,12 @@ class HyperparameterOptimizer:
     def step(self, *, admitted: bool = True) -> None:
         """Step along the hypergradient that was received, if it is admitted; the parameters keep no gradient."""
         try:
-            if self.scaler is not None:
-                self.scaler.step(self.optimizer)  # It finds out for itself what is not finite.
-                self.scaler.update()
+            if admitted and self.scaler is not None:
+                self.scaler.step(self.optimizer)
             elif admitted:
                 self.optimizer.step()
+            if self.scaler is not None:
+                self.scaler.update()  # to a smaller scale, where `receive` found what is not finite
         finally:
             self.optimizer.zero_grad(set_to_none=True)
 
