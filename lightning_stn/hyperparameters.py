@@ -64,8 +64,8 @@ class HyperparameterSet(nn.Module):
         if response not in get_args(ResponseForm):
             raise ValueError(f"Expected response to be 'full' or 'gates', got {response!r}.")
         self.response = response
-        if not specifications:
-            raise ValueError("Expected at least one hyperparameter, got none; name what to tune.")
+        if isinstance(specifications, Mapping) and not specifications:
+            raise ValueError("hyperparameters: expected at least one hyperparameter, got none; name what to tune.")
         self._specifications: dict[str, Hyperparameter] = {}
         self.slices: dict[str, slice] = {}
         self._frozen, self.centred, self.gate_scale = False, False, 1.0
