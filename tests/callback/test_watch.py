@@ -73,6 +73,29 @@ def test_hypergradient_whose_square_overflows_does_not_freeze_a_run(optimizer: A
     assert stn.state_dict()["watch"]["skipped"] == 1
 
 
+@pytest.mark.parametrize("factor", [1e10, 1e15])
+def test_single_hypergradient_far_above_the_others_does_not_slow_a_run_down(factor: float) -> None:
+    module, values, stn = Spoiled(range(20, 21), factor), Values(), callback(optimizer=torch.optim.Adam, anneal=False)
+    random_gates(module, 0.1)
+    with pytest.warns(UserWarning, match=r"1e\+06 times as large as those before, .*step is skipped"):
+        trainer(stn, values, max_epochs=4).fit(module, loader(64), loader(16))
+    steps = torch.stack(values.seen).diff(dim=0).norm(dim=1)
+    assert steps[19] == 0
+    assert (steps[20:] > 1e-3).all()
+    assert stn.state_dict()["watch"]["skipped"] == 1
+
+
+def test_watch_takes_the_second_of_two_large_hypergradients_for_another_scale_of_the_loss() -> None:
+    _, watch = watched(rate=Float(0.0, 0.9, init=0.05))
+    large = torch.tensor([1e4])
+    assert watch.admits(large, typical=None)
+    assert watch.admits(large, typical=0.0)
+    assert watch.admits(large, typical=0.011)
+    with pytest.warns(UserWarning, match="times as large"):
+        assert not watch.admits(large, typical=0.009)
+    assert watch.admits(large, typical=0.009)
+
+
 @pytest.mark.parametrize(
     ("gradient", "admitted"),
     [([1e18, 1e18], True), ([1e19, 0.0], True), ([1.5e19, 1.5e19], False), ([1e20, 0.0], False), ([1e-30, 0.0], True)],
