@@ -64,12 +64,11 @@ class HyperparameterSet(nn.Module):
         if response not in get_args(ResponseForm):
             raise ValueError(f"Expected response to be 'full' or 'gates', got {response!r}.")
         self.response = response
-        if not specifications:
-            raise ValueError("Expected at least one hyperparameter, got none; name what to tune.")
+        if isinstance(specifications, Mapping) and not specifications:
+            raise ValueError("hyperparameters: expected at least one hyperparameter, got none; name what to tune.")
         self._specifications: dict[str, Hyperparameter] = {}
         self.slices: dict[str, slice] = {}
-        self._frozen = False
-        self.centred, self.gate_scale = False, 1.0
+        self._frozen, self.centred, self.gate_scale = False, False, 1.0
         self.networks: list[nn.Module] = []
         self.current_pass = Pass()
         self._read: dict[str, bool] = {}  # a dictionary, since compiled graphs can write to one
@@ -78,8 +77,9 @@ class HyperparameterSet(nn.Module):
     def _extend(self, specifications: Mapping[str, Hyperparameter]) -> None:
         check_specifications(specifications, self._specifications)
         empty_schedule({**self._specifications, **specifications})  # Refuses columns that collide, before any change.
+        end = len(self)
         for name, specification in specifications.items():
-            self.slices[name] = slice(len(self), len(self) + specification.size)
+            self.slices[name] = slice(end, end := end + specification.size)
             self._specifications[name] = specification
         for name in _STATE:
             setattr(self, name, torch.empty(len(self), dtype=torch.float32))
@@ -275,8 +275,12 @@ class HyperparameterSet(nn.Module):
                 values[name] = values[name][0]
         return values
 
+    def forget_reads(self) -> None:
+        """Count from now on what is read, for `unread`."""
+        self._read.clear()
+
     def unread(self) -> list[str]:
-        """Names that nothing has read in the weight phase so far."""
+        """Names that nothing has read in the weight phase so far, or since `forget_reads`."""
         return [name for name in self.names if name not in self._read]
 
     def __getitem__(self, name: str) -> Tensor:
@@ -306,10 +310,8 @@ class HyperparameterSet(nn.Module):
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        for name in _STATE:
-            destination[prefix + name] = getattr(self, name)
-        for name in _COORDINATES:
-            destination[prefix + name] = torch.tensor(getattr(self, name))
+        for name in (*_STATE, *_COORDINATES):
+            destination[prefix + name] = torch.as_tensor(getattr(self, name))
 
     def _load_from_state_dict(
         self,

@@ -1,6 +1,5 @@
 """What exists only because optimisation is manual: the weight step, clipping, accumulation, schedulers, scaler."""
 
-import math
 import warnings
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -11,6 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
+
+from lightning_stn.arguments import is_number
 
 ClipAlgorithm = Literal["norm", "value"]
 
@@ -38,8 +39,7 @@ class WeightStep:
     def __post_init__(self) -> None:
         """Check the settings."""
         limit, accumulate = self.gradient_clip_val, self.accumulate_grad_batches
-        number = isinstance(limit, int | float) and not isinstance(limit, bool)
-        if limit is not None and not (number and 0 < limit < math.inf):
+        if limit is not None and not (is_number(limit) and limit > 0):
             raise ValueError(f"WeightStep: expected gradient_clip_val to be positive, or None, got {limit!r}.")
         if self.gradient_clip_algorithm not in get_args(ClipAlgorithm):
             raise ValueError(

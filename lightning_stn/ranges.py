@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
+from itertools import pairwise
 from types import UnionType
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions.transforms import Transform
 
+from lightning_stn.arguments import LARGEST, SMALLEST, is_whole
 from lightning_stn.schedule import Value
 from lightning_stn.specifications import Hyperparameter, Perturb
 from lightning_stn.transforms import invert, range_transform
@@ -53,18 +55,23 @@ class _Ranged(Hyperparameter):
             number: Any = getattr(self, name)
             if number is None and name in optional:
                 continue
-            if isinstance(number, bool) or not isinstance(number, wanted) or not math.isfinite(getattr(self, name)):
+            if isinstance(number, bool) or not isinstance(number, wanted) or not _is_finite(number):
                 raise ValueError(
                     f"{self!r}: expected {name} to be a {kind}, got {number!r}; write it as a plain Python number."
                 )
+            self._check_size(name, number)
         if self.low is not None and self.high is not None and self.low >= self.high:
             raise ValueError(f"{self!r}: expected low < high, got {self.low!r} and {self.high!r}; the range is empty.")
         super().__post_init__()
 
+    @abstractmethod
+    def _check_size(self, name: str, number: Any) -> None:
+        """Check that a number is neither too large nor too small to compute with."""
+
     @property
     @abstractmethod
     def transform(self) -> Transform:
-        """From unconstrained to natural units (for an integer: before rounding)."""
+        """From unconstrained to natural units (for an integer: its distance from `low`, before rounding)."""
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -74,10 +81,9 @@ class _Ranged(Hyperparameter):
             math.inf if self.high is None else float(self.high),
         )
 
+    @abstractmethod
     def constrain(self, unconstrained: Tensor) -> Tensor:
         """Values in natural units, elementwise."""
-        value: Tensor = self.transform(unconstrained)
-        return value
 
     def unconstrained_init(self) -> list[float]:
         """`init` in unconstrained units."""
@@ -101,6 +107,11 @@ class _Ranged(Hyperparameter):
         return low if place < min(-BOUND_REACHED, start - 1) and math.isfinite(low) else None
 
 
+def _is_finite(number: Any) -> bool:
+    """As `math.isfinite`, which whole numbers beyond float64 overflow."""
+    return bool(-math.inf < number < math.inf)
+
+
 @dataclass(frozen=True)
 class Float(_Ranged):
     """A real hyperparameter.
@@ -117,7 +128,8 @@ class Float(_Ranged):
 
     Raises:
         ValueError: the range is empty, `init` lies on or beyond a bound or is missing for an unbounded range, `log` is
-            set for a range that is not positive, or an argument has a wrong type.
+            set for a range that is not positive, float32 does not hold a number or tells it from a bound, or an
+            argument has a wrong type.
 
     Example:
         >>> [f"{kind.init:.2g}" for kind in (Float(0.0, 0.8), Float(1e-6, 1e-1, log=True))]
@@ -141,6 +153,28 @@ class Float(_Ranged):
                 f"{self!r}: expected init strictly between low and high, got {self.init!r}: a bound is infinitely far "
                 "away in unconstrained units; move init inwards or widen the range."
             )
+        self._check_resolution()
+
+    def _check_size(self, name: str, number: Any) -> None:
+        if number and not SMALLEST <= abs(number) <= LARGEST:
+            raise ValueError(
+                f"{self!r}: expected {name} to be 0, or between {SMALLEST:.2g} and {LARGEST:.2g} in size, which "
+                f"float32 holds, got {number!r}; give the hyperparameter other units."
+            )
+
+    def _check_resolution(self) -> None:
+        """Check that float32, in which values are computed, tells bounds and start apart."""
+        ordered = [number for number in (self.low, self.init, self.high) if number is not None]
+        rounded = torch.tensor(list(map(float, ordered)), dtype=torch.float64, device="cpu").float().tolist()
+        if any(one >= other for one, other in pairwise(rounded)):
+            raise ValueError(
+                f"{self!r}: expected low, init and high to differ in float32, got {ordered}; widen the range, or give "
+                "the distance from low as the hyperparameter."
+            )
+        if self.low is not None and self.high is not None and self.high - self.low > LARGEST:
+            raise ValueError(
+                f"{self!r}: expected a range of at most {LARGEST:.2g}, which float32 holds, got {ordered}; narrow it."
+            )
 
     def _default_init(self) -> float | None:
         """A tenth of the range; None for a range without bounds."""
@@ -153,7 +187,14 @@ class Float(_Ranged):
     @cached_property
     def transform(self) -> Transform:
         """From unconstrained to natural units."""
-        return range_transform(self.low, self.high, log=self.log)
+        low, high = (None if bound is None else float(bound) for bound in (self.low, self.high))
+        return range_transform(low, high, log=self.log)
+
+    def constrain(self, unconstrained: Tensor) -> Tensor:
+        """Values in natural units, elementwise; never beyond the bounds, infinite, or 0 on a log scale."""
+        value: Tensor = self.transform(unconstrained)
+        low, high = self.bounds
+        return value.clamp(max(low, SMALLEST if self.log else -LARGEST), min(high, LARGEST))
 
     def bound_reached(self, unconstrained: Sequence[float]) -> float | None:
         """As for every range; on a logarithmic scale, zero is no bound."""
@@ -189,7 +230,7 @@ class Integer(_Ranged):
     def __post_init__(self) -> None:
         """Check the range."""
         self._check(int, "whole number", optional=("init",))
-        self._choose_init(max(self.low + 1, round(self.low + START * (self.high - self.low))))
+        self._choose_init(self.low + max(1, round(START * min(self.high - self.low, _LARGEST_INTEGER_RANGE))))
         if self.high - self.low > _LARGEST_INTEGER_RANGE:
             raise ValueError(
                 f"{self!r}: a range of more than {_LARGEST_INTEGER_RANGE} integers cannot be resolved; "
@@ -198,11 +239,21 @@ class Integer(_Ranged):
         if not self.low <= self.init <= self.high:
             raise ValueError(f"{self!r}: expected low <= init <= high, got init={self.init!r}; move it into the range.")
 
+    def _check_size(self, name: str, number: Any) -> None:
+        if not is_whole(number):
+            raise ValueError(f"{self!r}: expected {name} to be a whole number of int64, got {number!r}; lower it.")
+
     @cached_property
     def transform(self) -> Transform:
-        """From unconstrained units to the real range that is rounded, half an integer wider at each end."""
-        return range_transform(self.low - 0.5, self.high + 0.5)
+        """From unconstrained units to the distance from `low` that is rounded, half an integer wider at each end."""
+        return range_transform(-0.5, self.high - self.low + 0.5)
+
+    def unconstrained_init(self) -> list[float]:
+        """`init` in unconstrained units."""
+        return [invert(self.transform, self.init - self.low)]
 
     def constrain(self, unconstrained: Tensor) -> Tensor:
         """Values in natural units, elementwise, as int64."""
-        return super().constrain(unconstrained).round().clamp(self.low, self.high).to(torch.int64)
+        distance: Tensor = self.transform(unconstrained)
+        # `low` is added as an integer, since float32 holds no whole numbers beyond 2^24 one by one.
+        return distance.round().clamp(0, self.high - self.low).to(torch.int64) + self.low

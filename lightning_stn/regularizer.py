@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from lightning_stn.arguments import is_number
 from lightning_stn.binding import BoundModule
 from lightning_stn.hyperparameters import HyperparameterSet
 
@@ -81,11 +82,10 @@ class Regularizer(BoundModule):
             ValueError: `value` is neither a hyperparameter's name nor a number in the allowed range.
         """
         low, high = self.ranges[name]
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not isinstance(value, str) and not (number and low <= value <= high):
+        if not isinstance(value, str) and not (is_number(value) and low <= value <= high):
             raise ValueError(
                 f"{type(self).__name__}: expected {name} to be a hyperparameter's name or a number "
-                f"{_interval(low, high)}, got {value!r}."
+                f"{_interval(low, high)}, got {value!r}; give one of the two, finite in float32."
             )
         return value
 
@@ -128,7 +128,7 @@ class Regularizer(BoundModule):
         """The strength of this call: `[n]` or a scalar tensor, natural units, or the constant."""
         value = self.given(name)
         if not isinstance(value, str):
-            return value
+            return float(value)  # torch reads no int beyond int64
         assert self._hyperparameters is not None
         return self._hyperparameters[value]
 

@@ -1,16 +1,25 @@
 """The schedule of a run: recorded row by row, saved as CSV, loaded, and read at any step."""
 
 import bisect
+import contextlib
 import csv
+import io
+import itertools
 import math
+import os
 import re
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 Value = float | str
 """Value of a hyperparameter in natural units: a number, whole or real, or the name of a choice."""
+
+ENCODING = "utf-8"
+"""Of the CSV form, on every system."""
 
 _SCALE = "_scale"
 
@@ -59,6 +68,11 @@ class Schedule:
                 f"Schedule: expected names to be one or more strings, got {names!r}; give a tuple of them."
             )
         for kind, given in (("choices", self.choices), ("parts", self.parts)):
+            if not _are_labels(given):
+                raise ValueError(
+                    f"Schedule: expected {kind} as a dictionary from names to tuples of strings, got {given!r}; give "
+                    "one, or leave it out."
+                )
             unknown = sorted(set(given) - set(names))
             if unknown:
                 raise ValueError(
@@ -68,7 +82,7 @@ class Schedule:
         self.choices = {name: tuple(choices) for name, choices in self.choices.items()}
         self.parts = {name: tuple(parts) for name, parts in self.parts.items()}
         columns = self.columns
-        twice = sorted({column for column in columns if columns.count(column) > 1})
+        twice = sorted(column for column, count in Counter(columns).items() if count > 1)
         if twice:
             raise ValueError(
                 f"A name collides with another column of schedule.csv: {twice} would appear twice; rename a "
@@ -123,14 +137,14 @@ class Schedule:
         """The row with these cells, in the order of `columns`; numbers may be text.
 
         Raises:
-            ValueError: the number of cells is wrong, or a cell is not a number where one is expected.
+            ValueError: the number of cells is wrong, or a cell is not a finite number where one is expected.
         """
         if len(cells) != len(self.columns):
-            raise ValueError(f"Expected {len(self.columns)} cells, got {len(cells)}.")
+            raise ValueError(f"Expected {len(self.columns)} cells, got {len(cells)}; give one for each column.")
         named = dict(zip(self.columns, cells, strict=True))
-        values = {name: named[name] if name in self.choices else _number(named[name]) for name in self.names}
-        scales = {name: _number(named[f"{name}{_SCALE}"]) for name in self.scale_names}
-        return Row(int(_number(named["step"])), int(_number(named["epoch"])), values, scales)
+        values = {name: named[name] if name in self.choices else _number(name, named[name]) for name in self.names}
+        scales = {name: _number(f"{name}{_SCALE}", named[f"{name}{_SCALE}"]) for name in self.scale_names}
+        return Row(_count("step", named["step"]), _count("epoch", named["epoch"]), values, scales)
 
     def at(self, step: int) -> dict[str, Value]:
         """The values at a step: those of the last row up to it, or of the first row for an earlier step.
@@ -138,7 +152,7 @@ class Schedule:
         Raises:
             ValueError: the schedule is empty, or the step is not a number.
         """
-        if not isinstance(step, int | float) or math.isnan(step):
+        if not isinstance(step, int | float) or step != step:
             raise ValueError(
                 f"Schedule.at: expected step to be a number of training batches, got {step!r}; give an int."
             )
@@ -155,7 +169,7 @@ class Schedule:
 
     def save(self, path: str | Path) -> None:
         """Save as CSV."""
-        with open(path, "w", newline="") as file:
+        with open(path, "w", newline="", encoding=ENCODING) as file:
             self.write(file)
 
     @classmethod
@@ -163,32 +177,94 @@ class Schedule:
         """Load from CSV.
 
         Raises:
-            ValueError: the file is not a schedule; the message gives the line.
+            ValueError: the file is not a schedule, or its last line is cut off; the message gives the line.
+            TypeError: the path is neither a string nor a `Path`.
         """
-        with open(path, newline="") as file:
-            lines = list(csv.reader(file))
-        header = lines[0] if lines else []
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(f"Schedule.load: expected path to be a string or a Path, got {path!r}; give the file.")
+        lines = list(_read_lines(Path(path)))
+        header = lines[0][1] if lines else []
         found = _read_header(header)
         if found is None:
             raise ValueError(
                 f"{path}: expected the columns step, epoch, <name>..., <name>_scale... (<name>_<choice>_scale for each "
-                f"choice of a categorical hyperparameter), got {header}; give the schedule.csv of a run."
+                f"choice of a categorical hyperparameter), got {reprlib.repr(header)}; give the schedule.csv of a run."
             )
         names, choices, parts = found
         schedule = cls(names, choices=choices, parts=parts)
-        for number, line in enumerate(lines[1:], start=2):
+        for number, cells in lines[1:]:
             try:
-                schedule.append(schedule.row(line))
+                schedule.append(schedule.row(cells))
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: not a row of a schedule ({error}).") from error
         return schedule
 
 
-def _number(cell: Value) -> float:
-    """A cell as a number: an int if it is written as one, otherwise a float."""
-    if isinstance(cell, str):
-        return int(cell) if re.fullmatch(r"-?\d+", cell) else float(cell)
-    return cell
+def _read_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Cells of each row of a CSV file, with the number of the row's last line.
+
+    Raises:
+        ValueError: the file is not text, not CSV, or its last line has no end.
+    """
+    content = path.read_bytes()
+    try:
+        text = content.decode(ENCODING).removeprefix("\ufeff")  # spreadsheets write this mark
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {number}: expected text in UTF-8, got the byte 0x{content[error.start]:02x}; save the "
+            "file in UTF-8."
+        ) from error
+    if text and not text.endswith(("\n", "\r")):
+        last = text.count("\n") + 1
+        raise ValueError(
+            f"{path}, line {last}: expected a line end, got the end of the file, so that the last row "
+            "may be cut off; delete this row, or complete it with a line end."
+        )
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for cells in reader:
+            yield reader.line_num, cells
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {reader.line_num}: not CSV ({error}); give the schedule.csv of a run."
+        ) from error
+
+
+def _number(column: str, cell: Value) -> float:
+    """A cell as a finite number: an int if it is written as one, otherwise a float.
+
+    Raises:
+        ValueError: the cell is not a finite number.
+    """
+    number: Any = cell
+    with contextlib.suppress(ValueError, OverflowError):
+        if isinstance(cell, str):
+            number = int(cell) if re.fullmatch(r"-?[0-9]+", cell) else float(cell)
+        if isinstance(number, int | float) and math.isfinite(number):
+            return number
+    raise ValueError(f"Expected {column} to be a finite number, got {reprlib.repr(cell)}; correct the cell.")
+
+
+def _count(column: str, cell: Value) -> int:
+    """A cell as a whole number of at least 0.
+
+    Raises:
+        ValueError: the cell is not one.
+    """
+    number = _number(column, cell)
+    if number < 0 or not isinstance(number, int):
+        raise ValueError(
+            f"Expected {column} to be a whole number of at least 0, got {reprlib.repr(cell)}; correct the cell."
+        )
+    return number
+
+
+def _are_labels(given: Any) -> bool:
+    return isinstance(given, Mapping) and all(
+        isinstance(name, str) and isinstance(labels, tuple | list) and all(isinstance(label, str) for label in labels)
+        for name, labels in given.items()
+    )
 
 
 _Labels = dict[str, tuple[str, ...]]
@@ -200,31 +276,35 @@ def _read_header(header: Sequence[str]) -> tuple[tuple[str, ...], _Labels, _Labe
     if list(header[:2]) != ["step", "epoch"]:
         return None
     # Each name has at least one scale, so the names are at most half of the columns.
-    for count in range(len(columns) // 2, 0, -1):
-        names = tuple(columns[:count])
-        labels = _read_scales(names, columns[count:])
+    most = len(columns) // 2
+    places = {name: place for place, name in reversed(list(enumerate(columns[:most])))}
+    for count in range(most, 0, -1):
+        labels = _read_scales(columns, count, places)
         if labels is not None:
-            return names, *labels
+            return tuple(columns[:count]), *labels
     return None
 
 
-def _read_scales(names: Sequence[str], columns: Sequence[str]) -> tuple[_Labels, _Labels] | None:
+def _read_scales(columns: Sequence[str], count: int, places: Mapping[str, int]) -> tuple[_Labels, _Labels] | None:
     """Choices and parts in the scale columns, by name; None if these are not the scales of the names, in order.
 
-    A column belongs to the longest name that it begins with.
+    Args:
+        columns: first the names, then their scales.
+        count: number of names.
+        places: the place of each name, and of columns behind the names, which do not count.
     """
-    patterns = {name: re.compile(rf"{re.escape(name)}((?:[_.].+)?){_SCALE}", re.DOTALL) for name in names}
-    owners, suffixes = [], {name: list[str]() for name in names}
-    for column in columns:
-        matches = {name: match[1] for name, pattern in patterns.items() if (match := pattern.fullmatch(column))}
-        if not matches:
+    suffixes: list[list[str]] = []
+    for column in itertools.islice(columns, count, None):
+        owner = _owner(column, count, places)
+        if owner is None or owner[0] not in (len(suffixes) - 1, len(suffixes)):
             return None
-        owners.append(max(matches, key=len))
-        suffixes[owners[-1]].append(matches[owners[-1]])
-    if list(dict.fromkeys(owners)) != list(names) or owners != sorted(owners, key=list(names).index):
+        if owner[0] == len(suffixes):
+            suffixes.append([])
+        suffixes[-1].append(owner[1])
+    if len(suffixes) < count:
         return None
     choices, parts = {}, {}
-    for name, own in suffixes.items():
+    for name, own in zip(columns, suffixes, strict=False):
         if len(own) > 1 and all(suffix.startswith("_") for suffix in own):
             choices[name] = tuple(suffix[1:] for suffix in own)
         elif all(suffix.startswith(".") for suffix in own):
@@ -232,3 +312,15 @@ def _read_scales(names: Sequence[str], columns: Sequence[str]) -> tuple[_Labels,
         elif own != [""]:
             return None
     return choices, parts
+
+
+def _owner(column: str, count: int, places: Mapping[str, int]) -> tuple[int, str] | None:
+    """Place of the name that a scale column belongs to, the longest that it begins with, and what follows the name."""
+    if not column.endswith(_SCALE):
+        return None
+    label = column.removesuffix(_SCALE)
+    ends = (match.start() for match in re.finditer(r"[_.](?=.)", label, re.DOTALL))
+    for end in (len(label), *reversed(list(ends))):
+        if places.get(label[:end], count) < count:
+            return places[label[:end]], label[end:]
+    return None

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_stn.arguments import SMALLEST, is_number
 from lightning_stn.schedule import Schedule, Value
 
 Perturb = Literal["example", "batch"]
@@ -16,6 +17,10 @@ Perturb = Literal["example", "batch"]
 
 ResponseForm = Literal["full", "gates"]
 """Whether layers learn response weights beside their gates, or gates alone."""
+
+
+LARGEST_SCALE = 1e6
+"""Largest initial scale; the layers that read such samples would compute what is not finite."""
 
 
 class Chart(NamedTuple):
@@ -50,9 +55,14 @@ class Hyperparameter(ABC):
     def __post_init__(self) -> None:
         """Check the perturbation; a kind that defines this method calls this one in it."""
         scale: Any = self.scale
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+        if not is_number(scale):
             raise ValueError(f"{self!r}: expected scale to be a finite number, got {scale!r}; 0.5 suits most.")
-        if scale <= 0:
+        if scale > LARGEST_SCALE:
+            raise ValueError(
+                f"{self!r}: expected scale of at most {LARGEST_SCALE:g}, a standard deviation in unconstrained units, "
+                f"got {scale!r}; 0.5 suits most."
+            )
+        if scale < SMALLEST:
             raise ValueError(
                 f"{self!r}: expected scale > 0, a standard deviation in unconstrained units, got {scale!r}; to hold a "
                 "value fixed, leave it out of the hyperparameters."

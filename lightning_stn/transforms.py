@@ -62,4 +62,4 @@ def positive_inverse(scale: Tensor) -> Tensor:
 
 def invert(transform: Transform, value: float) -> float:
     """The unconstrained number that `transform` maps to `value`, computed in float64."""
-    return float(transform.inv(torch.tensor(value, dtype=torch.float64, device="cpu")))
+    return float(transform.inv(torch.tensor(float(value), dtype=torch.float64, device="cpu")))

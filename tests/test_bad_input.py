@@ -1032,7 +1032,9 @@ AUGMENTATIONS = {
         ValueError, "max_holes to be at least 0, got '4'; give", lambda: Cutout(2, "count", max_holes="4")
     ),
     "Cutout: infinitely many holes": building(
-        ValueError, "holes to be a finite number, got inf; give", lambda: Cutout(2, INF)
+        ValueError,
+        "holes to be .* a number of at least 0, got inf; give",
+        lambda: Cutout(2, INF),
     ),
     "Cutout: no upper bound for the holes": using(
         ValueError,

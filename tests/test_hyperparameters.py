@@ -1,5 +1,7 @@
 import copy
 import pickle
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_stn import Float, HyperparameterSet, Integer
+from lightning_stn import Categorical, Float, Hyperparameter, HyperparameterSet, Integer
 from lightning_stn.binding import bind, bind_weight_phase, unbind
+from lightning_stn.schedule import Row
 
 
 def both() -> HyperparameterSet:
@@ -219,3 +222,48 @@ def test_load_state_dict_refuses_wrong_keys_and_sizes() -> None:
     with pytest.raises(RuntimeError, match=r"Unexpected key.*sigma"):
         ours.load_state_dict({**before, "sigma": torch.ones(1)})
     assert all(torch.equal(ours.state_dict()[name], before[name]) for name in before)
+
+
+def calls(work: Callable[[], Any]) -> int:
+    """Number of Python and C functions that a piece of work calls."""
+    count = 0
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+def many(n: int, kind: Callable[[int], Hyperparameter]) -> dict[str, Hyperparameter]:
+    return {f"h{index}": kind(index) for index in range(n)}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda index: Float(0.0, 1.0, init=0.5),
+        lambda index: Integer(0, 4),
+        lambda index: Categorical(["a", "b", "c"], init="a"),
+        lambda index: Categorical(["a", "b"], init="a") if index % 2 else Float(0.0, None, init=1.0),
+    ],
+    ids=["numbers", "integers", "choices", "both"],
+)
+def test_cost_of_a_set_is_linear_in_its_hyperparameters(kind: Callable[[int], Hyperparameter]) -> None:
+    def build_and_read(n: int) -> None:
+        hyperparameters = HyperparameterSet(many(n, kind))
+        schedule = hyperparameters.schedule()
+        schedule.append(Row(0, 0, hyperparameters.values(), dict.fromkeys(schedule.scale_names, 0.5)))
+        schedule.row(schedule.cells(schedule.rows[0]))
+        hyperparameters.noise(2)
+        hyperparameters.require_signature(hyperparameters.signature)
+
+    build_and_read(1)  # imports
+    few, more = (calls(lambda n=n: build_and_read(n)) for n in (100, 400))
+    assert more < 5 * few

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from lightning_stn.schedule import Row, Schedule
 
+HEADER = "step,epoch,rate,rate_scale\n"
+
 
 def recorded() -> Schedule:
     schedule = Schedule(("rate", "count"))
@@ -57,12 +59,81 @@ def test_at_refuses_an_empty_schedule() -> None:
         ("step,epoch,op,op_a_scale,rate_scale\n", "expected the columns"),
         ("step,epoch,op,op_a_scale,op_b_scale\n0,0,c,0.5,0.5\n", "line 2: .*op to be one of .*'a', 'b'.*, got 'c'"),
         ("step,epoch,op,op_a_scale,op_b_scale\n0,0,a,a,0.5\n", "line 2"),
+        (
+            HEADER + "0,0,0.1,0.5\n1,0,0.25,0.123",
+            "line 3: expected a line end, .*cut off; delete this row",
+        ),
+        (HEADER + "0,0,0.1,", "line 2: expected a line end"),
+        ("step,epoch,rate,rate_scale", "line 1: expected a line end"),
+        (HEADER + "inf,0,0.1,0.5\n", "line 2: .*Expected step to be a finite number, got 'inf'; correct the cell"),
+        (HEADER + "0,1e999,0.1,0.5\n", "line 2: .*Expected epoch to be a finite number"),
+        (HEADER + "1.5,0,0.1,0.5\n", "line 2: .*Expected step to be a whole number of at least 0, got '1.5'"),
+        (HEADER + "-1,0,0.1,0.5\n", "line 2: .*Expected step to be a whole number of at least 0, got '-1'"),
+        (HEADER + "0,0,nan,0.5\n", "line 2: .*Expected rate to be a finite number, got 'nan'"),
+        (HEADER + f"0,0,{10**400},0.5\n", r"line 2: .*Expected rate to be a finite number, got '1000.*\.\.\.0*'"),
+        (HEADER + f"0,0,{'5' * 5000},0.5\n", "line 2: .*Expected rate to be a finite number"),
+        (HEADER + "0,0,0.1,-inf\n", "line 2: .*Expected rate_scale to be a finite number"),
+        (HEADER + "0,0,0.1,0.5\n" + "9" * 200_000 + "\n", r"line 3: not CSV \(field larger than field limit"),
+        (HEADER + '0,0,"0.1,0.5\n', r"line \d: not CSV \(unexpected end of data"),
+        (HEADER + "0,0,0.1\r,0.5\n", r"schedule\.csv, line \d: "),
+        (
+            b"step,epoch,rate,rate_scale\n0,0,0.1,0.5\n1,0,\xff,0.5\n",
+            "line 3: expected text in UTF-8, got the byte 0xff",
+        ),
+        (HEADER.encode("utf-16"), "line 1: expected text in UTF-8"),
+        (HEADER + "0,0,\0,0.5\n", "line 2"),
     ],
 )
-def test_load_names_the_line_of_a_broken_file(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "schedule.csv").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        Schedule.load(tmp_path / "schedule.csv")
+def test_load_names_file_and_line_of_a_broken_file(tmp_path: Path, text: str | bytes, message: str) -> None:
+    path = tmp_path / "schedule.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message) as caught:
+        Schedule.load(path)
+    assert str(path) in str(caught.value)
+
+
+@given(st.data())
+def test_load_reads_no_file_that_is_cut_off_within_a_line(tmp_path_factory: Any, data: Any) -> None:
+    path = tmp_path_factory.mktemp("schedule") / "schedule.csv"
+    chosen().save(path)
+    whole = path.read_bytes()
+    cut = data.draw(st.integers(1, len(whole) - 1).filter(lambda end: whole[end - 1 : end] != b"\n"))
+    path.write_bytes(whole[:cut])
+    with pytest.raises(ValueError, match=r"schedule\.csv, line \d: "):
+        Schedule.load(path)
+
+
+def test_load_reads_what_a_spreadsheet_saves(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.csv"
+    recorded().save(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert Schedule.load(path) == recorded()
+
+
+def test_schedule_file_is_utf_8_in_every_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("locale.getpreferredencoding", lambda *args: "ascii")
+    chosen().save(tmp_path / "schedule.csv")
+    assert "é/°C" in (tmp_path / "schedule.csv").read_bytes().decode("utf-8")
+    assert Schedule.load(tmp_path / "schedule.csv") == chosen()
+
+
+@pytest.mark.parametrize("path", [0, 5, None, b"schedule.csv", 0.5])
+def test_load_refuses_what_is_not_a_path(path: Any) -> None:
+    with pytest.raises(TypeError, match=r"Schedule\.load: expected path to be a string or a Path, got"):
+        Schedule.load(path)
+
+
+@pytest.mark.parametrize("labels", [5, None, ["rate"], {"rate": "ab"}, {"rate": 5}, {"rate": (1, 2)}])
+@pytest.mark.parametrize("kind", ["choices", "parts"])
+def test_schedule_refuses_labels_that_are_not_tuples_of_strings(kind: str, labels: Any) -> None:
+    with pytest.raises(ValueError, match=f"Schedule: expected {kind} as a dictionary from names to tuples"):
+        Schedule(("rate",), **{kind: labels})
+
+
+def test_at_takes_any_number() -> None:
+    assert recorded().at(10**400)["count"] == 20
+    with pytest.raises(ValueError, match="step to be a number of training batches, got nan"):
+        recorded().at(float("nan"))  # type: ignore[arg-type]
 
 
 CHOICES = ("1", "0.5", "nan", 'so, "quoted"', "a_scale", "é/°C")

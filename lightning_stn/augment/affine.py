@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_stn import functional
+from lightning_stn.arguments import require_number
 from lightning_stn.augment.base import Augmentation, draw_factor, draw_shift, in_float
 
 SMALLEST_FACTOR = 1e-3
@@ -121,7 +122,7 @@ class RandomAffine(Augmentation):
         self.scale = self.checked("scale", scale)
         self.shear = self.checked("shear", shear)
         self.interpolation = interpolation
-        self.fill = fill
+        self.fill = require_number("RandomAffine", "fill", fill)
 
     def draw(self, input: Tensor) -> Motion:
         """Draw the motion of each example."""

@@ -6,8 +6,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_stn.arguments import is_whole, require_number
 from lightning_stn.augment.base import Augmentation, box_mask, fill_boxes
 from lightning_stn.hyperparameters import HyperparameterSet
+
+MOST_HOLES = 4096
+"""Largest number of squares that are drawn for an image."""
 
 
 def cutout_mask(length: Tensor, centre: Tensor, height: int, width: int) -> Tensor:
@@ -53,13 +57,16 @@ class Cutout(Augmentation):
         self, length: str | float, holes: str | float = 1, fill: float = 0.0, *, max_holes: int | None = None
     ) -> None:
         super().__init__()
-        if max_holes is not None and (not isinstance(max_holes, int) or max_holes < 0):
-            raise ValueError(f"Cutout: expected max_holes to be at least 0, got {max_holes!r}; give a whole number.")
+        if max_holes is not None and not is_whole(max_holes, 0, MOST_HOLES):
+            raise ValueError(
+                f"Cutout: expected max_holes to be at least 0, got {max_holes!r}; give a whole number of at most "
+                f"{MOST_HOLES}."
+            )
         self.length = self.checked("length", length)
         self.holes = self.checked("holes", holes)
-        if holes == math.inf:
-            raise ValueError(f"Cutout: expected holes to be a finite number, got {holes!r}; give a whole number.")
-        self.fill = fill
+        if not isinstance(holes, str) and holes > MOST_HOLES:
+            raise ValueError(f"Cutout: expected holes of at most {MOST_HOLES}, got {holes!r}; give a whole number.")
+        self.fill = require_number("Cutout", "fill", fill)
         self.max_holes = max_holes if isinstance(holes, str) else math.ceil(holes)
 
     def attach(self, hyperparameters: HyperparameterSet, name: str = "") -> None:
@@ -71,12 +78,12 @@ class Cutout(Augmentation):
                 bound.
         """
         super().attach(hyperparameters, name)
-        if self._most_holes is None:
+        if self._most_holes is None or self._most_holes > MOST_HOLES:
             self.detach()
             raise ValueError(
                 f"Cutout {name!r}: expected an upper bound for the number of holes, but the hyperparameter "
                 f"{self.holes!r} is {hyperparameters.specifications[str(self.holes)]!r}; declare an Integer, or pass "
-                "max_holes."
+                f"max_holes, of at most {MOST_HOLES}."
             )
 
     @property

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lightning_stn.arguments import is_number, require_number
 from lightning_stn.augment.base import Augmentation, box_mask, fill_boxes
 
 ATTEMPTS = 10
@@ -47,7 +48,7 @@ class RandomErasing(Augmentation):
         self.p = self.checked("p", p)
         self.scale = scale
         self.ratio = ratio
-        self.value = value
+        self.value = require_number("RandomErasing", "value", value)
 
     def draw(self, input: Tensor) -> tuple[Tensor, Tensor]:
         """Draw a box for each example, `start` and `end` as for `box_mask`, `[n, 2]`; equal where nothing is erased."""
@@ -82,4 +83,4 @@ class RandomErasing(Augmentation):
 
 
 def _is_pair(value: Any) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(end, int | float) for end in value)
+    return isinstance(value, tuple | list) and len(value) == 2 and all(map(is_number, value))

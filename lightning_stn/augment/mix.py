@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Gamma
 
 from lightning_stn import functional
+from lightning_stn.arguments import is_whole
 from lightning_stn.augment.base import Augmentation, box_mask, in_float
 
 
@@ -18,7 +19,8 @@ def draw_share(alpha: Tensor) -> Tensor:
     `Beta = sigmoid(log g - log g')` of two Gamma draws, `g(alpha) = g(alpha + 1) u^(1 / alpha)` with uniform `u`,
     Marsaglia and Tsang (2000), section 6. Logarithms make small alphas exact, where torch's `Beta` underflows to 1/2.
     """
-    shape = alpha.clamp_min(1e-6)  # so small that every draw is 0 or 1
+    # So small that every draw is 0 or 1, and so large that every draw is 1/2: beyond, Gamma is not finite.
+    shape = alpha.clamp(1e-6, 1e12)
 
     def log_gamma_draw() -> Tensor:
         # 1 - rand lies in (0, 1], so its logarithm is finite.
@@ -45,7 +47,7 @@ class _Mix(Augmentation):
 
     def __init__(self, alpha: str | float, num_classes: int) -> None:
         super().__init__()
-        if not isinstance(num_classes, int) or num_classes < 1:
+        if not is_whole(num_classes, 1):
             raise ValueError(
                 f"{type(self).__name__}: expected num_classes to be at least 1, got {num_classes!r}; give the number "
                 "of classes as a whole number."

@@ -117,7 +117,8 @@ class HyperparameterPhase:
             loss, hypergradient = self.optimizer.differentiate(validation_loss, noise)
         hypergradient = trainer.strategy.reduce(hypergradient, reduce_op="mean")
         hypergradient = self.optimizer.receive(hypergradient)
-        admitted = self.watch.admits(hypergradient, rescales=self.optimizer.rescales)
+        typical = self.statistics.typical_norm
+        admitted = self.watch.admits(hypergradient, rescales=self.optimizer.rescales, typical=typical)
         if admitted:
             self.statistics.update(hypergradient[0])
         before = module.hyperparameters.unconstrained.clone()

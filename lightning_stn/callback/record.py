@@ -1,10 +1,8 @@
 """What a run records: loggers, `schedule.csv`, and the schedule in memory."""
 
-import csv
-import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -12,6 +10,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
 
 from lightning_stn.callback.hyperparameter_phase import HyperparameterPhase, HyperparameterStep
+from lightning_stn.callback.schedule_file import ScheduleFile
 from lightning_stn.callback.tensorboard import (
     ENTROPY,
     HYPERGRADIENT,
@@ -80,7 +79,7 @@ class Recorder:
         self.train_loss = Mean()
         self._valid_loss = Mean()
         self._hypergradient = Mean()
-        self._file: TextIO | None = None
+        self._file: ScheduleFile | None = None
         self._summarised: list[str] = []
 
     def update(self, step: HyperparameterStep) -> None:
@@ -90,7 +89,7 @@ class Recorder:
             self._hypergradient.update(step.hypergradient)
 
     def open(self, trainer: Trainer) -> None:
-        """Write the layout, and open `schedule.csv` in the folder of the first logger that has one."""
+        """Write the layout, and begin `schedule.csv` in the folder of the first logger that has one."""
         if not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
@@ -99,13 +98,8 @@ class Recorder:
         folders = [] if trainer.fast_dev_run else map(_folder, trainer.loggers)  # type: ignore[attr-defined]
         folder = next((folder for folder in folders if folder is not None), None)
         if folder is not None:
-            path = folder / "schedule.csv"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # A file of an earlier run is replaced in one go: killed at any moment, one of the two is whole.
-            with open(path.with_suffix(".csv.new"), "w", newline="") as file:
-                self.schedule.write(file)
-            os.replace(file.name, path)
-            self._file = open(path, "a", newline="")  # noqa: SIM115
+            self._file = ScheduleFile(folder / "schedule.csv", self.schedule)
+            self._file.update()
 
     def record(self, trainer: Trainer, step: int) -> None:
         """Record the present, once a step."""
@@ -129,8 +123,7 @@ class Recorder:
             # Not at the start: of several such summaries the first counts, and a user's own is to go before.
             self._summarise(trainer)
         if self._file is not None:
-            csv.writer(self._file, lineterminator="\n").writerow(self.schedule.cells(row))
-            self._file.flush()
+            self._file.update()
 
     def _summarise(self, trainer: Trainer) -> None:
         """Write the summary for the tab HPARAMS, once into each folder of a TensorBoard logger."""
@@ -140,9 +133,9 @@ class Recorder:
                 summarise(self.hyperparameters, logger.experiment)
 
     def close(self) -> None:
-        """Close `schedule.csv`."""
+        """Write to `schedule.csv` what could not be written before."""
         if self._file is not None:
-            self._file.close()
+            self._file.update()
             self._file = None
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """The settings of a run: checked once, saved in its checkpoints, and compared when it is resumed."""
 
-import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, get_args
 
+from lightning_stn.arguments import is_number
 from lightning_stn.manual_optimization import WeightStep
 from lightning_stn.methods import Method, Scales, resolve_method
 from lightning_stn.phases import PhaseSchedule, Warmup
@@ -46,8 +46,7 @@ class Settings:
             if not isinstance(value, kind):
                 raise ValueError(f"STNCallback: expected {name} to be {kind.__name__}(...), got {value!r}.")
         lr: Any = self.lr
-        number = isinstance(lr, int | float) and not isinstance(lr, bool)
-        if lr is not None and not (number and 0 < lr < math.inf):
+        if lr is not None and not (is_number(lr) and lr > 0):
             raise ValueError(f"STNCallback: expected lr to be positive, or None, got {lr!r}.")
         if not isinstance(self.anneal, bool):
             raise ValueError(f"STNCallback: expected anneal to be True or False, got {self.anneal!r}.")
@@ -130,7 +129,7 @@ def check_on_resume_use(names: Any) -> frozenset[str]:
     """
     given = [names] if isinstance(names, str) else names
     known = (*setting_names(), *OBJECTS)
-    if not isinstance(given, Collection) or any(name not in known for name in given):
+    if not isinstance(given, Sequence | Set) or any(name not in known for name in given):
         raise ValueError(f"STNCallback: expected on_resume_use to name some of {list(known)}, got {names!r}.")
     return frozenset(given)
 

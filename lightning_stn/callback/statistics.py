@@ -16,6 +16,9 @@ WINDOW = 100
 FEWEST = 50
 """Hyperparameter steps before the statistics are given."""
 
+FEWEST_FOR_NORM = 10
+"""Hyperparameter steps before their typical norm is given."""
+
 ONE_DIRECTION = 0.9
 """Share of the first direction above which a run is warned."""
 
@@ -51,6 +54,13 @@ class HypergradientStatistics:
         self._second.mul_(keep).add_(torch.outer(gradient, gradient), alpha=1 - keep)
         self._weight = keep * self._weight + 1 - keep
         self.count += 1
+
+    @property
+    def typical_norm(self) -> float | None:
+        """Root mean square of the norms of the hypergradients; None before `FEWEST_FOR_NORM` steps."""
+        if self.count < FEWEST_FOR_NORM or self._second is None:
+            return None
+        return math.sqrt(float(self._second.diagonal().sum()) / self._weight)
 
     @property
     def first_direction(self) -> float | None:

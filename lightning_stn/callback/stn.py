@@ -1,7 +1,6 @@
 """`STNCallback`: joins the phases, the losses of an `STNModule`, and the Trainer."""
 
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,6 +18,7 @@ from lightning_stn.callback.checks import (
     require_stn_module,
 )
 from lightning_stn.callback.hyperparameter_phase import HyperparameterPhase
+from lightning_stn.callback.modes import restore_modes, warn_unread
 from lightning_stn.callback.record import Recorder
 from lightning_stn.callback.resume import RunState, Stateful, Surroundings
 from lightning_stn.callback.row_check import check_rows
@@ -103,6 +103,7 @@ class STNCallback(Callback):
         self._dataloader = dataloader
         self._schedulers = SchedulerSettings()
         self._begin()
+        self._starts = False  # whether no training batch of this `fit` is over
         self._phase: HyperparameterPhase
         self._recorder: Recorder
 
@@ -173,6 +174,8 @@ class STNCallback(Callback):
         if not self._recorder.schedule.rows:  # A resumed run records when one run without interruption would.
             self._recorder.record(trainer, self._clock.batches)
         surroundings.give_back_streams(trainer)
+        module.hyperparameters.forget_reads()
+        self._starts = True
 
     def _records(self, module: STNModule) -> bool:
         """Whether an earlier `fit` of this callback trained this module."""
@@ -255,10 +258,11 @@ class STNCallback(Callback):
         """Run the hyperparameter steps that are due, and record."""
         module = _stn(pl_module)
         unbind(module.hyperparameters)
-        if self._clock.batches == 0:
-            _warn_unread(module)
-            if self._settings.perturb == "example":
-                check_rows(trainer, module, batch, batch_idx)
+        if self._clock.batches == 0 and self._settings.perturb == "example":
+            check_rows(trainer, module, batch, batch_idx)
+        if self._starts:
+            warn_unread(module)
+            self._starts = False
         self._recorder.train_loss.update(outputs.get("training_loss", outputs["loss"]))
         due = self._clock.finish_batch(trainer.current_epoch)
         check_progress(trainer, module, self._clock.batches)
@@ -294,7 +298,8 @@ class STNCallback(Callback):
             _stn(pl_module)._weight_phase = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Unbind the sample, drop cached weights, and close files."""
+        """Unbind the sample, drop cached weights, leave eval mode, and close files."""
+        restore_modes(trainer, pl_module)
         if isinstance(pl_module, STNModule):
             pl_module._weight_phase = None
             self._schedulers.release(pl_module)
@@ -337,15 +342,3 @@ def _show(module: STNModule) -> None:
     values = module.hyperparameters.constrain(module.hyperparameters.unconstrained)
     for name, value in values.items():
         module.log(name, value.float(), prog_bar=True, logger=False, on_step=True, on_epoch=False)
-
-
-def _warn_unread(module: STNModule) -> None:
-    """Warn of hyperparameters that nothing has read in the first weight step."""
-    unread = module.hyperparameters.unread()
-    if unread:
-        warnings.warn(
-            f"Nothing read the hyperparameters {unread} in the first training step, so tuning them means nothing; "
-            "name them where they act (convert(net, dropout=...), a regulariser, an augmentation) or read "
-            "self.hyperparameters[name] in training_loss.",
-            stacklevel=2,
-        )

@@ -1,5 +1,6 @@
 """Safeguards: skip non-finite hypergradients; warn of bounds, scales and silent gates."""
 
+import math
 import warnings
 from typing import Any
 
@@ -11,6 +12,9 @@ from lightning_stn.layers import ResponseLayer
 
 PATIENCE = 25
 """Hyperparameter steps in a row without a finite hypergradient after which a run is stopped."""
+
+SPIKE = 1e6
+"""Size of a single hypergradient, as a multiple of the typical one, from which on it is skipped."""
 
 COLLAPSED, EXPLODED = 0.02, 10.0
 """Perturbation scales as shares of where they started."""
@@ -39,27 +43,28 @@ class Watch:
         """Whether too many steps in a row were skipped."""
         return self.in_a_row >= PATIENCE
 
-    def admits(self, hypergradient: Tensor, *, rescales: bool = False) -> bool:
+    def admits(self, hypergradient: Tensor, *, rescales: bool = False, typical: float | None = None) -> bool:
         """Whether a step may be taken along this hypergradient, the same on all ranks.
+
+        Optimisers keep a mean of squares. Where the sum of squares is not finite in float32, nothing would move again.
+        A single hypergradient `SPIKE` times as large as is typical would be forgotten after thousands of steps only; if
+        the next one is as large, the loss has another scale now.
 
         Args:
             hypergradient: any shape.
             rescales: whether a scaler answers a gradient that is not finite with a smaller scale; no warning then.
+            typical: root mean square of the norms so far; None where it is not known yet.
         """
-        if bool(torch.isfinite(hypergradient).all()):
+        finite = bool(torch.isfinite(hypergradient).all())
+        square = float(hypergradient.float().square().sum())
+        spikes = bool(typical) and not self.in_a_row and math.sqrt(square) > SPIKE * (typical or 0.0)
+        if finite and math.isfinite(square) and not spikes:
             self.in_a_row = 0
             return True
         self.skipped += 1
         self.in_a_row += 1
-        if not rescales:
-            self._warn_once(
-                "",
-                "skipping",
-                "A hypergradient is not finite, so this hyperparameter step is skipped, as will be others like it "
-                f"(stn/skipped_steps counts them; {PATIENCE} in a row end the run). If the training loss is not finite "
-                "either, the weights have diverged: lower their learning rate, clip their gradient with "
-                "STNCallback(weight_step=WeightStep(gradient_clip_val=...)), or see STNModule.parameter_groups.",
-            )
+        if finite or not rescales:
+            self._warn_of_skipped(finite, math.isfinite(square))
         if self.gives_up:
             warnings.warn(
                 f"{PATIENCE} hyperparameter steps in a row had no finite hypergradient; the run stops here, with its "
@@ -67,6 +72,22 @@ class Watch:
                 stacklevel=2,
             )
         return False
+
+    def _warn_of_skipped(self, finite: bool, square_is_finite: bool) -> None:
+        if square_is_finite:
+            fault = f"A hypergradient is {SPIKE:g} times as large as those before, which would make later steps tiny"
+        elif finite:
+            fault = "A hypergradient is so large that its square is not finite in float32, which would end all steps"
+        else:
+            fault = "A hypergradient is not finite"
+        self._warn_once(
+            "",
+            "skipping",
+            f"{fault}, so this hyperparameter step is skipped, as will be others like it (stn/skipped_steps counts "
+            f"them; {PATIENCE} in a row end the run). If the training loss is not finite either, the weights have "
+            "diverged: lower their learning rate, clip their gradient with "
+            "STNCallback(weight_step=WeightStep(gradient_clip_val=...)), or see STNModule.parameter_groups.",
+        )
 
     def look(self) -> None:
         """Warn, once each, of hyperparameters at a bound and of scales that collapsed or exploded."""

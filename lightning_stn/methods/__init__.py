@@ -25,7 +25,8 @@ for train, valid in batches:
 
 from lightning_stn.methods.base import Method, Rates, resolve_method
 from lightning_stn.methods.delta import DeltaSTN
-from lightning_stn.methods.hypergradient import HyperparameterOptimizer, OptimizerFactory, Scales
+from lightning_stn.methods.hypergradient import HyperparameterOptimizer, Scales
+from lightning_stn.methods.optimizers import OptimizerFactory
 from lightning_stn.methods.parameter_groups import parameter_groups
 from lightning_stn.methods.shared_adam import SharedAdam
 from lightning_stn.methods.stn import STN

@@ -52,7 +52,7 @@ class DeltaSTN(Method):
         passes: Any = self.passes
         if not isinstance(linearize, bool):
             raise ValueError(f"DeltaSTN: expected linearize to be True or False, got {linearize!r}.")
-        if isinstance(passes, bool) or passes not in (1, 2):
+        if not isinstance(passes, int) or isinstance(passes, bool) or passes not in (1, 2):
             raise ValueError(f"DeltaSTN: expected passes=1 or passes=2, got {passes!r}.")
         if passes == 1 and not linearize:
             raise ValueError(

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from lightning_stn import functional
+from lightning_stn.arguments import is_number
 from lightning_stn.binding import bind
 from lightning_stn.functional import FrozenWeightsError
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.methods.base import check_loss
+from lightning_stn.methods.optimizers import OptimizerFactory, build_optimizer, refuse_decay
 from lightning_stn.transforms import positive
-
-OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
-"""Builds an optimiser from parameter groups, each with its `params` and `lr`."""
 
 RATES = ("lr", "scale_lr")
 """Names of the learning rates of the two parameter groups."""
@@ -44,16 +43,12 @@ class Scales:
         """Check the settings."""
         if not isinstance(self.tune, bool):
             raise ValueError(f"Scales: expected tune to be True or False, got {self.tune!r}.")
-        if self.lr is not None and not (_is_number(self.lr) and self.lr > 0):
+        if self.lr is not None and not (is_number(self.lr) and self.lr > 0):
             raise ValueError(f"Scales: expected lr to be positive, or None, got {self.lr!r}.")
-        if not (_is_number(self.entropy_weight) and self.entropy_weight >= 0):
+        if not (is_number(self.entropy_weight) and self.entropy_weight >= 0):
             raise ValueError(
                 f"Scales: expected entropy_weight to be a number of at least 0, got {self.entropy_weight!r}."
             )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def own_scaler(precision: str | int, device: torch.device) -> torch.amp.GradScaler | None:
@@ -96,6 +91,7 @@ class HyperparameterOptimizer:
 
     Raises:
         TypeError: the factory returns no optimiser.
+        ValueError: the optimiser needs a closure, decays what it steps, or cannot be built.
     """
 
     def __init__(
@@ -115,12 +111,7 @@ class HyperparameterOptimizer:
         self._hyperparameters = hyperparameters
         self._entropy_weight = scales.entropy_weight
         self._freeze = True
-        self.optimizer = factory(groups)
-        if not isinstance(self.optimizer, torch.optim.Optimizer):
-            raise TypeError(
-                f"Expected STNCallback(optimizer=...) to return a torch.optim.Optimizer, got "
-                f"{type(self.optimizer).__name__}; pass a class such as torch.optim.Adam, or a functools.partial of it."
-            )
+        self.optimizer = build_optimizer(factory, groups)
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         self.scaler = scaler
@@ -234,11 +225,12 @@ class HyperparameterOptimizer:
     def step(self, *, admitted: bool = True) -> None:
         """Step along the hypergradient that was received, if it is admitted; the parameters keep no gradient."""
         try:
-            if self.scaler is not None:
-                self.scaler.step(self.optimizer)  # It finds out for itself what is not finite.
-                self.scaler.update()
+            if admitted and self.scaler is not None:
+                self.scaler.step(self.optimizer)
             elif admitted:
                 self.optimizer.step()
+            if self.scaler is not None:
+                self.scaler.update()  # to a smaller scale, where `receive` found what is not finite
         finally:
             self.optimizer.zero_grad(set_to_none=True)
 
@@ -255,7 +247,7 @@ class HyperparameterOptimizer:
         """Continue from a saved state.
 
         Raises:
-            ValueError: the state is of another class of optimiser.
+            ValueError: the state is of another class of optimiser, or of one that decays.
         """
         name = type(self.optimizer).__qualname__
         if state["class"] != name:
@@ -263,6 +255,7 @@ class HyperparameterOptimizer:
                 f"The checkpoint holds the state of a hyperparameter optimiser of class {state['class']}, but this "
                 f"STNCallback has {name}; pass the same, or on_resume_use=['optimizer'] to begin with a new state."
             )
+        refuse_decay(name, state["optimizer"]["param_groups"])
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])

@@ -1,10 +1,10 @@
 """Learning rates for weights, response weights and gates."""
 
-import math
 from typing import Any
 
 from torch import nn
 
+from lightning_stn.arguments import is_number
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers import ResponseLayer
 
@@ -38,8 +38,9 @@ def parameter_groups(
         ValueError: a rate is not a positive number.
     """
     for name, rate in (("lr", lr), ("response_lr", response_lr), ("gate_lr", gate_lr)):
-        number = isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate < math.inf
-        if not number and not (rate is None and name != "lr"):
+        if rate is None and name != "lr":
+            continue
+        if rate is None or not is_number(rate) or rate <= 0:
             raise ValueError(f"parameter_groups: expected {name} to be positive, got {rate!r}; give a number.")
     if gate_lr is None:
         centre = hyperparameters.gate_input(hyperparameters.unconstrained)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth  # type: ignore[import-untyped]
 
 from lightning_stn import functional
+from lightning_stn.arguments import is_number
 from lightning_stn.regularizers.registry import Tunable, register_by_name, register_tunable
 
 
@@ -134,7 +135,7 @@ class DropPath(TunedDropPath, StochasticDepth):  # type: ignore[misc]
         super().__init__(p)
         if mode not in ("row", "batch"):
             raise ValueError(f"DropPath: expected mode='row' or mode='batch', got {mode!r}.")
-        if not isinstance(share, int | float) or not 0 <= share <= 1:
+        if not is_number(share) or not 0 <= share <= 1:
             raise ValueError(f"DropPath: expected share to lie in [0, 1], got {share!r}.")
         self.mode = mode
         self.share = share

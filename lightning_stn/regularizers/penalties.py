@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_stn.arguments import is_whole, require_bool
 from lightning_stn.layers import ResponseLayer
 from lightning_stn.regularizer import Regularizer
 
@@ -81,6 +82,8 @@ class L2Penalty(Penalty):
             raise ValueError(
                 f"L2Penalty: expected names to be a list of patterns, got the string {names!r}; put it in a list."
             )
+        if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"L2Penalty: expected names to be a list of patterns, got {names!r}; give strings.")
         self.names = tuple(names)
 
     def forward(self, net: nn.Module) -> Tensor:
@@ -145,7 +148,7 @@ class ActivationPenalty(Penalty):
 
     def __init__(self, weight: str | float, *, batch_first: bool = True) -> None:
         super().__init__(weight)
-        self.batch_first = batch_first
+        self.batch_first = require_bool(type(self).__name__, "batch_first", batch_first)
 
     def forward(self, activations: Tensor) -> Tensor:
         """The term, a scalar; zero outside the weight phase."""
@@ -210,6 +213,8 @@ class LabelSmoothing(Penalty):
 
     def __init__(self, weight: str | float, *, ignore_index: int = -100) -> None:
         super().__init__(weight)
+        if not is_whole(ignore_index):
+            raise ValueError(f"LabelSmoothing: expected ignore_index to be a whole number, got {ignore_index!r}.")
         self.ignore_index = ignore_index
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:

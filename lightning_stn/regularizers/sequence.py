@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_stn import functional
+from lightning_stn.arguments import require_bool
 from lightning_stn.regularizer import Regularizer
 
 
@@ -28,7 +29,7 @@ class LockedDropout(Regularizer):
     def __init__(self, p: str | float, *, batch_first: bool = True) -> None:
         super().__init__()
         self.p = self.checked("p", p)
-        self.batch_first = batch_first
+        self.batch_first = require_bool(type(self).__name__, "batch_first", batch_first)
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop units in the weight phase; otherwise return the input."""
@@ -72,7 +73,7 @@ class EmbeddingDropout(Regularizer):
             )
         self.embedding = embedding
         self.p = self.checked("p", p)
-        self.batch_first = batch_first
+        self.batch_first = require_bool(type(self).__name__, "batch_first", batch_first)
 
     def forward(self, words: Tensor) -> Tensor:
         """Embed the words; drop some of them in the weight phase."""

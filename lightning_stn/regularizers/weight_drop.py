@@ -34,7 +34,8 @@ class WeightDrop(Regularizer):
         if not isinstance(module, nn.Module):
             raise ValueError(f"WeightDrop: expected module to be an nn.Module, got {module!r}; pass the layer itself.")
         known = dict(module.named_parameters())
-        if isinstance(names, str) or not names or not set(names) <= set(known):
+        listed = isinstance(names, Sequence) and not isinstance(names, str)
+        if not listed or not names or not all(isinstance(name, str) and name in known for name in names):
             raise ValueError(f"WeightDrop: expected names to be a list from {list(known)}, got {names!r}.")
         self.module = module
         self.names = tuple(names)

@@ -9,11 +9,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from support import LitSmall, fit, loader, trainer
+from support import LitSmall, fit, loader, random_gates, trainer
 from torch import Tensor
 
 from lightning_stn import Categorical, Float, HyperparameterSet, Integer, Scales, STNCallback
 from lightning_stn.callback.watch import PATIENCE, Watch
+from lightning_stn.methods import HyperparameterOptimizer, SharedAdam
 
 
 def callback(**settings: Any) -> STNCallback:
@@ -56,6 +57,78 @@ def test_non_finite_hypergradient_is_skipped_counted_and_reported_once(tmp_path:
     assert "stn/skipped_steps" in metrics[0]
     state = stn._phase.optimizer.optimizer.state_dict()["state"]
     assert all(torch.as_tensor(value).isfinite().all() for entry in state.values() for value in entry.values())
+
+
+@pytest.mark.parametrize("optimizer", [SharedAdam, torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad])
+@pytest.mark.parametrize("factor", [1e27, 1e36])
+def test_hypergradient_whose_square_overflows_does_not_freeze_a_run(optimizer: Any, factor: float) -> None:
+    module, values, stn = Spoiled(range(2, 3), factor), Values(), callback(optimizer=optimizer)
+    random_gates(module, 0.1)
+    with pytest.warns(UserWarning, match="its square is not finite in float32, .*step is skipped") as caught:
+        trainer(stn, values, max_epochs=1).fit(module, loader(64), loader(16))
+    assert sum("skipped" in str(warning.message) for warning in caught) == 1
+    seen = torch.stack(values.seen)
+    assert seen.isfinite().all()
+    assert (seen[1:] != seen[:-1]).any(1).tolist() == [True, False, True, True, True, True, True]
+    assert stn.state_dict()["watch"]["skipped"] == 1
+
+
+@pytest.mark.parametrize("factor", [1e10, 1e15])
+def test_single_hypergradient_far_above_the_others_does_not_slow_a_run_down(factor: float) -> None:
+    module, values, stn = Spoiled(range(20, 21), factor), Values(), callback(optimizer=torch.optim.Adam, anneal=False)
+    random_gates(module, 0.1)
+    with pytest.warns(UserWarning, match=r"1e\+06 times as large as those before, .*step is skipped"):
+        trainer(stn, values, max_epochs=4).fit(module, loader(64), loader(16))
+    steps = torch.stack(values.seen).diff(dim=0).norm(dim=1)
+    assert steps[19] == 0
+    assert (steps[20:] > 1e-3).all()
+    assert stn.state_dict()["watch"]["skipped"] == 1
+
+
+def test_watch_takes_the_second_of_two_large_hypergradients_for_another_scale_of_the_loss() -> None:
+    _, watch = watched(rate=Float(0.0, 0.9, init=0.05))
+    large = torch.tensor([1e4])
+    assert watch.admits(large, typical=None)
+    assert watch.admits(large, typical=0.0)
+    assert watch.admits(large, typical=0.011)
+    with pytest.warns(UserWarning, match="times as large"):
+        assert not watch.admits(large, typical=0.009)
+    assert watch.admits(large, typical=0.009)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "admitted"),
+    [([1e18, 1e18], True), ([1e19, 0.0], True), ([1.5e19, 1.5e19], False), ([1e20, 0.0], False), ([1e-30, 0.0], True)],
+)
+def test_watch_admits_what_is_finite_when_squared_and_summed(gradient: list[float], admitted: bool) -> None:
+    _, watch = watched(rate=Float(0.0, 0.9, init=0.05))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if not admitted else "error")
+        assert watch.admits(torch.tensor(gradient)) is admitted
+    assert watch.in_a_row == (not admitted)
+
+
+def test_hypergradient_that_is_too_large_is_reported_beside_a_scaler_too() -> None:
+    """A smaller scale changes nothing about it."""
+    _, watch = watched(rate=Float(0.0, 0.9, init=0.05))
+    assert not watch.admits(torch.tensor([float("inf")]), rescales=True)
+    with pytest.warns(UserWarning, match="so large that its square"):
+        assert not watch.admits(torch.tensor([1e20]), rescales=True)
+
+
+@pytest.mark.parametrize(("gradient", "scale"), [(1.0, 8.0), (1e30, 8.0), (float("inf"), 4.0)])
+def test_optimizer_beside_a_scaler_takes_admitted_steps_alone(gradient: float, scale: float) -> None:
+    hyperparameters, watch = watched(rate=Float(0.0, 0.9, init=0.05))
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    optimizer = HyperparameterOptimizer(hyperparameters, torch.optim.Adam, lr=0.1, scaler=scaler)
+    scaler.scale(torch.ones(()))
+    start = hyperparameters.unconstrained.clone()
+    received = optimizer.receive(torch.tensor([[8.0 * gradient], [0.0]]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer.step(admitted=watch.admits(received, rescales=optimizer.rescales))
+    assert torch.equal(hyperparameters.unconstrained, start) is (gradient != 1.0)
+    assert scaler.get_scale() == scale
 
 
 def test_too_many_non_finite_hypergradients_in_a_row_end_the_run_and_keep_its_checkpoint(tmp_path: Any) -> None:
