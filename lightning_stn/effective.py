@@ -45,7 +45,7 @@ class EffectiveParameters:
         """
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return build()
-        if in_backward() or not all(map(is_whole, map(type, sources))):
+        if in_backward() or not all(map(is_unsharded, map(type, sources))):
             return _unseen_by_checkpoints(build)
         gate = id(sources[0])
         key, states = (gate, torch.is_grad_enabled()), tuple(map(self._state, sources))
@@ -84,7 +84,7 @@ class EffectiveParameters:
         return EffectiveParameters, (self._state,)
 
 
-def is_whole(kind: type[Tensor]) -> bool:
+def is_unsharded(kind: type[Tensor]) -> bool:
     """Whether tensors of a type are whole and show their changes, unlike sharded ones."""
     return kind is Tensor or kind is torch.nn.Parameter or issubclass(kind, torch.nn.Parameter)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_stn import dual, functional
 from lightning_stn.binding import BoundModule
-from lightning_stn.effective import in_backward, is_whole, uncomputable
+from lightning_stn.effective import in_backward, is_unsharded, uncomputable
 from lightning_stn.hyperparameters import HyperparameterSet
 
 
@@ -155,7 +155,7 @@ class RespondingParameters(BoundModule):
         # Between passes, and after the forward pass of one, a parameter is itself, and has its gradient.
         if hyperparameters.at_centre or run.effective is None or (run.ended and not in_backward()):
             return base
-        if not is_whole(type(base)):  # a shard, which FSDP2 reads to gather the whole
+        if not is_unsharded(type(base)):  # a shard, which FSDP2 reads to gather the whole
             return base
         if run.refusal:
             raise RuntimeError(run.refusal)
