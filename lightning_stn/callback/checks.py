@@ -33,6 +33,11 @@ def require_stn_module(module: LightningModule) -> STNModule:
     return module
 
 
+def is_converted(module: STNModule) -> bool:
+    """Whether any layer responds to the hyperparameters."""
+    return any(isinstance(layer, ResponseLayer) and layer.responding for layer in module.modules())
+
+
 def check_network(module: STNModule, perturb: str) -> None:
     """Check the layers of the module, which may have been converted as late as in `setup` or `configure_model`.
 
@@ -40,7 +45,7 @@ def check_network(module: STNModule, perturb: str) -> None:
         ValueError: no layer responds to the hyperparameters, parameters have been replaced since the conversion, or a
             layer does not support `perturb="example"`.
     """
-    if not any(isinstance(layer, ResponseLayer) and layer.responding for layer in module.modules()):
+    if not is_converted(module):
         raise ValueError(
             f"No layer of {type(module).__name__} responds to the hyperparameters, so nothing could tune them; "
             "wrap the network: self.net = self.convert(net)."

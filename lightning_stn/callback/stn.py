@@ -15,6 +15,7 @@ from lightning_stn.callback.checks import (
     check_optimizers,
     check_progress,
     check_trainer,
+    is_converted,
     require_stn_module,
 )
 from lightning_stn.callback.hyperparameter_phase import HyperparameterPhase
@@ -136,21 +137,26 @@ class STNCallback(Callback):
         if stage != "fit":
             return
         module = require_stn_module(pl_module)
-        goes_on = trainer.global_step > 0 and self._records(module)
-        earlier = self.state_dict() if goes_on else {}
-        self._begin()
-        self.load_state_dict(earlier)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         count = sum(isinstance(callback, STNCallback) for callback in callbacks)
         if count > 1:
             raise ValueError(f"Expected one STNCallback, got {count}; give the Trainer one.")
-        check_trainer(trainer, module, self._settings)
+        check_trainer(trainer, module, self._arguments)
+        goes_on = trainer.global_step > 0 and self._records(module)
+        earlier = self.state_dict() if goes_on else {}
+        self._begin()
+        self.load_state_dict(earlier)
+        if is_converted(module):  # Lightning's Tuner trains before `on_fit_start`.
+            self._attach(module)
         if not module.automatic_optimization:
             self._schedulers.watch(module, self._settings.weight_step)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check a network that was converted after `setup` of the callbacks, and attach what belongs to it."""
+        self._attach(_stn(pl_module))
+
+    def _attach(self, module: STNModule) -> None:
         """Check the network, and attach regularisers and augmentations to their hyperparameters."""
-        module = _stn(pl_module)
         check_network(module, self._settings.perturb)
         attach_all(module, module.hyperparameters)
         module.hyperparameters.unshare()
