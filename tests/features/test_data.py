@@ -323,7 +323,7 @@ def test_scalars_in_a_batch_do_not_count_as_examples() -> None:
     trainer(callback(perturb="example"), max_epochs=1).fit(
         module, loader(24, collate_fn=collate), loader(16, seed=1, collate_fn=collate)
     )
-    assert "hyperparameter" in module.events
+    assert_moved(module)
 
 
 @pytest.mark.parametrize("extra", [lambda n: torch.ones(3), lambda n: torch.ones(2 * n)], ids=["fixed", "twice"])
@@ -335,7 +335,7 @@ def test_rows_of_a_batch_of_several_sizes_need_the_hook(extra: Callable[[int], T
     module = build(Mixed, False)
     module.infer_batch_size = lambda batch: len(batch["y"])  # type: ignore[method-assign]
     trainer(callback(perturb="example"), max_epochs=1).fit(module, *data)
-    assert "hyperparameter" in module.events
+    assert_moved(module)
 
 
 def test_a_batch_of_several_sizes_is_weighted_in_the_mean_of_an_epoch_as_lightning_weights_it() -> None:
