@@ -142,7 +142,7 @@ class STNCallback(Callback):
         if count > 1:
             raise ValueError(f"Expected one STNCallback, got {count}; give the Trainer one.")
         check_trainer(trainer, module, self._arguments)
-        goes_on = trainer.global_step > 0 and self._records(module)
+        goes_on = self._restored is not None or (trainer.global_step > 0 and self._records(module))
         earlier = self.state_dict() if goes_on else {}
         self._begin()
         self.load_state_dict(earlier)
