@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
@@ -75,13 +75,24 @@ def check_network(module: STNModule, perturb: str) -> None:
         )
 
 
-def check_trainer(trainer: Trainer, module: STNModule, settings: Settings) -> None:
+def check_trainer(trainer: Trainer, module: STNModule, settings: Settings, kind: type[Callback]) -> None:
     """Refuse combinations of Trainer, module and settings that do not work.
 
+    Args:
+        trainer: the Trainer of the run.
+        module: the module of the run.
+        settings: those of the run.
+        kind: of callback that the Trainer may have only one of.
+
     Raises:
-        ValueError: `weight_step` is given with automatic optimisation, where the Trainer clips and accumulates.
+        ValueError: there is more than one callback of this kind, or `weight_step` is given with automatic optimisation,
+            where the Trainer clips and accumulates.
         NotImplementedError: the strategy, or a callback beside this one, is not supported.
     """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    count = sum(isinstance(callback, kind) for callback in callbacks)
+    if count > 1:
+        raise ValueError(f"Expected one {kind.__name__}, got {count}; give the Trainer one.")
     if module.automatic_optimization and settings.weight_step != WeightStep():
         raise ValueError(
             "With automatic_optimization = True Lightning takes the weight step, but STNCallback got "
@@ -106,7 +117,6 @@ def check_trainer(trainer: Trainer, module: STNModule, settings: Settings) -> No
             "rank would step along its local gradient. Update Lightning, leave static_graph out, or set "
             "self.automatic_optimization = True."
         )
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
         raise NotImplementedError(
             "STNCallback does not support StochasticWeightAveraging: it ends with an epoch in which Lightning leaves "
@@ -149,26 +159,44 @@ PATIENCE = 20
 """Batches after which an optimiser must have stepped."""
 
 
-def check_progress(trainer: Trainer, module: STNModule, batches: int) -> None:
-    """Stop a run in which a `training_step` of the user's own takes the place of the weight step.
+class WeightProgress:
+    """Stops a run in which a `training_step` of the user's own takes the place of the weight step.
 
     Args:
-        trainer: the Trainer of the run.
-        module: the module of the run.
-        batches: training batches so far.
-
-    Raises:
-        RuntimeError: no optimiser has stepped in the first epoch, or in 20 batches of it.
+        trainer: the Trainer of the run, with its optimisers.
     """
-    owner = next(base for base in type(module).__mro__ if "training_step" in base.__dict__)
-    if trainer.global_step or module.automatic_optimization or owner is STNModule:
-        return
-    if batches >= PATIENCE or trainer.is_last_batch:
-        raise RuntimeError(
-            f"No optimiser has stepped in {batches} batches: {owner.__name__} defines a training_step beside "
-            "training_loss, which takes the place of the weight step. Rename it to training_loss, return "
-            "super().training_step(batch, batch_idx) from it, or step the optimisers in it by hand."
-        )
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._handles = [optimizer.register_step_post_hook(self._note) for optimizer in trainer.optimizers]
+        self._stepped = False
+
+    def _note(self, *_: Any) -> None:
+        """Note a step, by whatever way the optimiser was called, and listen no more."""
+        self._stepped = True
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def check(self, trainer: Trainer, module: STNModule, batches: int) -> None:
+        """Check that an optimiser has stepped.
+
+        Args:
+            trainer: the Trainer of the run.
+            module: the module of the run.
+            batches: training batches so far.
+
+        Raises:
+            RuntimeError: no optimiser has stepped in the first epoch, or in 20 batches of it.
+        """
+        if self._stepped or module.automatic_optimization:
+            return
+        owner = next(base for base in type(module).__mro__ if "training_step" in base.__dict__)
+        if owner is not STNModule and (batches >= PATIENCE or trainer.is_last_batch):
+            raise RuntimeError(
+                f"No optimiser has stepped in {batches} batches: {owner.__name__} defines a training_step beside "
+                "training_loss, which takes the place of the weight step. Rename it to training_loss, return "
+                "super().training_step(batch, batch_idx) from it, or step the optimisers in it by hand."
+            )
 
 
 def tuning_loader(trainer: Trainer, module: STNModule, dataloader: Iterable[Any] | None) -> Iterable[Any]:

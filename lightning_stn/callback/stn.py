@@ -11,9 +11,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_stn.binding import attach_all, unbind
 from lightning_stn.callback.checks import (
+    WeightProgress,
     check_network,
     check_optimizers,
-    check_progress,
     check_trainer,
     is_converted,
     require_stn_module,
@@ -137,11 +137,7 @@ class STNCallback(Callback):
         if stage != "fit":
             return
         module = require_stn_module(pl_module)
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        count = sum(isinstance(callback, STNCallback) for callback in callbacks)
-        if count > 1:
-            raise ValueError(f"Expected one STNCallback, got {count}; give the Trainer one.")
-        check_trainer(trainer, module, self._arguments)
+        check_trainer(trainer, module, self._arguments, STNCallback)
         goes_on = self._restored is not None or (trainer.global_step > 0 and self._records(module))
         earlier = self.state_dict() if goes_on else {}
         self._begin()
@@ -168,6 +164,7 @@ class STNCallback(Callback):
         if not module.automatic_optimization:
             self._schedulers.restore(trainer)
         check_optimizers(trainer, module)
+        self._weights = WeightProgress(trainer)
         batches = self._resolve(trainer)
         self._prepare(module)
         self._phase = HyperparameterPhase(trainer, module, self._settings, self._factory, self._dataloader, batches)
@@ -269,9 +266,11 @@ class STNCallback(Callback):
         if self._starts:
             warn_unread(module)
             self._starts = False
-        self._recorder.train_loss.update(outputs.get("training_loss", outputs["loss"]))
+        loss = (outputs or {}).get("training_loss", (outputs or {}).get("loss"))
+        if loss is not None:  # A training_step that steps by hand may return nothing.
+            self._recorder.train_loss.update(loss)
         due = self._clock.finish_batch(trainer.current_epoch)
-        check_progress(trainer, module, self._clock.batches)
+        self._weights.check(trainer, module, self._clock.batches)
         for _ in range(due):
             with trainer.profiler.profile("[STNCallback]hyperparameter_step"):  # type: ignore[attr-defined]
                 self._recorder.update(self._phase.step(trainer, module, self._clock))

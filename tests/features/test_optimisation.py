@@ -281,8 +281,26 @@ def test_a_training_step_that_steps_no_optimiser_ends_the_run(n: int, batches: i
         train(OwnStep(), n=n, max_epochs=1)
 
 
+class StepsPastLightning(LitSmall):
+    """Uses torch's optimiser itself, whose steps Lightning does not count."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        self.training_loss(batch, batch_idx).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def test_a_training_step_around_the_weight_step_trains() -> None:
     assert train(Around(), max_epochs=1).global_step == 5
+
+
+@pytest.mark.parametrize("kind", [StepsByHand, StepsPastLightning])
+def test_a_training_step_that_steps_by_hand_trains(kind: type[LitSmall]) -> None:
+    module = kind()
+    before = flat(module)
+    train(module, max_epochs=1)
+    assert not torch.equal(flat(module), before)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 5])
