@@ -55,8 +55,9 @@ class Watched(LitSmall):
     """Records the sample of every weight step."""
 
     def training_loss(self, batch: Any, batch_idx: int) -> Tensor:
-        sample = self.hyperparameters.current_pass.sample
-        self.samples = [*getattr(self, "samples", []), sample.clone()]
+        if self.runs_for == "weights":
+            sample = self.hyperparameters.current_pass.sample
+            self.samples = [*getattr(self, "samples", []), sample.clone()]
         return super().training_loss(batch, batch_idx)
 
 
