@@ -88,7 +88,7 @@ class _ShareGradient(torch.autograd.Function):
 
 
 _levels: list[forward_ad.dual_level] = []
-"""The levels that are open now; a list, which backward passes in threads of their own see too."""
+"""The levels that are open now. A list, since a backward pass may run in another thread."""
 
 
 @contextmanager

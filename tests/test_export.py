@@ -96,7 +96,7 @@ def test_export_keeps_tied_weights_tied(reverse: bool) -> None:
 
 
 class Named(nn.Parameter):
-    """A parameter of a kind of its own, by which an optimiser may choose its settings."""
+    """A subclass, by which an optimiser may choose its settings."""
 
 
 def test_parameters_of_a_subclass_respond_and_keep_their_type() -> None:

@@ -1,6 +1,5 @@
 """Checks before the first step, so that a mistake costs seconds and not a run."""
 
-import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +12,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning_stn.callback.settings import Settings
 from lightning_stn.layers import ResponseLayer
 from lightning_stn.manual_optimization import WeightStep
+from lightning_stn.methods.optimizers import needs_closure
 from lightning_stn.module import STNModule
 
 
@@ -133,8 +133,7 @@ def check_optimizers(trainer: Trainer, module: STNModule) -> None:
         NotImplementedError: an optimiser evaluates the loss by itself, which manual optimisation does not offer.
     """
     for optimizer in trainer.optimizers:
-        closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-        if closure is not None and closure.default is closure.empty and not module.automatic_optimization:
+        if needs_closure(optimizer) and not module.automatic_optimization:
             raise NotImplementedError(
                 f"{type(optimizer).__name__} evaluates the loss several times in a step, for which manual optimisation "
                 "has no closure; set self.automatic_optimization = True after super().__init__(...)."

@@ -51,14 +51,18 @@ class Cell(ABC):
     """
 
     @staticmethod
-    @abstractmethod
     def pre_activations(projected: Tensor, add_recurrent: AddRecurrent) -> Tensor:
         """Pre-activations without the recurrent product: input projection plus recurrent bias, `[t, n, d]`.
+
+        By default the columns keep torch's order.
 
         Args:
             projected: the input projection, `[t, n, *]`, with its columns in torch's order.
             add_recurrent: adds the recurrent bias, in torch's order of columns.
         """
+        output = add_recurrent(projected)
+        assert output is not None
+        return output
 
     @staticmethod
     @abstractmethod
@@ -111,19 +115,12 @@ class Cell(ABC):
 class LSTMCell(Cell):
     """The cell of `nn.LSTM`, Hochreiter and Schmidhuber (1997).
 
-    The pre-activations `a` are those of `i, f, g, o`, and the recurrent product enters all of them::
+    The pre-activations `a` are those of `i, f, g, o`, in torch's order, and the recurrent product enters all of them::
 
         i = sigmoid(a_i)    f = sigmoid(a_f)    g = tanh(a_g)    o = sigmoid(a_o)
         c' = f c + i g
         h' = o tanh(c')
     """
-
-    @staticmethod
-    def pre_activations(projected: Tensor, add_recurrent: AddRecurrent) -> Tensor:
-        """Input projection plus recurrent bias, in the order `i, f, g, o`, which is that of torch."""
-        output = add_recurrent(projected)
-        assert output is not None
-        return output
 
     @staticmethod
     def step(pre_activations: Tensor, recurrent: Stacked, state: State, out: Tensor) -> tuple[State, Tensor | None]:
@@ -271,13 +268,6 @@ class GRUCell(Cell):
 
 class TanhCell(Cell):
     """The cell of `nn.RNN`, Elman (1990): `h' = tanh(a)`, and the recurrent product enters all of `a`."""
-
-    @staticmethod
-    def pre_activations(projected: Tensor, add_recurrent: AddRecurrent) -> Tensor:
-        """Input projection plus recurrent bias."""
-        output = add_recurrent(projected)
-        assert output is not None
-        return output
 
     @classmethod
     def step(

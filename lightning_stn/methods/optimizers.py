@@ -33,14 +33,19 @@ def build_optimizer(factory: OptimizerFactory, groups: list[dict[str, Any]]) -> 
             f"{type(optimizer).__name__}; pass a class such as torch.optim.Adam, or a functools.partial of it."
         )
     name = type(optimizer).__qualname__
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
+    if needs_closure(optimizer):
         raise ValueError(
             f"Expected STNCallback(optimizer=...) to step without a closure, got {name}, which evaluates the loss "
             "several times in a step, while a hyperparameter step has one batch; pass SharedAdam or torch.optim.Adam."
         )
     refuse_decay(name, optimizer.param_groups)
     return optimizer
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step of the optimiser evaluates the loss, as LBFGS does."""
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def refuse_decay(name: str, groups: Iterable[Mapping[str, Any]]) -> None:

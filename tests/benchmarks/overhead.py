@@ -2,7 +2,7 @@
 
     python tests/benchmarks/overhead.py OLD NEW [--parts weight_batch hyper] [--rounds N]
 
-Each checkout runs in a process of its own. The two take turns with bursts of a few steps, tens of milliseconds each,
+Each checkout runs in a separate process. The two take turns with bursts of a few steps, tens of milliseconds each,
 so that a clock that changes from second to second meets both alike. A cell is the median over the rounds of NEW divided
 by OLD, in brackets the quartiles. The unit is CPU time, with one thread. `compare.py` does the same with whole runs of
 larger networks, whose kernels are the same in both.

@@ -33,7 +33,7 @@ def schedule() -> Schedule:
 
 @pytest.fixture
 def file(tmp_path: Path, schedule: Schedule) -> ScheduleFile:
-    """Of three rows, in a folder of its own."""
+    """A file of three rows in a new folder."""
     file = ScheduleFile(tmp_path / "log" / "schedule.csv", schedule)
     file.update()
     return file
