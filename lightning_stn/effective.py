@@ -1,5 +1,6 @@
 """Effective parameters of one pass, each built once however often it is read."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -57,12 +58,11 @@ class EffectiveParameters:
         effective = _unseen_by_checkpoints(build)
         self._entries[key] = _Entry(effective, version(effective), tuple(sources), states)
         if effective.requires_grad:
-            # A backward pass frees the graph behind it, so that the next reading needs another one.
-            effective.register_hook(lambda _: self._forget(key))  # type: ignore[no-untyped-call]
+            # A backward pass frees the graph behind it, so that the next reading needs another one. The graph keeps its
+            # hooks where no garbage collection looks: one that held this object would keep the graph for ever.
+            kept = weakref.ref(self)
+            effective.register_hook(lambda _: _forget(kept, key))  # type: ignore[no-untyped-call]
         return effective
-
-    def _forget(self, key: tuple[int, bool]) -> None:
-        self._entries.pop(key, None)
 
     def _check_unmodified(self, gate: int, label: Callable[[], str]) -> None:
         for grad in (False, True):
@@ -82,6 +82,12 @@ class EffectiveParameters:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle an empty one, for the same reason."""
         return EffectiveParameters, (self._state,)
+
+
+def _forget(kept: "weakref.ref[EffectiveParameters]", key: tuple[int, bool]) -> None:
+    parameters = kept()
+    if parameters is not None:
+        parameters._entries.pop(key, None)
 
 
 def is_unsharded(kind: type[Tensor]) -> bool:
