@@ -62,6 +62,10 @@ class Recorder:
 
     Losses and hypergradients are means over the steps since the last record.
 
+    Loggers get every value at the step that Lightning counts for `self.log`, so that all curves have one axis: the
+    training batch, and in automatic optimisation with `Trainer(accumulate_grad_batches=...)` the step of the weights.
+    Rows of the schedule count training batches always, as `train_steps` does.
+
     Args:
         hyperparameters: the set to record.
         phase: steps the set; its learning rates and the number of skipped steps are recorded too.
@@ -79,6 +83,7 @@ class Recorder:
         self.train_loss = Mean()
         self._valid_loss = Mean()
         self._hypergradient = Mean()
+        self._steps = 0  # on the axis of the loggers
         self._file: ScheduleFile | None = None
         self._summarised: list[str] = []
 
@@ -101,15 +106,35 @@ class Recorder:
             self._file = ScheduleFile(folder / "schedule.csv", self.schedule)
             self._file.update()
 
-    def record(self, trainer: Trainer, step: int) -> None:
-        """Record the present, once a step."""
+    def finish_batch(self, trainer: Trainer, batch_idx: int, batches: int) -> bool:
+        """Count the step that a batch completes, and record every `log_every_n_steps` of them.
+
+        Args:
+            trainer: the Trainer of the run.
+            batch_idx: number of the batch in its epoch.
+            batches: training batches so far.
+
+        Returns:
+            Whether it has recorded.
+        """
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            return False
+        self._steps += 1
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        due = bool(every) and self._steps % every == 0  # 0 stands for never, as with Trainer(barebones=True)
+        if due:
+            self.record(trainer, batches)
+        return due
+
+    def record(self, trainer: Trainer, batches: int) -> None:
+        """Record the present, once after so many training batches."""
         rows = self.schedule.rows
-        if rows and rows[-1].step >= step:
+        if rows and rows[-1].step >= batches:
             return
         metrics = self._metrics()
         scales = [metrics[f"{SCALE}/{label}"] for label in self.hyperparameters.labels]
         row = Row(
-            step,
+            batches,
             trainer.current_epoch,
             self.hyperparameters.values(),
             dict(zip(self.schedule.scale_names, scales, strict=True)),
@@ -118,7 +143,7 @@ class Recorder:
         if not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=step)
+            logger.log_metrics(metrics, step=self._steps)
         if TRAIN_LOSS in metrics:
             # Not at the start: of several such summaries the first counts, and a user's own is to go before.
             self._summarise(trainer)
@@ -139,8 +164,9 @@ class Recorder:
             self._file = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows in the order of the columns of `schedule.csv`, running means, folders with a summary for HPARAMS."""
+        """Rows in the order of the columns of `schedule.csv`, steps, means, folders with a summary for HPARAMS."""
         return {
+            "steps": self._steps,
             "rows": [self.schedule.cells(row) for row in self.schedule.rows],
             "means": {name: mean.state_dict() for name, mean in self._means().items()},
             "summarised": list(self._summarised),
@@ -151,6 +177,8 @@ class Recorder:
         self.schedule = self.hyperparameters.schedule()
         for cells in state["rows"]:
             self.schedule.append(self.schedule.row(cells))
+        # Runs saved before steps were counted recorded at the number of batches.
+        self._steps = state.get("steps", self.schedule.rows[-1].step if self.schedule.rows else 0)
         for name, mean in self._means().items():
             mean.load_state_dict(state["means"][name], self.hyperparameters.unconstrained.device)
         self._summarised = list(state["summarised"])

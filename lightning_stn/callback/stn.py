@@ -63,7 +63,8 @@ class STNCallback(Callback):
             them to their initial values as well.
 
     Attributes:
-        schedule: the hyperparameters over the run, a row every `Trainer(log_every_n_steps)` training batches.
+        schedule: the hyperparameters over the run, by training batch; a row every `Trainer(log_every_n_steps)` steps
+            that Lightning counts for its loggers.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -280,9 +281,7 @@ class STNCallback(Callback):
             trainer.should_stop = True
         if due or batch_idx == 0:
             _show(module)
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and self._clock.batches % every == 0:  # 0 stands for never, as with Trainer(barebones=True)
-            self._recorder.record(trainer, self._clock.batches)
+        if self._recorder.finish_batch(trainer, batch_idx, self._clock.batches):
             self._phase.watch.look()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
