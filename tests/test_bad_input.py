@@ -108,7 +108,7 @@ def _of_module(root: nn.Module) -> dict[str, Any]:
         "tensors": {name: snapshot(tensor) for name, tensor in root.state_dict(keep_vars=True).items()},
         "gradients": {name: parameter.grad is None for name, parameter in root.named_parameters()},
         "sets": [_of_set(one) for one in {id(one): one for one in sets if one is not None}.values()],
-        "step": getattr(root, "_weight_phase", None),
+        "step": getattr(root, "_stn_phase", None),
         "own hooks": sorted(name for name in vars(root) if hasattr(type(root), name) and name != "hyperparameters"),
     }
 
@@ -1556,7 +1556,7 @@ def _nudge(module: Lit) -> None:
         lambda module: module.net(torch.ones(1, 1, 6, 6)).sum().backward(),
         lambda module: setattr(module.hyperparameters, "_frozen", False),
         lambda module: setattr(module, "configure_optimizers", None),
-        lambda module: setattr(module, "_weight_phase", 1),
+        lambda module: setattr(module, "_stn_phase", 1),
         lambda module: module.convert(module.beside.append(nn.Linear(2, 2))),
     ],
 )

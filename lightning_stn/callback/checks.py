@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStr
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from lightning_stn.callback.settings import Settings
+from lightning_stn.inherited import inherited
 from lightning_stn.layers import ResponseLayer
 from lightning_stn.manual_optimization import WeightStep
 from lightning_stn.methods.optimizers import needs_closure
@@ -28,7 +29,7 @@ def require_stn_module(module: LightningModule) -> STNModule:
         raise TypeError(f"Expected STNCallback to train an STNModule, got {name}; derive {name} from STNModule.")
     if type(module).validation_loss is STNModule.validation_loss:
         raise NotImplementedError(f"{name} has no validation loss; define validation_loss(self, batch, batch_idx).")
-    if type(module).training_loss is STNModule.training_loss and module._inherited("training_step") is None:
+    if type(module).training_loss is STNModule.training_loss and inherited(module, STNModule, "training_step") is None:
         raise NotImplementedError(f"{name} has no training loss; define training_loss(self, batch, batch_idx).")
     return module
 

@@ -188,7 +188,7 @@ class STNCallback(Callback):
     def _prepare(self, module: STNModule) -> None:
         """Bring the module into the state that the method expects."""
         self._settings.method.prepare(module, module.hyperparameters)
-        module._weight_phase = self._settings.weight_phase
+        module._stn_phase = self._settings.weight_phase
 
     def _resolve(self, trainer: Trainer) -> float:
         """Choose, equally on all ranks, the values that the arguments leave to the run.
@@ -247,7 +247,7 @@ class STNCallback(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Step the schedulers that waited for validation, and bind the sample of a weight step."""
         self._metric_steps.take(pl_module)
-        _stn(pl_module)._perturb(batch, self._phase.generator(trainer, Phase.WEIGHT, self._clock.batches))
+        _stn(pl_module)._stn_perturb(batch, self._phase.generator(trainer, Phase.WEIGHT, self._clock.batches))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -299,13 +299,13 @@ class STNCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Clear the settings of the weight phase, so that a later `fit` without this callback raises."""
         if stage == "fit":
-            _stn(pl_module)._weight_phase = None
+            _stn(pl_module)._stn_phase = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Unbind the sample, drop cached weights, leave eval mode, and close files."""
         restore_modes(trainer, pl_module)
         if isinstance(pl_module, STNModule):
-            pl_module._weight_phase = None
+            pl_module._stn_phase = None
             self._schedulers.release(pl_module)
             unbind(pl_module.hyperparameters)
         if hasattr(self, "_recorder"):

@@ -71,9 +71,9 @@ class Lit(STNModule):
         self.gradients: list[dict[str, Tensor]] = []
         self.wrapped: set[str] = set()
 
-    def _perturb(self, batch: Batch, generator: torch.Generator | None = None) -> None:
+    def _stn_perturb(self, batch: Batch, generator: torch.Generator | None = None) -> None:
         if self.drawn:
-            super()._perturb(batch, generator)
+            super()._stn_perturb(batch, generator)
         else:
             hyperparameters = self.hyperparameters
             sample = functional.perturb(hyperparameters.unconstrained, hyperparameters.scale, batch[2])
