@@ -18,7 +18,7 @@ from lightning_stn.export import export
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.inherited import accepted, inherited, own_arguments
 from lightning_stn.layers import ResponseLayer
-from lightning_stn.manual_optimization import save_checkpoints_by_time
+from lightning_stn.manual_optimization import check_arguments, save_checkpoints_by_time
 from lightning_stn.methods import parameter_groups
 from lightning_stn.methods.base import check_loss, end_forward
 from lightning_stn.specifications import Hyperparameter, ResponseForm
@@ -239,6 +239,17 @@ class STNModule(CachedEvaluation):
         if self.automatic_optimization and objective is not loss:
             return {**outputs, "loss": objective, "training_loss": loss.detach()}
         return {**outputs, "loss": loss} if outputs else loss
+
+    def configure_callbacks(self) -> Any:
+        """Check the Trainer's arguments; Lightning's own check, which comes after this hook, does not know ours.
+
+        Raises:
+            ValueError: the Trainer has arguments for clipping or accumulation, and optimisation is manual.
+            NotImplementedError: the Trainer accumulates by a schedule, and optimisation is manual.
+        """
+        if self.trainer.training:
+            check_arguments(self)
+        return super().configure_callbacks()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Unbind the sample, and save checkpoints by time."""
