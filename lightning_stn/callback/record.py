@@ -23,6 +23,7 @@ from lightning_stn.callback.tensorboard import (
     summarise,
 )
 from lightning_stn.hyperparameters import HyperparameterSet
+from lightning_stn.module import STNModule
 from lightning_stn.schedule import Row
 
 
@@ -84,7 +85,7 @@ class Recorder:
         self._valid_loss = Mean()
         self._hypergradient = Mean()
         self._steps = 0  # on the axis of the loggers
-        self._file: ScheduleFile | None = None
+        self._files: list[ScheduleFile] = []
         self._summarised: list[str] = []
 
     def update(self, step: HyperparameterStep) -> None:
@@ -93,8 +94,13 @@ class Recorder:
         if step.hypergradient is not None:
             self._hypergradient.update(step.hypergradient)
 
-    def open(self, trainer: Trainer) -> None:
-        """Write the layout, and begin `schedule.csv` in the folder of the first logger that has one."""
+    def open(self, trainer: Trainer, handover: Path | None) -> None:
+        """Write the layout, and begin `schedule.csv` in the folder of the first logger that has one.
+
+        Args:
+            trainer: the Trainer of the run.
+            handover: a further file for the process that started this one; None if there is no such process.
+        """
         if not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
@@ -102,9 +108,10 @@ class Recorder:
                 logger.experiment.add_custom_scalars(layout(self.hyperparameters))
         folders = [] if trainer.fast_dev_run else map(_folder, trainer.loggers)  # type: ignore[attr-defined]
         folder = next((folder for folder in folders if folder is not None), None)
-        if folder is not None:
-            self._file = ScheduleFile(folder / "schedule.csv", self.schedule)
-            self._file.update()
+        paths = (None if folder is None else folder / "schedule.csv", handover)
+        self._files = [ScheduleFile(path, self.schedule) for path in paths if path is not None]
+        for file in self._files:
+            file.update()
 
     def finish_batch(self, trainer: Trainer, batch_idx: int, batches: int) -> bool:
         """Count the step that a batch completes, and record every `log_every_n_steps` of them.
@@ -147,8 +154,8 @@ class Recorder:
         if TRAIN_LOSS in metrics:
             # Not at the start: of several such summaries the first counts, and a user's own is to go before.
             self._summarise(trainer)
-        if self._file is not None:
-            self._file.update()
+        for file in self._files:
+            file.update()
 
     def _summarise(self, trainer: Trainer) -> None:
         """Write the summary for the tab HPARAMS, once into each folder of a TensorBoard logger."""
@@ -158,10 +165,10 @@ class Recorder:
                 summarise(self.hyperparameters, logger.experiment)
 
     def close(self) -> None:
-        """Write to `schedule.csv` what could not be written before."""
-        if self._file is not None:
-            self._file.update()
-            self._file = None
+        """Write to the files what could not be written before."""
+        for file in self._files:
+            file.update()
+        self._files = []
 
     def state_dict(self) -> dict[str, Any]:
         """Rows in the order of the columns of `schedule.csv`, steps, means, folders with a summary for HPARAMS."""
@@ -211,6 +218,13 @@ class Recorder:
             if loss is not None:
                 metrics[tag] = loss.item()
         return metrics
+
+
+def show(module: STNModule) -> None:
+    """Show the current hyperparameters on the progress bar."""
+    values = module.hyperparameters.constrain(module.hyperparameters.unconstrained)
+    for name, value in values.items():
+        module.log(name, value.float(), prog_bar=True, logger=False, on_step=True, on_epoch=False)
 
 
 def _folder(logger: Logger) -> Path | None:

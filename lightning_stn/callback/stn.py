@@ -18,9 +18,10 @@ from lightning_stn.callback.checks import (
     is_converted,
     require_stn_module,
 )
+from lightning_stn.callback.handover import Handover
 from lightning_stn.callback.hyperparameter_phase import HyperparameterPhase
 from lightning_stn.callback.modes import restore_modes, warn_unread
-from lightning_stn.callback.record import Recorder
+from lightning_stn.callback.record import Recorder, show
 from lightning_stn.callback.resume import RunState, Stateful, Surroundings
 from lightning_stn.callback.row_check import check_rows
 from lightning_stn.callback.run_length import expected_steps, run_length
@@ -104,6 +105,7 @@ class STNCallback(Callback):
         self._factory = optimizer
         self._dataloader = dataloader
         self._schedulers = SchedulerSettings()
+        self._handover = Handover()
         self._begin()
         self._starts = False  # whether no training batch of this `fit` is over
         self._phase: HyperparameterPhase
@@ -115,6 +117,7 @@ class STNCallback(Callback):
         self._clock = PhaseClock(self._settings.phases)
         self._metric_steps = MetricSteps()
         self._restored: RunState | None = None
+        self._handover.forget()
         self.__dict__.pop("_recorder", None)
 
     @property
@@ -129,6 +132,8 @@ class STNCallback(Callback):
         Raises:
             RuntimeError: training has not started.
         """
+        if (received := self._handover.receive()) is not None:  # trained in processes that `fit` has started
+            return received
         if not hasattr(self, "_recorder"):
             raise RuntimeError("There is no schedule yet; it is recorded while trainer.fit runs.")
         return self._recorder.schedule
@@ -174,7 +179,7 @@ class STNCallback(Callback):
         for entries in (module.hyperparameters.unconstrained, module.hyperparameters.raw_scale):
             entries.copy_(trainer.strategy.broadcast(entries))
         surroundings.give_back_metrics(trainer)
-        self._recorder.open(trainer)
+        self._recorder.open(trainer, self._handover.file)
         if not self._recorder.schedule.rows:  # A resumed run records when one run without interruption would.
             self._recorder.record(trainer, self._clock.batches)
         surroundings.give_back_streams(trainer)
@@ -280,7 +285,7 @@ class STNCallback(Callback):
         if self._phase.watch.gives_up:
             trainer.should_stop = True
         if due or batch_idx == 0:
-            _show(module)
+            show(module)
         if self._recorder.finish_batch(trainer, batch_idx, self._clock.batches):
             self._phase.watch.look()
 
@@ -339,10 +344,3 @@ class STNCallback(Callback):
 def _stn(module: LightningModule) -> STNModule:
     assert isinstance(module, STNModule)
     return module
-
-
-def _show(module: STNModule) -> None:
-    """Show the current hyperparameters on the progress bar."""
-    values = module.hyperparameters.constrain(module.hyperparameters.unconstrained)
-    for name, value in values.items():
-        module.log(name, value.float(), prog_bar=True, logger=False, on_step=True, on_epoch=False)
