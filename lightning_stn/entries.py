@@ -12,6 +12,12 @@ from lightning_stn.transforms import positive
 _STATE = ("unconstrained", "raw_scale")  # tensors of the state dict, `[h]` each
 _COORDINATES = ("centred", "gate_scale")  # a bool and a float of the state dict: how gates count
 
+_ADVICE = "export_for_a_plain_network"
+"""Entry of the state dict that says by its name what to do where torch lists it, in a module that does not expect it.
+
+A plain module that is given a tuned checkpoint runs no code of this package, so that no other place can say so.
+"""
+
 
 class Entries(nn.Module):
     """`lambda` and `rho`, and the coordinates in which gates read them.
@@ -73,6 +79,7 @@ class Entries(nn.Module):
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[prefix + _ADVICE] = torch.tensor(True)
         for name in (*_STATE, *_COORDINATES):
             destination[prefix + name] = torch.as_tensor(getattr(self, name))
 
@@ -89,7 +96,8 @@ class Entries(nn.Module):
         known = {prefix + name: name for name in _STATE}
         keys = [*known, *(prefix + name for name in _COORDINATES)]
         missing = [key for key in keys if key not in state_dict]
-        unexpected = [key for key in state_dict if key.startswith(prefix) and key not in keys]
+        accepted = [*keys, prefix + _ADVICE]
+        unexpected = [key for key in state_dict if key.startswith(prefix) and key not in accepted]
         present = {key: getattr(self, name) for key, name in known.items() if key in state_dict}
         misfits = [
             f"{key} has {state_dict[key].numel()} entries, but the hyperparameters {list(self.names)} have "

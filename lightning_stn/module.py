@@ -126,6 +126,9 @@ class STNModule(CachedEvaluation):
     def export(self, net: nn.Module | None = None) -> nn.Module:
         """A plain copy of a converted network at the current hyperparameters; see `lightning_stn.export.export`.
 
+        A checkpoint of this module loads into this class alone. For the plain module that it was derived from, load it
+        here first: `plain.net.load_state_dict(Tuned.load_from_checkpoint(path).export().state_dict())`.
+
         Args:
             net: the network; None for the only one that this module holds.
 

@@ -228,7 +228,8 @@ def test_state_is_in_the_state_dict_but_not_in_parameters_or_buffers() -> None:
     ours, other = (HyperparameterSet({"a": Float(0.0, 1.0, init=init)}) for init in (0.2, 0.7))
     assert not list(ours.parameters())
     assert not list(ours.buffers())
-    assert list(ours.state_dict()) == ["unconstrained", "raw_scale", "centred", "gate_scale"]
+    names = ["export_for_a_plain_network", "unconstrained", "raw_scale", "centred", "gate_scale"]
+    assert list(ours.state_dict()) == names
     other.load_state_dict(ours.state_dict())
     assert other.values() == ours.values()
     copied = copy.deepcopy(ours)
