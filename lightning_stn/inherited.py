@@ -8,8 +8,18 @@ import lightning as L
 
 
 def accepted(step: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
-    """As many of these arguments as a step takes by position."""
-    kinds = [parameter.kind for parameter in inspect.signature(step).parameters.values()]
+    """As many of these arguments as a step takes by position.
+
+    Raises:
+        NotImplementedError: the step takes the loader's iterator instead of a batch.
+    """
+    parameters = inspect.signature(step).parameters
+    if "dataloader_iter" in parameters:
+        raise NotImplementedError(
+            f"{step.__qualname__} takes dataloader_iter, the loader's iterator, but an STNModule gives its steps a "
+            "batch, which has one perturbation; take batch and batch_idx."
+        )
+    kinds = [parameter.kind for parameter in parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL in kinds:
         return arguments
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -174,6 +174,11 @@ class STNModule(CachedEvaluation):
         output = step(*accepted(step, batch, batch_idx))
         if not isinstance(output, Mapping):
             return output  # type: ignore[no-any-return]
+        if "loss" not in output:
+            raise ValueError(
+                f"Expected {step.__qualname__} to return a loss, or a dictionary with the key 'loss', got the keys "
+                f"{list(output)}; add the loss to them."
+            )
         if self.runs_for != "response":
             self._stn_outputs = {name: value for name, value in output.items() if name != "loss"}
         loss: Tensor = output["loss"]

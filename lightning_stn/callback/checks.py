@@ -135,9 +135,10 @@ def check_optimizers(trainer: Trainer, module: STNModule) -> None:
     """
     for optimizer in trainer.optimizers:
         if needs_closure(optimizer) and not module.automatic_optimization:
+            alone = ", and return this optimiser alone" if len(trainer.optimizers) > 1 else ""
             raise NotImplementedError(
                 f"{type(optimizer).__name__} evaluates the loss several times in a step, for which manual optimisation "
-                "has no closure; set self.automatic_optimization = True after super().__init__(...)."
+                f"has no closure; set self.automatic_optimization = True after super().__init__(...){alone}."
             )
     held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
     responses = {
