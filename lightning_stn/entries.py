@@ -33,10 +33,12 @@ class Entries(nn.Module):
         centred: whether the response is counted from the current hyperparameters, `W + diag(V (h - lambda)) R`, so that
             the base weights are those at `lambda`, or from zero, as in the first paper; initially False.
         gate_scale: what gates multiply a hyperparameter by, `W + diag(V s (h - lambda)) R`; initially 1.0.
+        export_for_a_plain_network: always True; its name is the advice.
     """
 
     unconstrained: Tensor
     raw_scale: Tensor
+    export_for_a_plain_network = True  # torch's distributed checkpoints look up every key as an attribute
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,8 +81,7 @@ class Entries(nn.Module):
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        destination[prefix + _ADVICE] = torch.tensor(True)
-        for name in (*_STATE, *_COORDINATES):
+        for name in (_ADVICE, *_STATE, *_COORDINATES):
             destination[prefix + name] = torch.as_tensor(getattr(self, name))
 
     def _load_from_state_dict(
