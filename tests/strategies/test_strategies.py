@@ -167,6 +167,7 @@ def test_an_interrupted_run_of_fsdp2_continues_bit_for_bit(sharded: Path) -> Non
     assert_same(ends(sharded, "resumed"), ends(sharded, "whole"))
 
 
+@pytest.mark.slow
 def test_killed_processes_continue_bit_for_bit(two: Path, tmp_path: Path, method: dict[str, Any]) -> None:
     jobs = {"strategy": "ddp", "module": DRAWN, **method}
     assert launch(tmp_path, {**jobs, "name": "first", "stop": 26, "every": 24, "kill": True}) == [-9, -9]
@@ -190,6 +191,7 @@ def test_a_checkpoint_of_two_ranks_loads_on_one(two: Path) -> None:
     assert torch.isfinite(loaded.export()(inputs)).all()
 
 
+@pytest.mark.parametrize("method", ["stn", pytest.param("delta-stn", marks=pytest.mark.slow)], indirect=True)
 def test_started_processes_hand_state_and_schedule_of_ddp_to_the_process_that_called_fit(
     two: Path, tmp_path: Path, method: dict[str, Any]
 ) -> None:
