@@ -1,5 +1,6 @@
 """Names and bases of a user's class that collide with those of a mixin, found where they are written."""
 
+import functools
 import inspect
 from collections.abc import Iterable
 from typing import Any
@@ -57,8 +58,9 @@ def _check_definitions(kind: type, mixin: type, names: list[str]) -> None:
 
 
 def _may_define(value: Any, mixin: type, name: str) -> bool:
-    is_method = isinstance(value, staticmethod | classmethod) or callable(value) or hasattr(value, "__get__")
-    return inspect.isfunction(vars(mixin).get(name)) and is_method and not isinstance(value, nn.Module | property)
+    wrapped = isinstance(value, staticmethod | classmethod | functools.partialmethod)
+    is_method = wrapped or (callable(value) and not isinstance(value, nn.Module))
+    return inspect.isfunction(vars(mixin).get(name)) and is_method
 
 
 def _check_hidden(kind: type, mixin: type, plain: type, names: list[str]) -> None:

@@ -253,7 +253,6 @@ class STNModule(CachedEvaluation):
 
         Raises:
             ValueError: the Trainer has arguments for clipping or accumulation, and optimisation is manual.
-            NotImplementedError: the Trainer accumulates by a schedule, and optimisation is manual.
         """
         if self.trainer.training:
             check_arguments(self)

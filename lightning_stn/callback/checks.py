@@ -5,14 +5,14 @@ from typing import Any
 
 import lightning
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from lightning_stn.callback.settings import Settings
 from lightning_stn.inherited import inherited
 from lightning_stn.layers import ResponseLayer
-from lightning_stn.manual_optimization import WeightStep
+from lightning_stn.manual_optimization import AUTOMATIC, WeightStep
 from lightning_stn.methods.optimizers import needs_closure
 from lightning_stn.module import STNModule
 
@@ -117,6 +117,11 @@ def check_trainer(trainer: Trainer, module: STNModule, settings: Settings, kind:
             "STNCallback does not support static_graph=True before Lightning 2.6, in whose manual optimisation each "
             "rank would step along its local gradient. Update Lightning, leave static_graph out, or set "
             "self.automatic_optimization = True."
+        )
+    if not module.automatic_optimization and any(isinstance(one, GradientAccumulationScheduler) for one in callbacks):
+        raise NotImplementedError(
+            "GradientAccumulationScheduler does not work in manual optimisation; accumulate as many batches in all "
+            f"epochs with STNCallback(weight_step=WeightStep(accumulate_grad_batches=...)), or {AUTOMATIC}."
         )
     if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
         raise NotImplementedError(

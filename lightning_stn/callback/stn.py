@@ -26,7 +26,7 @@ from lightning_stn.callback.resume import RunState, Stateful, Surroundings
 from lightning_stn.callback.row_check import check_rows
 from lightning_stn.callback.run_length import expected_steps, run_length
 from lightning_stn.callback.settings import Settings, check_objects, check_on_resume_use
-from lightning_stn.manual_optimization import MetricSteps, SchedulerSettings, WeightStep
+from lightning_stn.manual_optimization import MetricSteps, SchedulerSettings, WeightStep, explain
 from lightning_stn.methods import Method, OptimizerFactory, Scales, SharedAdam
 from lightning_stn.module import STNModule
 from lightning_stn.phases import Phase, PhaseClock, PhaseSchedule, Warmup
@@ -310,6 +310,7 @@ class STNCallback(Callback):
         """Unbind the sample, drop cached weights, leave eval mode, and close files."""
         restore_modes(trainer, pl_module)
         if isinstance(pl_module, STNModule):
+            explain(exception, pl_module)
             pl_module._stn_phase = None
             self._schedulers.release(pl_module)
             unbind(pl_module.hyperparameters)
