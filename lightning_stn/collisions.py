@@ -23,8 +23,8 @@ def check_class(kind: type, mixin: type, plain: type) -> None:
         plain: base of the mixin.
 
     Raises:
-        TypeError: the bases stand in the wrong order, the body of the class gives a name of the mixin another meaning,
-            or a base behind the mixin defines a name of the mixin, whose calls would reach the mixin.
+        TypeError: the bases stand in the wrong order, the class or one in front of the mixin gives a name of the mixin
+            another meaning, or a base behind the mixin defines a name of it, whose calls would reach the mixin.
     """
     _check_order(kind, mixin, plain)
     names = sorted(public_names(mixin, plain))
@@ -48,13 +48,14 @@ def _written(kind: type, bases: Any) -> str:
 
 
 def _check_definitions(kind: type, mixin: type, names: list[str]) -> None:
-    """Check what stands in the body of the class under names of the mixin: methods where the mixin has methods."""
-    wrong = [name for name in names if name in vars(kind) and not _may_define(vars(kind)[name], mixin, name)]
-    if wrong:
-        raise TypeError(
-            f"{kind.__name__} defines {', '.join(wrong)}, which {mixin.__name__} uses otherwise: "
-            f"{_meanings(mixin, wrong)}. Give each another name."
-        )
+    """Check what the class and others in front define under names of the mixin: methods where the mixin has methods."""
+    for base in kind.__mro__[: kind.__mro__.index(mixin)]:
+        wrong = [name for name in names if name in vars(base) and not _may_define(vars(base)[name], mixin, name)]
+        if wrong:
+            raise TypeError(
+                f"{base.__name__} defines {', '.join(wrong)}, which {mixin.__name__} uses otherwise: "
+                f"{_meanings(mixin, wrong)}. Give each another name."
+            )
 
 
 def _may_define(value: Any, mixin: type, name: str) -> bool:

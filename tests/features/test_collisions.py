@@ -140,6 +140,9 @@ BODIES: dict[str, Any] = {
 def test_class_that_gives_a_name_of_the_mixin_another_meaning_is_refused(name: str) -> None:
     with pytest.raises(TypeError, match=f"Own defines {name}, which STNModule uses otherwise: {name}.*another name"):
         type("Own", (STNModule,), {name: BODIES[name]})
+    front = type("Own", (), {name: BODIES[name]})
+    with pytest.raises(TypeError, match=f"Own defines {name}, which STNModule uses otherwise"):
+        type("Tuned", (front, STNModule), {})
 
 
 def test_class_may_extend_methods_of_the_mixin() -> None:
