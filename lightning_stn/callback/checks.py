@@ -90,16 +90,36 @@ def check_trainer(trainer: Trainer, module: STNModule, settings: Settings, kind:
             where the Trainer clips and accumulates.
         NotImplementedError: the strategy, or a callback beside this one, is not supported.
     """
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    count = sum(isinstance(callback, kind) for callback in callbacks)
-    if count > 1:
-        raise ValueError(f"Expected one {kind.__name__}, got {count}; give the Trainer one.")
     if module.automatic_optimization and settings.weight_step != WeightStep():
         raise ValueError(
             "With automatic_optimization = True Lightning takes the weight step, but STNCallback got "
             f"weight_step={settings.weight_step!r}; leave weight_step out, and pass to Trainer(...) those of its "
             "settings that the Trainer has."
         )
+    _check_callbacks(trainer, module, kind)
+    _check_strategy(trainer, module)
+
+
+def _check_callbacks(trainer: Trainer, module: STNModule, kind: type[Callback]) -> None:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    count = sum(isinstance(callback, kind) for callback in callbacks)
+    if count > 1:
+        raise ValueError(f"Expected one {kind.__name__}, got {count}; give the Trainer one.")
+    if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
+        raise NotImplementedError(
+            "STNCallback does not support StochasticWeightAveraging: it ends with an epoch in which Lightning leaves "
+            "out the backward pass, while the phases of this callback go on. Use Lightning's WeightAveraging or "
+            "EMAWeightAveraging, which average the weights and leave the hyperparameters alone."
+        )
+    by_epoch = any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks)
+    if by_epoch and not module.automatic_optimization:
+        raise NotImplementedError(
+            "GradientAccumulationScheduler does not work in manual optimisation; accumulate as many batches in all "
+            f"epochs with STNCallback(weight_step=WeightStep(accumulate_grad_batches=...)), or {AUTOMATIC}."
+        )
+
+
+def _check_strategy(trainer: Trainer, module: STNModule) -> None:
     if isinstance(trainer.strategy, FSDPStrategy):
         raise NotImplementedError(
             "STNCallback does not support FSDPStrategy: it flattens the parameters that a layer's response needs one "
@@ -117,17 +137,6 @@ def check_trainer(trainer: Trainer, module: STNModule, settings: Settings, kind:
             "STNCallback does not support static_graph=True before Lightning 2.6, in whose manual optimisation each "
             "rank would step along its local gradient. Update Lightning, leave static_graph out, or set "
             "self.automatic_optimization = True."
-        )
-    if not module.automatic_optimization and any(isinstance(one, GradientAccumulationScheduler) for one in callbacks):
-        raise NotImplementedError(
-            "GradientAccumulationScheduler does not work in manual optimisation; accumulate as many batches in all "
-            f"epochs with STNCallback(weight_step=WeightStep(accumulate_grad_batches=...)), or {AUTOMATIC}."
-        )
-    if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
-        raise NotImplementedError(
-            "STNCallback does not support StochasticWeightAveraging: it ends with an epoch in which Lightning leaves "
-            "out the backward pass, while the phases of this callback go on. Use Lightning's WeightAveraging or "
-            "EMAWeightAveraging, which average the weights and leave the hyperparameters alone."
         )
 
 
