@@ -20,10 +20,11 @@ def run_length(trainer: Trainer, settings: Settings) -> float:
 
 
 def _batches_of(steps: int, trainer: Trainer, settings: Settings) -> float:
-    """Training batches of so many steps of the weights; the last batch of an epoch completes a step."""
+    """Training batches of so many steps of all optimisers; the last batch of an epoch completes a step of each."""
     # One of the two is 1: manual optimisation has its own argument, and refuses the Trainer's.
     accumulated = settings.weight_step.accumulate_grad_batches * trainer.accumulate_grad_batches
     per_epoch = trainer.num_training_batches
+    steps = math.ceil(steps / max(1, len(trainer.optimizers)))  # `max_steps` counts those of every optimiser
     if math.isinf(per_epoch):
         return steps * accumulated
     epochs, rest = divmod(steps, math.ceil(per_epoch / accumulated))

@@ -81,6 +81,18 @@ def test_run_of_max_steps_is_as_long_as_its_accumulated_batches(automatic: bool)
     assert stn._phase.optimizer.rates["lr"] == pytest.approx(half_cosine(12, [12], LR)[0][0])
 
 
+def test_run_of_max_steps_counts_the_steps_of_several_optimisers() -> None:
+    class Two(LitSmall):
+        def configure_optimizers(self) -> Any:
+            first, *others = self.parameters()
+            return [torch.optim.SGD([first], 0.05), torch.optim.SGD(others, 0.05)]
+
+    stn = STNCallback(1, warmup=0, lr=LR, seed=1)
+    trainer(stn, max_epochs=-1, max_steps=13).fit(Two(), loader(40), loader(16, seed=1))
+    assert stn.schedule.rows[-1].step == 7
+    assert stn._phase.optimizer.rates["lr"] == pytest.approx(half_cosine(7, [7], LR)[0][0])
+
+
 @pytest.mark.parametrize("settings", [{"anneal": False}, {"epochs": -1}], ids=["not annealed", "unknown length"])
 def test_rates_stay_constant_without_annealing_and_in_a_run_of_unknown_length(settings: dict[str, Any]) -> None:
     assert run(AfterEpoch(2), **settings) == [[LR, SCALE_LR]] * 5
