@@ -1,42 +1,35 @@
 """The set that holds the hyperparameters' current values, scales and bound sample."""
 
-import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from lightning_stn import functional
+from lightning_stn.entries import Entries
 from lightning_stn.passes import Pass
 from lightning_stn.schedule import Schedule, Value
-from lightning_stn.specifications import Hyperparameter, ResponseForm, check_specifications, empty_schedule
-from lightning_stn.transforms import positive, positive_inverse
+from lightning_stn.specifications import (
+    Hyperparameter,
+    ResponseForm,
+    check_specifications,
+    describe_unknown,
+    empty_schedule,
+)
+from lightning_stn.transforms import positive_inverse
 
-_STATE = ("unconstrained", "raw_scale")  # tensors of the state dict, `[h]` each
-_COORDINATES = ("centred", "gate_scale")  # a bool and a float of the state dict: how gates count
 
-
-class HyperparameterSet(nn.Module):
+class HyperparameterSet(Entries):
     """The hyperparameters of one network: current values, perturbation scales, and the bound sample.
-
-    `unconstrained` and `raw_scale` are float32 whatever the precision of the network, since small steps vanish in half
-    precision. They never require a gradient: the hyperparameter phase differentiates detached copies. They are in the
-    state dict but are not parameters, so that weight optimisers, weight averaging and sharding leave them alone.
 
     Args:
         specifications: name to `Float`, `Integer`, `Categorical` or another kind. A name is a Python identifier.
         response: what layers that respond to the set learn beside their weights: "full", gates and response weights, or
             "gates" alone; see `lightning_stn.layers.ResponseLayer`.
 
-    Attributes:
-        unconstrained: `lambda`, `[h]`, unconstrained units: one entry for a `Float` or an `Integer`, one for each
-            choice of a `Categorical`.
-        raw_scale: `rho`, `[h]`; the perturbation scale is `softplus(rho)`.
-        centred: whether the response is counted from the current hyperparameters, `W + diag(V (h - lambda)) R`, so that
-            the base weights are those at `lambda`, or from zero, as in the first paper; initially False.
-        gate_scale: what gates multiply a hyperparameter by, `W + diag(V s (h - lambda)) R`; initially 1.0.
+    Attributes, beside those of `Entries`:
         networks: the networks that respond to the set, as `convert` returned them.
         current_pass: what the networks run for now; `running` changes it for the duration of a block.
         names: the names, in the order of the entries.
@@ -56,9 +49,6 @@ class HyperparameterSet(nn.Module):
         torch.Size([8, 2])
     """
 
-    unconstrained: Tensor
-    raw_scale: Tensor
-
     def __init__(self, specifications: Mapping[str, Hyperparameter], *, response: ResponseForm = "full") -> None:
         super().__init__()
         if response not in get_args(ResponseForm):
@@ -68,7 +58,7 @@ class HyperparameterSet(nn.Module):
             raise ValueError("hyperparameters: expected at least one hyperparameter, got none; name what to tune.")
         self._specifications: dict[str, Hyperparameter] = {}
         self.slices: dict[str, slice] = {}
-        self._frozen, self.centred, self.gate_scale = False, False, 1.0
+        self._frozen = False
         self.networks: list[nn.Module] = []
         self.current_pass = Pass()
         self._read: dict[str, bool] = {}  # a dictionary, since compiled graphs can write to one
@@ -81,8 +71,7 @@ class HyperparameterSet(nn.Module):
         for name, specification in specifications.items():
             self.slices[name] = slice(end, end := end + specification.size)
             self._specifications[name] = specification
-        for name in _STATE:
-            setattr(self, name, torch.empty(len(self), dtype=torch.float32))
+        self.allocate(len(self))
         self.reset_parameters()
 
     def add(self, specifications: Mapping[str, Hyperparameter]) -> None:
@@ -111,11 +100,6 @@ class HyperparameterSet(nn.Module):
         values, widths = torch.tensor([inits, scales], dtype=torch.float64, device="cpu")
         self.unconstrained.copy_(values)
         self.raw_scale.copy_(positive_inverse(widths))
-
-    def unshare(self) -> None:
-        """Copy the state out of the shared memory in which spawned processes receive it."""
-        for name in _STATE:
-            setattr(self, name, getattr(self, name).clone())
 
     @property
     def specifications(self) -> Mapping[str, Hyperparameter]:
@@ -153,11 +137,6 @@ class HyperparameterSet(nn.Module):
         """A label for each entry of `unconstrained`: `<name>`, or `<name>/<choice>` for the logit of a choice."""
         return tuple(label for name, s in self.specifications.items() for label in s.labels(name))
 
-    @property
-    def scale(self) -> Tensor:
-        """`sigma = softplus(rho)`, `[h]`, unconstrained units."""
-        return positive(self.raw_scale)
-
     def __len__(self) -> int:
         return sum(specification.size for specification in self._specifications.values())
 
@@ -172,9 +151,7 @@ class HyperparameterSet(nn.Module):
             KeyError: no hyperparameter has this name; the message lists the names.
         """
         if name not in self._specifications:
-            close = difflib.get_close_matches(str(name), self.names, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise KeyError(f"{reader} reads the hyperparameter {name!r}, which is not one of {list(self.names)}.{hint}")
+            raise KeyError(f"{reader} reads the hyperparameter {name!r}, {describe_unknown(name, self.names)}")
 
     def require_number(self, name: str, reader: str) -> None:
         """Check that a hyperparameter exists and is a number.
@@ -296,54 +273,6 @@ class HyperparameterSet(nn.Module):
             return values[name]
         self.require(name, "This code")
         return self.specifications[name].read(self.unconstrained[self.slices[name]])
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HyperparameterSet":
-        """Move to another device with the network, but keep the precision."""
-        was_meta = self.unconstrained.is_meta
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name in _STATE:
-            tensor = getattr(self, name)
-            moved = fn(tensor)
-            setattr(self, name, moved if moved.dtype == tensor.dtype else tensor.to(moved.device))
-        if was_meta and not self.unconstrained.is_meta:
-            self.reset_parameters()
-        return self
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        for name in (*_STATE, *_COORDINATES):
-            destination[prefix + name] = torch.as_tensor(getattr(self, name))
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Mapping[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        known = {prefix + name: name for name in _STATE}
-        keys = [*known, *(prefix + name for name in _COORDINATES)]
-        missing = [key for key in keys if key not in state_dict]
-        unexpected = [key for key in state_dict if key.startswith(prefix) and key not in keys]
-        present = {key: getattr(self, name) for key, name in known.items() if key in state_dict}
-        misfits = [
-            f"{key} has {state_dict[key].numel()} entries, but the hyperparameters {list(self.names)} have "
-            f"{own.numel()}; load it into a module with the hyperparameters that it was saved with."
-            for key, own in present.items()
-            if state_dict[key].shape != own.shape
-        ]
-        error_msgs += misfits
-        if strict:
-            missing_keys += missing
-            unexpected_keys += unexpected
-        if misfits or (strict and (missing or unexpected)):
-            return  # Load all or nothing: torch raises only after it has visited every module.
-        for name in _COORDINATES:
-            setattr(self, name, torch.as_tensor(state_dict.get(prefix + name, getattr(self, name))).item())
-        for key, own in present.items():
-            own.copy_(state_dict[key])
 
     def extra_repr(self) -> str:
         """One line per hyperparameter."""

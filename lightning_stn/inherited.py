@@ -8,20 +8,35 @@ import lightning as L
 
 
 def accepted(step: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
-    """As many of these arguments as a step takes by position."""
-    kinds = [parameter.kind for parameter in inspect.signature(step).parameters.values()]
+    """As many of these arguments as a step takes by position.
+
+    Raises:
+        NotImplementedError: the step takes the loader's iterator instead of a batch.
+    """
+    parameters = inspect.signature(step).parameters
+    if "dataloader_iter" in parameters:
+        raise NotImplementedError(
+            f"{step.__qualname__} takes dataloader_iter, the loader's iterator, but an STNModule gives its steps a "
+            "batch, which has one perturbation; take batch and batch_idx."
+        )
+    kinds = [parameter.kind for parameter in parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL in kinds:
         return arguments
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return arguments[: sum(kind in positional for kind in kinds)]
 
 
-def is_placeholder(kind: type, after: type, name: str) -> bool:
+def _is_placeholder(kind: type, after: type, name: str) -> bool:
     """Whether the method that follows a base among the bases of a class is LightningModule's placeholder."""
     # By classes: compiled, two bound methods are never the same.
     bases = kind.__mro__
     owner = next(base for base in bases[bases.index(after) + 1 :] if name in base.__dict__)
     return issubclass(L.LightningModule, owner)
+
+
+def inherited(module: Any, mixin: type, name: str) -> Callable[..., Any] | None:
+    """The method of the base behind a mixin, or None if that is only LightningModule's placeholder."""
+    return None if _is_placeholder(type(module), mixin, name) else getattr(super(mixin, module), name)
 
 
 def own_arguments(kind: type, base: type, ignored: Any) -> list[str]:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -78,6 +79,44 @@ class WeightStep:
         step_schedulers(module, "step", batch_idx)
         if is_last_batch:
             step_schedulers(module, "epoch", module.current_epoch)
+
+
+AUTOMATIC = "set self.automatic_optimization = True after super().__init__(...)"
+"""What to do instead, for error messages."""
+
+
+def check_arguments(module: LightningModule) -> None:
+    """Check the Trainer's arguments for clipping and accumulation, which manual optimisation leaves to `WeightStep`.
+
+    Raises:
+        ValueError: the Trainer has such an argument.
+    """
+    trainer = module.trainer
+    given: dict[str, Any] = {}
+    if (trainer.gradient_clip_val or 0) > 0:
+        given["gradient_clip_val"] = trainer.gradient_clip_val
+        if trainer.gradient_clip_algorithm is not None:
+            given["gradient_clip_algorithm"] = str(trainer.gradient_clip_algorithm.value)
+    if trainer.accumulate_grad_batches != 1:
+        given["accumulate_grad_batches"] = trainer.accumulate_grad_batches
+    if given and not module.automatic_optimization:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        raise ValueError(
+            f"Expected a Trainer without {' and '.join(given)}, which does nothing in manual optimisation, got "
+            f"Trainer({arguments}); write STNCallback(weight_step=WeightStep({arguments})) instead, or {AUTOMATIC}."
+        )
+
+
+def explain(exception: BaseException, module: LightningModule) -> None:
+    """Add our advice to Lightning's own refusal of such an argument, as a note (from Python 3.11 on).
+
+    Lightning refuses first where a module defines `configure_callbacks` without calling that of `STNModule`.
+    """
+    if isinstance(exception, MisconfigurationException) and hasattr(exception, "add_note"):
+        try:
+            check_arguments(module)
+        except ValueError as own:
+            exception.add_note(str(own))
 
 
 def _step_all(module: LightningModule, optimizers: list[Any], batch_idx: int) -> None:

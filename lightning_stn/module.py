@@ -1,23 +1,24 @@
 """`STNModule`: the two losses of a self-tuning network."""
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.data import extract_batch_size
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
-from lightning_stn.binding import bind_weight_phase, cache_effective_parameters, unbind
+from lightning_stn.binding import bind_weight_phase, unbind
+from lightning_stn.collisions import check_assignment, check_class, public_names
 from lightning_stn.convert import convert
+from lightning_stn.evaluation import CachedEvaluation, evaluate
 from lightning_stn.export import export
 from lightning_stn.hyperparameters import HyperparameterSet
-from lightning_stn.inherited import accepted, is_placeholder, own_arguments
+from lightning_stn.inherited import accepted, inherited, own_arguments
 from lightning_stn.layers import ResponseLayer
-from lightning_stn.manual_optimization import save_checkpoints_by_time
+from lightning_stn.manual_optimization import check_arguments, save_checkpoints_by_time
 from lightning_stn.methods import parameter_groups
 from lightning_stn.methods.base import check_loss, end_forward
 from lightning_stn.specifications import Hyperparameter, ResponseForm
@@ -27,7 +28,7 @@ _SIGNATURE = "lightning_stn_hyperparameters"
 """Key of the signature of the hyperparameters in a checkpoint."""
 
 
-class STNModule(L.LightningModule):
+class STNModule(CachedEvaluation):
     """A LightningModule that tunes its own hyperparameters while it trains, together with `STNCallback`.
 
     Works as the only base, and in front of an existing module, `class Tuned(STNModule, ExistingLitModule)`, whose
@@ -77,9 +78,18 @@ class STNModule(L.LightningModule):
         super().__init__(*args, **kwargs)
         self.automatic_optimization = False
         self.hyperparameters = HyperparameterSet(hyperparameters, response=response)
-        self._weight_phase: WeightPhase | None = None
-        self._muted = False
-        self._outputs: dict[str, Any] = {}
+        self._stn_phase: WeightPhase | None = None
+        self._stn_muted = False
+        self._stn_outputs: dict[str, Any] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_class(cls, STNModule, L.LightningModule)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _NAMES:
+            check_assignment(self, STNModule, name, value)
+        super().__setattr__(name, value)
 
     @property
     def runs_for(self) -> Literal["weights", "response", "hyperparameters", "evaluation"]:
@@ -94,7 +104,7 @@ class STNModule(L.LightningModule):
         belong to no epoch's training or validation. Lists of predictions and the like are for the module to leave.
         """
         run = self.hyperparameters.current_pass
-        if self._muted:
+        if self._stn_muted:
             return "hyperparameters"
         if run.values is None:
             return "evaluation"
@@ -115,6 +125,9 @@ class STNModule(L.LightningModule):
 
     def export(self, net: nn.Module | None = None) -> nn.Module:
         """A plain copy of a converted network at the current hyperparameters; see `lightning_stn.export.export`.
+
+        A checkpoint of this module loads into this class alone. For the plain module that it was derived from, load it
+        here first: `plain.net.load_state_dict(Tuned.load_from_checkpoint(path).export().state_dict())`.
 
         Args:
             net: the network; None for the only one that this module holds.
@@ -153,7 +166,7 @@ class STNModule(L.LightningModule):
         Returns:
             A scalar with a gradient in the weights.
         """
-        step = self._inherited("training_step")
+        step = inherited(self, STNModule, "training_step")
         if step is None:
             raise NotImplementedError(
                 f"{type(self).__name__} has no training loss; define training_loss(self, batch, batch_idx)."
@@ -161,8 +174,13 @@ class STNModule(L.LightningModule):
         output = step(*accepted(step, batch, batch_idx))
         if not isinstance(output, Mapping):
             return output  # type: ignore[no-any-return]
+        if "loss" not in output:
+            raise ValueError(
+                f"Expected {step.__qualname__} to return a loss, or a dictionary with the key 'loss', got the keys "
+                f"{list(output)}; add the loss to them."
+            )
         if self.runs_for != "response":
-            self._outputs = {name: value for name, value in output.items() if name != "loss"}
+            self._stn_outputs = {name: value for name, value in output.items() if name != "loss"}
         loss: Tensor = output["loss"]
         return loss
 
@@ -195,17 +213,10 @@ class STNModule(L.LightningModule):
             f"infer_batch_size(self, batch) in {type(self).__name__}. First dimensions of its tensors: {set(sizes)}."
         )
 
-    def _logged_batch_size(self, batch: Any) -> int:
-        """The weight of a batch in the mean of an epoch; where it is not clear, what Lightning takes."""
-        try:
-            return self.infer_batch_size(batch)
-        except ValueError:
-            return extract_batch_size(batch)
-
-    def _perturb(self, batch: Any, generator: torch.Generator | None = None) -> None:
+    def _stn_perturb(self, batch: Any, generator: torch.Generator | None = None) -> None:
         """Bind a perturbed sample for a weight step on `batch`: a row for each example, or one."""
-        assert self._weight_phase is not None
-        rows = self.infer_batch_size(batch) if self._weight_phase.perturb == "example" else 1
+        assert self._stn_phase is not None
+        rows = self.infer_batch_size(batch) if self._stn_phase.perturb == "example" else 1
         bind_weight_phase(self.hyperparameters, self.hyperparameters.sample(rows, generator))
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -219,32 +230,33 @@ class STNModule(L.LightningModule):
             RuntimeError: there is no `STNCallback`.
             ValueError: `training_loss` returns anything but a scalar tensor with a gradient.
         """
-        phase = self._weight_phase
+        phase = self._stn_phase
         if phase is None:
             raise RuntimeError(
                 f"{type(self).__name__} trains without its callback; pass callbacks=[STNCallback(...)] to the Trainer."
             )
         if self.hyperparameters.current_pass.values is None:  # Lightning's Tuner puts the callbacks aside.
-            self._perturb(batch)
+            self._stn_perturb(batch)
         loss, objective = phase.method.objective(
-            self, self.hyperparameters, lambda: self._checked_training_loss(batch, batch_idx)
+            self, self.hyperparameters, lambda: _checked_training_loss(self, batch, batch_idx)
         )
         end_forward(self.hyperparameters)
         if not self.automatic_optimization:
             phase.step.take(self, objective, batch_idx)
-        outputs, self._outputs = self._outputs, {}
+        outputs, self._stn_outputs = self._stn_outputs, {}
         if self.automatic_optimization and objective is not loss:
             return {**outputs, "loss": objective, "training_loss": loss.detach()}
         return {**outputs, "loss": loss} if outputs else loss
 
-    def _checked_training_loss(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = check_loss(self.training_loss(batch, batch_idx), "training_loss")
-        if not loss.requires_grad:
-            raise ValueError(
-                "Expected training_loss to return a loss with a gradient in the weights, got one without; compute it "
-                "with the network, without torch.no_grad or detach."
-            )
-        return loss
+    def configure_callbacks(self) -> Any:
+        """Check the Trainer's arguments; Lightning's own check, which comes after this hook, does not know ours.
+
+        Raises:
+            ValueError: the Trainer has arguments for clipping or accumulation, and optimisation is manual.
+        """
+        if self.trainer.training:
+            check_arguments(self)
+        return super().configure_callbacks()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Unbind the sample, and save checkpoints by time."""
@@ -271,48 +283,11 @@ class STNModule(L.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int, *args: Any) -> Any:
         """Log `val_loss`, at the current hyperparameters; in front of an existing module, its own step."""
-        return self._evaluation_step("validation", "val_loss", batch, batch_idx, *args)
+        return evaluate(self, STNModule, "validation", "val_loss", batch, batch_idx, *args)
 
     def test_step(self, batch: Any, batch_idx: int, *args: Any) -> Any:
         """Log `test_loss`, at the current hyperparameters; in front of an existing module, its own step."""
-        return self._evaluation_step("test", "test_loss", batch, batch_idx, *args)
-
-    def _evaluation_step(self, stage: str, tag: str, batch: Any, batch_idx: int, *args: Any) -> Any:
-        if (step := self._inherited(f"{stage}_step")) is not None:
-            return step(*accepted(step, batch, batch_idx, *args))
-        loss = self.validation_loss(batch, batch_idx)
-        self.log(tag, loss, prog_bar=True, sync_dist=True, batch_size=self._logged_batch_size(batch))
-        return loss
-
-    def on_validation_epoch_start(self) -> None:
-        """Compute effective weights once for the whole loop."""
-        cache_effective_parameters(self.hyperparameters, True)
-        super().on_validation_epoch_start()
-
-    def on_validation_epoch_end(self) -> None:
-        """Drop the effective weights of the loop."""
-        cache_effective_parameters(self.hyperparameters, False)
-        super().on_validation_epoch_end()
-
-    def on_test_epoch_start(self) -> None:
-        """Compute effective weights once for the whole loop."""
-        cache_effective_parameters(self.hyperparameters, True)
-        super().on_test_epoch_start()
-
-    def on_test_epoch_end(self) -> None:
-        """Drop the effective weights of the loop."""
-        cache_effective_parameters(self.hyperparameters, False)
-        super().on_test_epoch_end()
-
-    def on_predict_epoch_start(self) -> None:
-        """Compute effective weights once for the whole loop."""
-        cache_effective_parameters(self.hyperparameters, True)
-        super().on_predict_epoch_start()
-
-    def on_predict_epoch_end(self) -> None:
-        """Drop the effective weights of the loop."""
-        cache_effective_parameters(self.hyperparameters, False)
-        super().on_predict_epoch_end()
+        return evaluate(self, STNModule, "test", "test_loss", batch, batch_idx, *args)
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         """Log as every LightningModule does, but neither in the hyperparameter phase nor in the response's own pass.
@@ -323,13 +298,13 @@ class STNModule(L.LightningModule):
             super().log(*args, **kwargs)
 
     @contextmanager
-    def _mute(self) -> Iterator[None]:
+    def _stn_mute(self) -> Iterator[None]:
         """Within the block `self.log` does nothing."""
-        self._muted = True
+        self._stn_muted = True
         try:
             yield
         finally:
-            self._muted = False
+            self._stn_muted = False
 
     def save_hyperparameters(self, *args: Any, ignore: Any = None, frame: Any = None, logger: bool = True) -> None:
         """As in every LightningModule, but for the arguments of `STNModule` that a subclass gives by itself.
@@ -340,6 +315,15 @@ class STNModule(L.LightningModule):
         ignored = ignore if args else own_arguments(type(self), STNModule, ignore)
         super().save_hyperparameters(*args, ignore=ignored, frame=frame, logger=logger)
 
-    def _inherited(self, name: str) -> Callable[..., Any] | None:
-        """The method of the next base, or None if that is only LightningModule's placeholder."""
-        return None if is_placeholder(type(self), STNModule, name) else getattr(super(), name)
+
+_NAMES = public_names(STNModule, L.LightningModule)
+
+
+def _checked_training_loss(module: STNModule, batch: Any, batch_idx: int) -> Tensor:
+    loss = check_loss(module.training_loss(batch, batch_idx), "training_loss")
+    if not loss.requires_grad:
+        raise ValueError(
+            "Expected training_loss to return a loss with a gradient in the weights, got one without; compute it "
+            "with the network, without torch.no_grad or detach."
+        )
+    return loss

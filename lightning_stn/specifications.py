@@ -1,5 +1,6 @@
 """Kinds of hyperparameters: the base class of all, and checks of a dictionary of them."""
 
+import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Container, Mapping, Sequence
@@ -177,6 +178,20 @@ def check_specifications(specifications: Any, taken: Container[str]) -> None:
                 f"Expected hyperparameter {name!r} to be a Hyperparameter, such as a Float, an Integer or a "
                 f"Categorical, got {specification!r}; write for instance Float(0.0, 1.0, init=0.5)."
             )
+
+
+def describe_unknown(name: Any, known: Sequence[str]) -> str:
+    """What is wrong with a name that no hyperparameter has, for an error message.
+
+    Of two similar names either may be the misspelt one: that of the reader, or that of the hyperparameter.
+    """
+    similar = difflib.get_close_matches(str(name), known, n=1)
+    advice = (
+        f"{name!r} or {similar[0]!r} is misspelt; correct it here, or in hyperparameters={{...}}."
+        if similar
+        else "use one of them, or add it to hyperparameters={...}."
+    )
+    return f"which is not one of {list(known)}: {advice}"
 
 
 def empty_schedule(specifications: Mapping[str, Hyperparameter]) -> Schedule:

@@ -108,7 +108,7 @@ def _of_module(root: nn.Module) -> dict[str, Any]:
         "tensors": {name: snapshot(tensor) for name, tensor in root.state_dict(keep_vars=True).items()},
         "gradients": {name: parameter.grad is None for name, parameter in root.named_parameters()},
         "sets": [_of_set(one) for one in {id(one): one for one in sets if one is not None}.values()],
-        "step": getattr(root, "_weight_phase", None),
+        "step": getattr(root, "_stn_phase", None),
         "own hooks": sorted(name for name in vars(root) if hasattr(type(root), name) and name != "hyperparameters"),
     }
 
@@ -489,7 +489,7 @@ SETS = {
         ValueError, r"collides.*\['a_scale'\] would appear twice; rename", lambda: HyperparameterSet(COLLIDING)
     ),
     "set: an unknown name": using(
-        KeyError, r"'rates'.*not one of \['rate', .*Did you mean 'rate'", a_set, lambda given: given["rates"]
+        KeyError, r"'rates'.*not one of \['rate', .*or 'rate' is misspelt", a_set, lambda given: given["rates"]
     ),
     "set: a position": using(
         KeyError, r"hyperparameter 0, which is not one of \['rate'", a_set, lambda given: given[0]
@@ -560,7 +560,7 @@ NETWORKS = {
     ),
     "convert: an unknown dropout": using(
         KeyError,
-        r"dropout=.*'rat', which is not one of \['rate', .*Did you mean 'rate'",
+        r"dropout=.*'rat', which is not one of \['rate', .*or 'rate' is misspelt",
         lambda: [mlp(), a_set()],
         lambda given: convert(*given, dropout="rat"),
     ),
@@ -590,7 +590,7 @@ NETWORKS = {
     ),
     "convert: an unknown drop_path": using(
         KeyError,
-        "drop_path=.*'rat'.*Did you mean 'rate'",
+        "drop_path=.*'rat'.*or 'rate' is misspelt",
         lambda: [nn.Sequential(nn.Linear(2, 2), StochasticDepth(0.1, "row")), a_set()],
         lambda given: convert(*given, drop_path="rat"),
     ),
@@ -995,7 +995,7 @@ REGULARIZERS = {
     ),
     "attach: an unknown name beside a known one": using(
         KeyError,
-        r"GaussianNoise '1' reads the hyperparameter 'rat', which is not one of .*Did you mean 'rate'",
+        r"GaussianNoise '1' reads the hyperparameter 'rat', which is not one of .*or 'rate' is misspelt",
         lambda: [nn.Sequential(GaussianNoise("rate"), GaussianNoise("rat")), a_set()],
         lambda given: attach_all(*given),
     ),
@@ -1365,7 +1365,7 @@ RUNS = {
     ),
     "fit: an unknown name": starting(
         KeyError,
-        "GaussianNoise 'beside.1' reads the hyperparameter 'rat', .*Did you mean 'rate'",
+        "GaussianNoise 'beside.1' reads the hyperparameter 'rat', .*or 'rate' is misspelt",
         lambda: Lit(beside=nn.Sequential(GaussianNoise("rate"), GaussianNoise("rat"))),
     ),
     "fit: another module's regulariser": starting(
@@ -1556,7 +1556,7 @@ def _nudge(module: Lit) -> None:
         lambda module: module.net(torch.ones(1, 1, 6, 6)).sum().backward(),
         lambda module: setattr(module.hyperparameters, "_frozen", False),
         lambda module: setattr(module, "configure_optimizers", None),
-        lambda module: setattr(module, "_weight_phase", 1),
+        lambda module: setattr(module, "_stn_phase", 1),
         lambda module: module.convert(module.beside.append(nn.Linear(2, 2))),
     ],
 )

@@ -113,7 +113,8 @@ def test_probabilities_are_the_frequencies_of_the_argmax() -> None:
 def test_state_without_categoricals_has_one_entry_per_hyperparameter() -> None:
     state = HyperparameterSet({"rate": Float(0.0, 1.0, init=0.25), "count": Integer(0, 4, init=3)}).state_dict()
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    assert shapes == {"unconstrained": (2,), "raw_scale": (2,), "centred": (), "gate_scale": ()}
+    scalars = dict.fromkeys(("export_for_a_plain_network", "centred", "gate_scale"), ())
+    assert shapes == {"unconstrained": (2,), "raw_scale": (2,), **scalars}
 
 
 def test_layers_have_a_gate_for_each_entry() -> None:

@@ -118,7 +118,7 @@ def test_shared_drop_path_rate_is_scaled_by_the_initial_rate_of_each_branch() ->
 
 def test_convert_without_a_drop_path_name_keeps_constant_rates() -> None:
     assert type(convert(nn.Sequential(StochasticDepth(0.1, "row")), one())[0]) is StochasticDepth  # type: ignore[index]
-    with pytest.raises(KeyError, match=r"drop_path.*'rat'.*Did you mean 'rate'"):
+    with pytest.raises(KeyError, match=r"drop_path.*'rat'.*or 'rate' is misspelt"):
         convert(nn.Sequential(StochasticDepth(0.1, "row")), one(), drop_path="rat")
 
 

@@ -8,9 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from lightning_stn import Categorical, Float, Hyperparameter, HyperparameterSet, Integer
-from lightning_stn.binding import bind, bind_weight_phase, unbind
+from lightning_stn import Categorical, Float, Hyperparameter, HyperparameterSet, Integer, convert
+from lightning_stn.augment import GaussianNoise
+from lightning_stn.binding import attach_all, bind, bind_weight_phase, unbind
+from lightning_stn.regularizers import L2Penalty
 from lightning_stn.schedule import Row
 
 
@@ -180,8 +183,31 @@ def test_exception_unbinds_the_sample() -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(KeyError, match=r"'rates'.*\['rate', 'count'\].*Did you mean 'rate'"):
+    with pytest.raises(KeyError, match=r"'rates'.*\['rate', 'count'\].*or 'rate' is misspelt"):
         both()["rates"]
+
+
+def misspelt() -> HyperparameterSet:
+    return HyperparameterSet({"dropuot": Float(0.0, 1.0, init=0.5)})
+
+
+READERS: dict[str, Callable[[HyperparameterSet], Any]] = {
+    "a loss": lambda known: known["dropout"],
+    "convert": lambda known: convert(nn.Sequential(nn.Linear(2, 2), nn.Dropout()), known, dropout="dropout"),
+    "a regulariser": lambda known: attach_all(nn.Sequential(GaussianNoise("dropout")), known),
+    "a penalty": lambda known: L2Penalty("dropout").attach(known),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_names_that_differ_in_spelling_are_both_shown_and_neither_is_called_right(reader: str) -> None:
+    with pytest.raises(KeyError, match=r"'dropout' or 'dropuot' is misspelt; correct it here, or in hyperparameters="):
+        READERS[reader](misspelt())
+
+
+def test_unknown_name_that_resembles_no_other_is_to_be_added() -> None:
+    with pytest.raises(KeyError, match=r"'width', which is not one of \['dropuot'\]: use one of them, or add it to"):
+        misspelt()["width"]
 
 
 def test_unread_counts_only_reads_in_the_weight_phase() -> None:
@@ -202,7 +228,8 @@ def test_state_is_in_the_state_dict_but_not_in_parameters_or_buffers() -> None:
     ours, other = (HyperparameterSet({"a": Float(0.0, 1.0, init=init)}) for init in (0.2, 0.7))
     assert not list(ours.parameters())
     assert not list(ours.buffers())
-    assert list(ours.state_dict()) == ["unconstrained", "raw_scale", "centred", "gate_scale"]
+    names = ["export_for_a_plain_network", "unconstrained", "raw_scale", "centred", "gate_scale"]
+    assert list(ours.state_dict()) == names
     other.load_state_dict(ours.state_dict())
     assert other.values() == ours.values()
     copied = copy.deepcopy(ours)

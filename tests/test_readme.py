@@ -23,12 +23,13 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(), 
 
 QUICK_START = "class LitDigits(STNModule):"
 EXISTING_MODULE = "class Tuned(STNModule, YourLitModule):"
+PLAIN_NETWORK = 'Tuned.load_from_checkpoint("tuned.ckpt").export()'
 OWN_LAYER = "@register_response(MyLinear)"
 OWN_DROP_PATH = "@register_tunable(MyDropPath, "
 INSTALL = 'pip install -e ".[examples]"'
 EVIDENCE = "python examples/evidence/report.py"
 COMMAND_LINE = "python examples/digits_cli.py fit"
-RUN_HERE = [QUICK_START, EXISTING_MODULE, OWN_LAYER, OWN_DROP_PATH, INSTALL, EVIDENCE, COMMAND_LINE]
+RUN_HERE = [QUICK_START, EXISTING_MODULE, PLAIN_NETWORK, OWN_LAYER, OWN_DROP_PATH, INSTALL, EVIDENCE, COMMAND_LINE]
 """A line of each block that a test below runs."""
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -120,6 +121,23 @@ def test_existing_module_is_tuned_and_exported(settings: dict[str, Any]) -> None
     assert moved(tuned(module, settings).schedule)
     assert {"train_loss", "my_val_loss"} <= set(module.trainer.callback_metrics)
     assert [type(layer).__module__.partition(".")[0] for layer in module.export().modules()] == ["torch"] * 6
+
+
+def test_network_of_a_tuned_checkpoint_loads_into_the_plain_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {
+        **{"STNModule": STNModule, "Float": Float, "F": F},
+        **{"YourLitModule": YourLitModule, "your_arguments": {"width": 8}, "plain": YourLitModule(8).eval()},
+    }
+    exec(block(EXISTING_MODULE), names)
+    module = names["Tuned"]()
+    tuned(module, {})
+    module.trainer.save_checkpoint("tuned.ckpt")
+    exec(block(PLAIN_NETWORK), names)
+    images = next(iter(loader(8)))[0]
+    torch.testing.assert_close(names["plain"].net(images), module.eval().net(images))
 
 
 class MyLinear(nn.Module):

@@ -5,13 +5,14 @@ from typing import Any
 
 import lightning
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from lightning_stn.callback.settings import Settings
+from lightning_stn.inherited import inherited
 from lightning_stn.layers import ResponseLayer
-from lightning_stn.manual_optimization import WeightStep
+from lightning_stn.manual_optimization import AUTOMATIC, WeightStep
 from lightning_stn.methods.optimizers import needs_closure
 from lightning_stn.module import STNModule
 
@@ -28,7 +29,7 @@ def require_stn_module(module: LightningModule) -> STNModule:
         raise TypeError(f"Expected STNCallback to train an STNModule, got {name}; derive {name} from STNModule.")
     if type(module).validation_loss is STNModule.validation_loss:
         raise NotImplementedError(f"{name} has no validation loss; define validation_loss(self, batch, batch_idx).")
-    if type(module).training_loss is STNModule.training_loss and module._inherited("training_step") is None:
+    if type(module).training_loss is STNModule.training_loss and inherited(module, STNModule, "training_step") is None:
         raise NotImplementedError(f"{name} has no training loss; define training_loss(self, batch, batch_idx).")
     return module
 
@@ -89,16 +90,36 @@ def check_trainer(trainer: Trainer, module: STNModule, settings: Settings, kind:
             where the Trainer clips and accumulates.
         NotImplementedError: the strategy, or a callback beside this one, is not supported.
     """
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    count = sum(isinstance(callback, kind) for callback in callbacks)
-    if count > 1:
-        raise ValueError(f"Expected one {kind.__name__}, got {count}; give the Trainer one.")
     if module.automatic_optimization and settings.weight_step != WeightStep():
         raise ValueError(
             "With automatic_optimization = True Lightning takes the weight step, but STNCallback got "
             f"weight_step={settings.weight_step!r}; leave weight_step out, and pass to Trainer(...) those of its "
             "settings that the Trainer has."
         )
+    _check_callbacks(trainer, module, kind)
+    _check_strategy(trainer, module)
+
+
+def _check_callbacks(trainer: Trainer, module: STNModule, kind: type[Callback]) -> None:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    count = sum(isinstance(callback, kind) for callback in callbacks)
+    if count > 1:
+        raise ValueError(f"Expected one {kind.__name__}, got {count}; give the Trainer one.")
+    if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
+        raise NotImplementedError(
+            "STNCallback does not support StochasticWeightAveraging: it ends with an epoch in which Lightning leaves "
+            "out the backward pass, while the phases of this callback go on. Use Lightning's WeightAveraging or "
+            "EMAWeightAveraging, which average the weights and leave the hyperparameters alone."
+        )
+    by_epoch = any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks)
+    if by_epoch and not module.automatic_optimization:
+        raise NotImplementedError(
+            "GradientAccumulationScheduler does not work in manual optimisation; accumulate as many batches in all "
+            f"epochs with STNCallback(weight_step=WeightStep(accumulate_grad_batches=...)), or {AUTOMATIC}."
+        )
+
+
+def _check_strategy(trainer: Trainer, module: STNModule) -> None:
     if isinstance(trainer.strategy, FSDPStrategy):
         raise NotImplementedError(
             "STNCallback does not support FSDPStrategy: it flattens the parameters that a layer's response needs one "
@@ -117,12 +138,6 @@ def check_trainer(trainer: Trainer, module: STNModule, settings: Settings, kind:
             "rank would step along its local gradient. Update Lightning, leave static_graph out, or set "
             "self.automatic_optimization = True."
         )
-    if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
-        raise NotImplementedError(
-            "STNCallback does not support StochasticWeightAveraging: it ends with an epoch in which Lightning leaves "
-            "out the backward pass, while the phases of this callback go on. Use Lightning's WeightAveraging or "
-            "EMAWeightAveraging, which average the weights and leave the hyperparameters alone."
-        )
 
 
 def check_optimizers(trainer: Trainer, module: STNModule) -> None:
@@ -134,9 +149,10 @@ def check_optimizers(trainer: Trainer, module: STNModule) -> None:
     """
     for optimizer in trainer.optimizers:
         if needs_closure(optimizer) and not module.automatic_optimization:
+            alone = ", and return this optimiser alone" if len(trainer.optimizers) > 1 else ""
             raise NotImplementedError(
                 f"{type(optimizer).__name__} evaluates the loss several times in a step, for which manual optimisation "
-                "has no closure; set self.automatic_optimization = True after super().__init__(...)."
+                f"has no closure; set self.automatic_optimization = True after super().__init__(...){alone}."
             )
     held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
     responses = {

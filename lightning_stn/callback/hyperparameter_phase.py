@@ -147,7 +147,7 @@ def validation_mode(trainer: Trainer, module: STNModule) -> Iterator[None]:
     module.eval()
     trainer.validating = True
     try:
-        with module._mute(), keep_metrics(module), torch.enable_grad():
+        with module._stn_mute(), keep_metrics(module), torch.enable_grad():
             yield
     finally:
         trainer.training = True

@@ -23,6 +23,7 @@ from lightning_stn.callback.tensorboard import (
     summarise,
 )
 from lightning_stn.hyperparameters import HyperparameterSet
+from lightning_stn.module import STNModule
 from lightning_stn.schedule import Row
 
 
@@ -62,6 +63,10 @@ class Recorder:
 
     Losses and hypergradients are means over the steps since the last record.
 
+    Loggers get every value at the step that Lightning counts for `self.log`, so that all curves have one axis: the
+    training batch, and in automatic optimisation with `Trainer(accumulate_grad_batches=...)` the step of the weights.
+    Rows of the schedule count training batches always, as `train_steps` does.
+
     Args:
         hyperparameters: the set to record.
         phase: steps the set; its learning rates and the number of skipped steps are recorded too.
@@ -79,7 +84,8 @@ class Recorder:
         self.train_loss = Mean()
         self._valid_loss = Mean()
         self._hypergradient = Mean()
-        self._file: ScheduleFile | None = None
+        self._steps = 0  # on the axis of the loggers
+        self._files: list[ScheduleFile] = []
         self._summarised: list[str] = []
 
     def update(self, step: HyperparameterStep) -> None:
@@ -88,8 +94,13 @@ class Recorder:
         if step.hypergradient is not None:
             self._hypergradient.update(step.hypergradient)
 
-    def open(self, trainer: Trainer) -> None:
-        """Write the layout, and begin `schedule.csv` in the folder of the first logger that has one."""
+    def open(self, trainer: Trainer, handover: Path | None) -> None:
+        """Write the layout, and begin `schedule.csv` in the folder of the first logger that has one.
+
+        Args:
+            trainer: the Trainer of the run.
+            handover: a further file for the process that started this one; None if there is no such process.
+        """
         if not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
@@ -97,19 +108,40 @@ class Recorder:
                 logger.experiment.add_custom_scalars(layout(self.hyperparameters))
         folders = [] if trainer.fast_dev_run else map(_folder, trainer.loggers)  # type: ignore[attr-defined]
         folder = next((folder for folder in folders if folder is not None), None)
-        if folder is not None:
-            self._file = ScheduleFile(folder / "schedule.csv", self.schedule)
-            self._file.update()
+        paths = (None if folder is None else folder / "schedule.csv", handover)
+        self._files = [ScheduleFile(path, self.schedule) for path in paths if path is not None]
+        for file in self._files:
+            file.update()
 
-    def record(self, trainer: Trainer, step: int) -> None:
-        """Record the present, once a step."""
+    def finish_batch(self, trainer: Trainer, batch_idx: int, batches: int) -> bool:
+        """Count the step that a batch completes, and record every `log_every_n_steps` of them.
+
+        Args:
+            trainer: the Trainer of the run.
+            batch_idx: number of the batch in its epoch.
+            batches: training batches so far.
+
+        Returns:
+            Whether it has recorded.
+        """
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            return False
+        self._steps += 1
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        due = bool(every) and self._steps % every == 0  # 0 stands for never, as with Trainer(barebones=True)
+        if due:
+            self.record(trainer, batches)
+        return due
+
+    def record(self, trainer: Trainer, batches: int) -> None:
+        """Record the present, once after so many training batches."""
         rows = self.schedule.rows
-        if rows and rows[-1].step >= step:
+        if rows and rows[-1].step >= batches:
             return
         metrics = self._metrics()
         scales = [metrics[f"{SCALE}/{label}"] for label in self.hyperparameters.labels]
         row = Row(
-            step,
+            batches,
             trainer.current_epoch,
             self.hyperparameters.values(),
             dict(zip(self.schedule.scale_names, scales, strict=True)),
@@ -118,12 +150,12 @@ class Recorder:
         if not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=step)
+            logger.log_metrics(metrics, step=self._steps)
         if TRAIN_LOSS in metrics:
             # Not at the start: of several such summaries the first counts, and a user's own is to go before.
             self._summarise(trainer)
-        if self._file is not None:
-            self._file.update()
+        for file in self._files:
+            file.update()
 
     def _summarise(self, trainer: Trainer) -> None:
         """Write the summary for the tab HPARAMS, once into each folder of a TensorBoard logger."""
@@ -133,14 +165,15 @@ class Recorder:
                 summarise(self.hyperparameters, logger.experiment)
 
     def close(self) -> None:
-        """Write to `schedule.csv` what could not be written before."""
-        if self._file is not None:
-            self._file.update()
-            self._file = None
+        """Write to the files what could not be written before."""
+        for file in self._files:
+            file.update()
+        self._files = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows in the order of the columns of `schedule.csv`, running means, folders with a summary for HPARAMS."""
+        """Rows in the order of the columns of `schedule.csv`, steps, means, folders with a summary for HPARAMS."""
         return {
+            "steps": self._steps,
             "rows": [self.schedule.cells(row) for row in self.schedule.rows],
             "means": {name: mean.state_dict() for name, mean in self._means().items()},
             "summarised": list(self._summarised),
@@ -151,6 +184,8 @@ class Recorder:
         self.schedule = self.hyperparameters.schedule()
         for cells in state["rows"]:
             self.schedule.append(self.schedule.row(cells))
+        # Runs saved before steps were counted recorded at the number of batches.
+        self._steps = state.get("steps", self.schedule.rows[-1].step if self.schedule.rows else 0)
         for name, mean in self._means().items():
             mean.load_state_dict(state["means"][name], self.hyperparameters.unconstrained.device)
         self._summarised = list(state["summarised"])
@@ -183,6 +218,13 @@ class Recorder:
             if loss is not None:
                 metrics[tag] = loss.item()
         return metrics
+
+
+def show(module: STNModule) -> None:
+    """Show the current hyperparameters on the progress bar."""
+    values = module.hyperparameters.constrain(module.hyperparameters.unconstrained)
+    for name, value in values.items():
+        module.log(name, value.float(), prog_bar=True, logger=False, on_step=True, on_epoch=False)
 
 
 def _folder(logger: Logger) -> Path | None:

@@ -15,8 +15,20 @@ def run_length(trainer: Trainer, settings: Settings) -> float:
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
         limits.append(trainer.max_epochs * trainer.num_training_batches)
     if trainer.max_steps >= 0:
-        limits.append(trainer.max_steps * settings.weight_step.accumulate_grad_batches)
+        limits.append(_batches_of(trainer.max_steps, trainer, settings))
     return min(limits, default=math.inf)
+
+
+def _batches_of(steps: int, trainer: Trainer, settings: Settings) -> float:
+    """Training batches of so many steps of all optimisers; the last batch of an epoch completes a step of each."""
+    # One of the two is 1: manual optimisation has its own argument, and refuses the Trainer's.
+    accumulated = settings.weight_step.accumulate_grad_batches * trainer.accumulate_grad_batches
+    per_epoch = trainer.num_training_batches
+    steps = math.ceil(steps / max(1, len(trainer.optimizers)))  # `max_steps` counts those of every optimiser
+    if math.isinf(per_epoch):
+        return steps * accumulated
+    epochs, rest = divmod(steps, math.ceil(per_epoch / accumulated))
+    return epochs * per_epoch + rest * accumulated
 
 
 def expected_steps(trainer: Trainer, schedule: PhaseSchedule, batches: float) -> int | None:

@@ -18,14 +18,15 @@ from lightning_stn.callback.checks import (
     is_converted,
     require_stn_module,
 )
+from lightning_stn.callback.handover import Handover
 from lightning_stn.callback.hyperparameter_phase import HyperparameterPhase
 from lightning_stn.callback.modes import restore_modes, warn_unread
-from lightning_stn.callback.record import Recorder
+from lightning_stn.callback.record import Recorder, show
 from lightning_stn.callback.resume import RunState, Stateful, Surroundings
 from lightning_stn.callback.row_check import check_rows
 from lightning_stn.callback.run_length import expected_steps, run_length
 from lightning_stn.callback.settings import Settings, check_objects, check_on_resume_use
-from lightning_stn.manual_optimization import MetricSteps, SchedulerSettings, WeightStep
+from lightning_stn.manual_optimization import MetricSteps, SchedulerSettings, WeightStep, explain
 from lightning_stn.methods import Method, OptimizerFactory, Scales, SharedAdam
 from lightning_stn.module import STNModule
 from lightning_stn.phases import Phase, PhaseClock, PhaseSchedule, Warmup
@@ -63,7 +64,8 @@ class STNCallback(Callback):
             them to their initial values as well.
 
     Attributes:
-        schedule: the hyperparameters over the run, a row every `Trainer(log_every_n_steps)` training batches.
+        schedule: the hyperparameters over the run, by training batch; a row every `Trainer(log_every_n_steps)` steps
+            that Lightning counts for its loggers.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -103,6 +105,7 @@ class STNCallback(Callback):
         self._factory = optimizer
         self._dataloader = dataloader
         self._schedulers = SchedulerSettings()
+        self._handover = Handover()
         self._begin()
         self._starts = False  # whether no training batch of this `fit` is over
         self._phase: HyperparameterPhase
@@ -114,6 +117,7 @@ class STNCallback(Callback):
         self._clock = PhaseClock(self._settings.phases)
         self._metric_steps = MetricSteps()
         self._restored: RunState | None = None
+        self._handover.forget()
         self.__dict__.pop("_recorder", None)
 
     @property
@@ -128,6 +132,8 @@ class STNCallback(Callback):
         Raises:
             RuntimeError: training has not started.
         """
+        if (received := self._handover.receive()) is not None:  # trained in processes that `fit` has started
+            return received
         if not hasattr(self, "_recorder"):
             raise RuntimeError("There is no schedule yet; it is recorded while trainer.fit runs.")
         return self._recorder.schedule
@@ -173,7 +179,7 @@ class STNCallback(Callback):
         for entries in (module.hyperparameters.unconstrained, module.hyperparameters.raw_scale):
             entries.copy_(trainer.strategy.broadcast(entries))
         surroundings.give_back_metrics(trainer)
-        self._recorder.open(trainer)
+        self._recorder.open(trainer, self._handover.file)
         if not self._recorder.schedule.rows:  # A resumed run records when one run without interruption would.
             self._recorder.record(trainer, self._clock.batches)
         surroundings.give_back_streams(trainer)
@@ -187,7 +193,7 @@ class STNCallback(Callback):
     def _prepare(self, module: STNModule) -> None:
         """Bring the module into the state that the method expects."""
         self._settings.method.prepare(module, module.hyperparameters)
-        module._weight_phase = self._settings.weight_phase
+        module._stn_phase = self._settings.weight_phase
 
     def _resolve(self, trainer: Trainer) -> float:
         """Choose, equally on all ranks, the values that the arguments leave to the run.
@@ -246,7 +252,7 @@ class STNCallback(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Step the schedulers that waited for validation, and bind the sample of a weight step."""
         self._metric_steps.take(pl_module)
-        _stn(pl_module)._perturb(batch, self._phase.generator(trainer, Phase.WEIGHT, self._clock.batches))
+        _stn(pl_module)._stn_perturb(batch, self._phase.generator(trainer, Phase.WEIGHT, self._clock.batches))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -279,10 +285,8 @@ class STNCallback(Callback):
         if self._phase.watch.gives_up:
             trainer.should_stop = True
         if due or batch_idx == 0:
-            _show(module)
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and self._clock.batches % every == 0:  # 0 stands for never, as with Trainer(barebones=True)
-            self._recorder.record(trainer, self._clock.batches)
+            show(module)
+        if self._recorder.finish_batch(trainer, batch_idx, self._clock.batches):
             self._phase.watch.look()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -300,13 +304,14 @@ class STNCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Clear the settings of the weight phase, so that a later `fit` without this callback raises."""
         if stage == "fit":
-            _stn(pl_module)._weight_phase = None
+            _stn(pl_module)._stn_phase = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Unbind the sample, drop cached weights, leave eval mode, and close files."""
         restore_modes(trainer, pl_module)
         if isinstance(pl_module, STNModule):
-            pl_module._weight_phase = None
+            explain(exception, pl_module)
+            pl_module._stn_phase = None
             self._schedulers.release(pl_module)
             unbind(pl_module.hyperparameters)
         if hasattr(self, "_recorder"):
@@ -340,10 +345,3 @@ class STNCallback(Callback):
 def _stn(module: LightningModule) -> STNModule:
     assert isinstance(module, STNModule)
     return module
-
-
-def _show(module: STNModule) -> None:
-    """Show the current hyperparameters on the progress bar."""
-    values = module.hyperparameters.constrain(module.hyperparameters.unconstrained)
-    for name, value in values.items():
-        module.log(name, value.float(), prog_bar=True, logger=False, on_step=True, on_epoch=False)

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -68,9 +68,12 @@ class ValidationStream:
     """An endless stream of batches over validation data.
 
     A plain `DataLoader` over a map-style dataset is rebuilt with the same dataset, collate function and workers, but
-    another order, so that the loader used for evaluation is not touched. Any other iterable of batches, a subclass of
-    `DataLoader`, and a loader with a sampler or batch sampler that was passed (which may select a part of the dataset)
-    is read from start to end repeatedly, by workers of the stream.
+    another order, so that the loader used for evaluation is not touched. A loader with a sampler or batch sampler that
+    was passed (which may select a part of the dataset) is rebuilt with the same batches, pass after pass. Any other
+    iterable of batches and a subclass of `DataLoader` is read from start to end repeatedly, by workers of the stream.
+
+    A stream that goes on where another stopped loads no batch again, except of the last kind, whose batches it has to
+    read; it warns of that once.
 
     Args:
         loader: the source.
@@ -87,11 +90,13 @@ class ValidationStream:
         self._rank = rank
         self._world_size = world_size
         self.consumed = 0
+        self._before = 0  # batches of loaders before this one
         self.read(loader)
 
     def read(self, loader: Iterable[Any]) -> None:
         """Continue with the batches of this loader."""
         self._loader = loader
+        self._before = self.consumed
         self._batches: Iterator[Any] | None = None
         if _shuffles(loader):
             sampler = self._sampler(loader)  # Raises for too small a dataset now, not at the first step.
@@ -118,12 +123,13 @@ class ValidationStream:
         return {**self.__dict__, "_batches": None}
 
     def state_dict(self) -> dict[str, int]:
-        """The number of batches read."""
-        return {"consumed": self.consumed}
+        """The number of batches read, and how many of them before the present loader."""
+        return {"consumed": self.consumed, "before": self._before}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue after the saved number of batches."""
         self.consumed = state["consumed"]
+        self._before = state.get("before", 0)  # Older states do not count the batches of each loader.
         self._batches = None
 
     def _sampler(self, loader: "DataLoader[Any]") -> EndlessBatches:
@@ -138,21 +144,69 @@ class ValidationStream:
 
     def _start(self) -> Iterator[Any]:
         workers = derive_seed(self._seed, "workers", self._rank)
-        if not _shuffles(self._loader):
-            return _repeat(_apart(self._loader, workers), self.consumed)
-        loader: DataLoader[Any] = DataLoader(
-            self._loader.dataset,
-            batch_sampler=self._sampler(self._loader),
-            num_workers=self._loader.num_workers,
-            collate_fn=self._loader.collate_fn,
-            pin_memory=self._loader.pin_memory,
-            timeout=self._loader.timeout,
-            worker_init_fn=self._loader.worker_init_fn,
-            multiprocessing_context=self._loader.multiprocessing_context,
-            prefetch_factor=self._loader.prefetch_factor,
-            generator=torch.Generator().manual_seed(workers),  # see `_apart`
-        )
-        return iter(loader)
+        skip = self.consumed - self._before
+        if _shuffles(self._loader):
+            return iter(_with_batches(self._loader, self._sampler(self._loader), workers))
+        if _draws_indices(self._loader):
+            return iter(_with_batches(self._loader, _Repeated(_indices(self._loader), skip), workers))
+        if skip and not isinstance(self._loader, Sequence):
+            warnings.warn(
+                f"To continue where the run stopped, the validation stream reads {skip} batches of its "
+                f"{type(self._loader).__name__} again, which takes as long as it did before; only a plain DataLoader "
+                "over a map-style dataset can be entered in the middle. Where this takes too long, give one to "
+                "STNCallback(dataloader=...).",
+                stacklevel=3,
+            )
+        return _repeat(_apart(self._loader, workers), skip)
+
+
+class _Repeated(Sampler[Any]):
+    """What a sampler or batch sampler draws, pass after pass.
+
+    Args:
+        indices: the sampler; each iteration is a pass.
+        skip: draws to leave out at the beginning.
+    """
+
+    def __init__(self, indices: Iterable[Any], skip: int) -> None:
+        self._indices = indices
+        self._skip = skip
+
+    def __iter__(self) -> Iterator[Any]:
+        return _repeat(self._indices, self._skip)
+
+
+def _with_batches(loader: "DataLoader[Any]", indices: Sampler[Any], seed: int) -> "DataLoader[Any]":
+    """A loader of the same dataset that reads other indices.
+
+    Args:
+        loader: the loader.
+        indices: yields a list of indices for each batch, or single indices where the dataset yields batches.
+        seed: from which each worker has its seed.
+    """
+    drawn: dict[str, Any] = {"sampler": indices, "batch_size": None}
+    return DataLoader(
+        loader.dataset,
+        **({"batch_sampler": indices} if loader.batch_sampler is not None else drawn),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        prefetch_factor=loader.prefetch_factor,
+        generator=torch.Generator().manual_seed(seed),  # see `_apart`
+    )
+
+
+def _indices(loader: "DataLoader[Any]") -> Iterable[Any]:
+    """What a loader reads its dataset by."""
+    return loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+
+
+def _draws_indices(loader: Iterable[Any]) -> TypeGuard["DataLoader[Any]"]:
+    """Whether the loader certainly reads its dataset by indices."""
+    return type(loader) is DataLoader and not isinstance(loader.dataset, IterableDataset)
 
 
 def _shuffles(loader: Iterable[Any]) -> TypeGuard["DataLoader[Any]"]:
@@ -161,7 +215,7 @@ def _shuffles(loader: Iterable[Any]) -> TypeGuard["DataLoader[Any]"]:
     Only a plain `DataLoader` that built its batch sampler by itself does. A subclass may change batches on their way,
     and a sampler that was passed may select, weigh or repeat examples.
     """
-    if type(loader) is not DataLoader or loader.batch_size is None or isinstance(loader.dataset, IterableDataset):
+    if not _draws_indices(loader) or loader.batch_size is None:
         return False
     sampler, batches = loader.sampler, loader.batch_sampler
     if type(batches) is not BatchSampler or batches.sampler is not sampler:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support import AfterEpoch, LitSmall, loader, trainer
 
-from lightning_stn import Float, HyperparameterSet, Scales, STNCallback
+from lightning_stn import Float, HyperparameterSet, Scales, STNCallback, WeightStep
 from lightning_stn.methods import HyperparameterOptimizer
 
 LR, SCALE_LR = 0.05, 0.02
@@ -66,6 +66,31 @@ def approx(rates: Rates) -> Any:
 )
 def test_rates_fall_along_a_half_cosine_over_the_run(settings: dict[str, Any], total: int, after: list[int]) -> None:
     assert run(**settings) == approx(half_cosine(total, after, LR, SCALE_LR))
+
+
+@pytest.mark.parametrize("automatic", [False, True])
+def test_run_of_max_steps_is_as_long_as_its_accumulated_batches(automatic: bool) -> None:
+    """Seven steps of two batches, the last batch of an epoch of five completes one: 5 + 5 + 2 batches."""
+    module = LitSmall()
+    module.automatic_optimization = automatic
+    accumulated = {"accumulate_grad_batches": 2}
+    stn = STNCallback(1, warmup=0, lr=LR, seed=1, **({} if automatic else {"weight_step": WeightStep(**accumulated)}))
+    fit = trainer(stn, max_epochs=-1, max_steps=7, **(accumulated if automatic else {}))
+    fit.fit(module, loader(40), loader(16, seed=1))
+    assert stn.schedule.rows[-1].step == 12
+    assert stn._phase.optimizer.rates["lr"] == pytest.approx(half_cosine(12, [12], LR)[0][0])
+
+
+def test_run_of_max_steps_counts_the_steps_of_several_optimisers() -> None:
+    class Two(LitSmall):
+        def configure_optimizers(self) -> Any:
+            first, *others = self.parameters()
+            return [torch.optim.SGD([first], 0.05), torch.optim.SGD(others, 0.05)]
+
+    stn = STNCallback(1, warmup=0, lr=LR, seed=1)
+    trainer(stn, max_epochs=-1, max_steps=13).fit(Two(), loader(40), loader(16, seed=1))
+    assert stn.schedule.rows[-1].step == 7
+    assert stn._phase.optimizer.rates["lr"] == pytest.approx(half_cosine(7, [7], LR)[0][0])
 
 
 @pytest.mark.parametrize("settings", [{"anneal": False}, {"epochs": -1}], ids=["not annealed", "unknown length"])

@@ -107,7 +107,7 @@ class Plain(L.LightningModule):
         (NoValidationLoss, NotImplementedError, "no validation loss; define validation_loss"),
         (NoTrainingLoss, NotImplementedError, "no training loss; define training_loss"),
         (NotConverted, ValueError, r"No layer of NotConverted responds.*self\.convert\(net\)"),
-        (UnknownName, KeyError, r"GaussianNoise 'noise' reads the hyperparameter 'rat'.*Did you mean 'rate'"),
+        (UnknownName, KeyError, r"GaussianNoise 'noise' reads the hyperparameter 'rat'.*or 'rate' is misspelt"),
         (FixedOptimizer, ValueError, r"No optimiser trains.*net\.0\.response_weight.*self\.parameters\(\)"),
         (Plateau, ValueError, "ReduceLROnPlateau follows a metric, but configure_optimizers names none"),
         (Detached, ValueError, "does not depend on the hyperparameters.*without torch.no_grad"),

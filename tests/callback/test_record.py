@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from support import LitSmall, fit, random_gates
+from support import LitSmall, fit, loader, random_gates, trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from lightning_stn import Categorical, Schedule, STNCallback
+from lightning_stn import Categorical, Schedule, STNCallback, WeightStep
 from lightning_stn.callback.record import Mean
 from lightning_stn.functional import choice_probabilities
 
@@ -105,6 +105,67 @@ def test_logged_losses_are_means_since_the_last_record(tmp_path: Path) -> None:
     fit(Watch(), logger=logger, max_epochs=3, log_every_n_steps=3)
     logged = [event.value for event in events(Path(logger.log_dir)).Scalars("stn/train_loss")]
     assert logged == pytest.approx([sum(losses[i : i + 3]) / 3 for i in (0, 3, 6)])
+
+
+class Logs(LitSmall):
+    """Logs a curve of its own; five batches in an epoch, of which every second and the last complete a step."""
+
+    def __init__(self, automatic: bool) -> None:
+        super().__init__()
+        self.automatic_optimization = automatic
+
+    def training_loss(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_loss(batch, batch_idx)
+        self.log("own", loss)
+        return loss
+
+
+def accumulating(automatic: bool, **settings: Any) -> tuple[STNCallback, dict[str, Any]]:
+    """A callback and the Trainer's arguments that accumulate two batches."""
+    callback = STNCallback(
+        train_steps=1, warmup=0, seed=1, weight_step=WeightStep(accumulate_grad_batches=1 if automatic else 2)
+    )
+    return callback, {"n": 40, "max_epochs": 2, **({"accumulate_grad_batches": 2} if automatic else {}), **settings}
+
+
+@pytest.mark.parametrize(("automatic", "last"), [(True, 6), (False, 10)])
+def test_all_curves_have_one_axis_when_gradients_accumulate(automatic: bool, last: int, tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, name="run", version=0)
+    callback, settings = accumulating(automatic, logger=logger)
+    fit(Logs(automatic), callback, **settings)
+    accumulator = events(Path(logger.log_dir))
+    own, val_loss, noise = (
+        [event.step for event in accumulator.Scalars(tag)] for tag in ("own", "val_loss", "stn/value/noise")
+    )
+    # Lightning logs during a step, this package after it.
+    assert (own, val_loss, noise) == ([*range(last)], [last // 2 - 1, last - 1], [*range(last + 1)])
+    rows = [row.step for row in callback.schedule.rows]
+    assert rows == ([0, 2, 4, 5, 7, 9, 10] if automatic else [*range(11)])
+
+
+def test_log_every_n_steps_means_the_same_for_all_curves_when_gradients_accumulate(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path, name="run", version=0)
+    callback, settings = accumulating(True, logger=logger, log_every_n_steps=3)
+    fit(Logs(True), callback, **settings)
+    accumulator = events(Path(logger.log_dir))
+    assert [event.step for event in accumulator.Scalars("own")] == [2, 5]
+    assert [event.step for event in accumulator.Scalars("stn/value/noise")] == [0, 3, 6]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_resumed_run_goes_on_along_the_axis_when_gradients_accumulate(tmp_path: Path) -> None:
+    steps = []
+    for version, checkpoint in enumerate([None, tmp_path / "half.ckpt"]):
+        logger = TensorBoardLogger(tmp_path, name="run", version=version)
+        callback, settings = accumulating(True, logger=logger)
+        run = trainer(callback, **{key: value for key, value in settings.items() if key != "n"})
+        if checkpoint is None:
+            run.fit_loop.max_epochs = 1
+        run.fit(Logs(True), loader(40), loader(16, seed=1), ckpt_path=checkpoint)
+        if checkpoint is None:
+            run.save_checkpoint(tmp_path / "half.ckpt")
+        steps += [event.step for event in events(Path(logger.log_dir)).Scalars("stn/value/noise")]
+    assert steps == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_the_progress_bar_shows_the_current_values() -> None:

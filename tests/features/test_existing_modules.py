@@ -119,14 +119,57 @@ def test_decorated_step_gets_the_number_of_its_loader() -> None:
     assert {"loss_0", "loss_1"} <= run.callback_metrics.keys()
 
 
+class TakesTheIterator(Existing):
+    def training_step(self, dataloader_iter: Any) -> Any:  # type: ignore[override]
+        return super().training_step(next(dataloader_iter)[0], 0)
+
+
+class ValidatesTheIterator(Existing):
+    def validation_step(self, dataloader_iter: Any) -> Any:  # type: ignore[override]
+        next(dataloader_iter)
+
+
+@pytest.mark.parametrize(
+    ("base", "step"),
+    [(TakesTheIterator, "TakesTheIterator.training_step"), (ValidatesTheIterator, "ValidatesTheIterator.valid")],
+)
+def test_step_that_takes_the_iterator_of_the_loader_is_refused(base: type[Existing], step: str) -> None:
+    with pytest.raises(NotImplementedError, match=f"{step}.* takes dataloader_iter.*; take batch and batch_idx"):
+        fit(tuned(base))
+
+
 class Skips(Existing):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         return None if batch_idx == 1 else super().training_step(batch, batch_idx)
 
 
-def test_a_skipped_batch_is_refused_in_words() -> None:
+class SkipsInADictionary(Existing):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return {"loss": None if batch_idx == 1 else super().training_step(batch, batch_idx)}
+
+
+class SkipsByItself(LitSmall):
+    def training_loss(self, batch: Any, batch_idx: int) -> Any:
+        return None if batch_idx == 1 else super().training_loss(batch, batch_idx)
+
+
+@pytest.mark.parametrize("automatic", [False, True])
+@pytest.mark.parametrize("build", [lambda: tuned(Skips), lambda: tuned(SkipsInADictionary), SkipsByItself])
+def test_a_skipped_batch_is_refused_in_words(build: Callable[[], Any], automatic: bool) -> None:
+    module = build()
+    module.automatic_optimization = automatic
     with pytest.raises(ValueError, match=r"got NoneType; return the mean loss. A batch cannot be skipped"):
-        fit(tuned(Skips))
+        fit(module)
+
+
+class WithoutLoss(Existing):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return {"train_loss": super().training_step(batch, batch_idx)}
+
+
+def test_dictionary_of_a_step_without_a_loss_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"WithoutLoss\.training_step to return a loss, .*the keys \['train_loss'\]"):
+        fit(tuned(WithoutLoss))
 
 
 @pytest.mark.parametrize("hook", ["setup", "configure_model"])
@@ -180,6 +223,18 @@ def test_callback_can_be_copied_after_a_run(twice: Callable[[STNCallback], STNCa
     assert other.schedule.rows == stn.schedule.rows
     assert other._phase.stream.consumed == stn._phase.stream.consumed
     fit(LitSmall(), other)
+
+
+@pytest.mark.parametrize("twice", [copy.deepcopy, lambda run: pickle.loads(pickle.dumps(run))], ids=["copy", "pickle"])
+@pytest.mark.parametrize("workers", [{}, {"num_workers": 1, "persistent_workers": True}], ids=["", "workers"])
+def test_trainer_can_be_copied_after_a_run(twice: Callable[[L.Trainer], Any], workers: dict[str, Any]) -> None:
+    run = trainer(stn := callback(), max_epochs=1)
+    run.fit(LitSmall(), loader(24), loader(16, seed=1, **workers))
+    other = twice(run)
+    (copied,) = (one for one in other.callbacks if isinstance(one, STNCallback))
+    assert copied.schedule.rows == stn.schedule.rows
+    ours, theirs = run.lightning_module.state_dict(), other.lightning_module.state_dict()
+    assert all(torch.equal(value, ours[name]) for name, value in theirs.items())
 
 
 def test_combined_loader_gives_its_batches_to_the_loss() -> None:

@@ -327,3 +327,13 @@ def test_an_optimiser_that_evaluates_the_loss_is_refused_in_manual_optimisation(
     module = Newton()
     module.automatic_optimization = True
     assert train(module, max_epochs=1).global_step == 5
+
+
+def test_an_optimiser_that_evaluates_the_loss_is_refused_among_several() -> None:
+    def both(optimizer: torch.optim.Optimizer) -> Any:
+        (group,) = optimizer.param_groups
+        first, *others = group["params"]
+        return [torch.optim.SGD([first], 0.01), torch.optim.LBFGS(others)]
+
+    with pytest.raises(NotImplementedError, match=r"automatic_optimization = True.*, and return this optimiser alone"):
+        train(Traced(configure=both))

@@ -246,7 +246,7 @@ def test_regularizer_with_a_named_strength_refuses_training_before_attach() -> N
 
 def test_attach_lists_all_unknown_hyperparameters() -> None:
     net = nn.Sequential(Dropout("rat"), GaussianNoise("std"))
-    with pytest.raises(KeyError, match=r"Dropout '0' reads .*'rat'.*Did you mean 'rate'.*GaussianNoise '1' reads"):
+    with pytest.raises(KeyError, match=r"Dropout '0' reads .*'rat'.*or 'rate' is misspelt.*GaussianNoise '1' reads"):
         attach_all(net, HyperparameterSet({"rate": Float(0.0, 1.0, init=0.5)}))
 
 

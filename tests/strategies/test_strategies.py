@@ -167,6 +167,7 @@ def test_an_interrupted_run_of_fsdp2_continues_bit_for_bit(sharded: Path) -> Non
     assert_same(ends(sharded, "resumed"), ends(sharded, "whole"))
 
 
+@pytest.mark.slow
 def test_killed_processes_continue_bit_for_bit(two: Path, tmp_path: Path, method: dict[str, Any]) -> None:
     jobs = {"strategy": "ddp", "module": DRAWN, **method}
     assert launch(tmp_path, {**jobs, "name": "first", "stop": 26, "every": 24, "kill": True}) == [-9, -9]
@@ -190,11 +191,19 @@ def test_a_checkpoint_of_two_ranks_loads_on_one(two: Path) -> None:
     assert torch.isfinite(loaded.export()(inputs)).all()
 
 
-def test_ddp_spawn_ends_in_the_state_of_ddp(two: Path, tmp_path: Path, method: dict[str, Any]) -> None:
-    """The main process gets the final state of the ranks, hyperparameters included."""
-    assert launch(tmp_path, {"strategy": "spawn", "name": "spawn", **method}, ranks=1) == [0]
-    (end,) = ends(tmp_path, "spawn", ranks=1)
-    assert_equal_states(end["state"], ends(two, "ddp")[0]["state"])
+@pytest.mark.parametrize("method", ["stn", pytest.param("delta-stn", marks=pytest.mark.slow)], indirect=True)
+def test_started_processes_hand_state_and_schedule_of_ddp_to_the_process_that_called_fit(
+    two: Path, tmp_path: Path, method: dict[str, Any]
+) -> None:
+    """Spawned processes have copies of the callback by pickle, forked ones by the copied memory."""
+    jobs = [{"strategy": strategy, "name": strategy, **method} for strategy in ("spawn", "fork")]
+    assert launch(tmp_path, *jobs, ranks=1) == [0]
+    expected = ends(two, "ddp")[0]
+    for job in jobs:
+        (end,) = ends(tmp_path, job["name"], ranks=1)
+        assert_equal_states(end["state"], expected["state"])
+        assert end["schedule"] == expected["schedule"]
+        assert len(end["schedule"]) == BATCHES * EPOCHS + 1
 
 
 class Disguise(L.Callback):

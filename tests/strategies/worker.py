@@ -71,9 +71,9 @@ class Lit(STNModule):
         self.gradients: list[dict[str, Tensor]] = []
         self.wrapped: set[str] = set()
 
-    def _perturb(self, batch: Batch, generator: torch.Generator | None = None) -> None:
+    def _stn_perturb(self, batch: Batch, generator: torch.Generator | None = None) -> None:
         if self.drawn:
-            super()._perturb(batch, generator)
+            super()._stn_perturb(batch, generator)
         else:
             hyperparameters = self.hyperparameters
             sample = functional.perturb(hyperparameters.unconstrained, hyperparameters.scale, batch[2])
@@ -145,6 +145,7 @@ STRATEGIES: dict[str, Any] = {
     "ddp": lambda: DDPStrategy(process_group_backend="gloo"),
     "static": lambda: DDPStrategy(process_group_backend="gloo", static_graph=True),
     "spawn": lambda: DDPStrategy(process_group_backend="gloo", start_method="spawn"),
+    "fork": lambda: DDPStrategy(process_group_backend="gloo", start_method="fork"),
     "fsdp": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo"),
 }
 
@@ -174,7 +175,8 @@ def train(
     }
     if "weight_step" in stn:
         settings["weight_step"] = WeightStep(**stn["weight_step"])
-    callbacks: list[L.Callback] = [ByExample(**settings)]
+    stn_callback = ByExample(**settings)
+    callbacks: list[L.Callback] = [stn_callback]
     callbacks += [] if stop is None else [Stop(stop, kill)]
     callbacks.append(ModelCheckpoint(folder / name, "{step}", every_n_train_steps=every, save_top_k=-1))
     trainer = L.Trainer(
@@ -203,8 +205,8 @@ def train(
         "state": {key: _whole(value).clone() for key, value in lit.state_dict().items()},
         "samples": lit.samples,
         "gradients": lit.gradients,
-        "callback": {k: v for k, v in callbacks[0].state_dict().items() if k != "record"},
-        "schedule": callbacks[0].state_dict().get("record", {}).get("rows"),
+        "callback": {k: v for k, v in stn_callback.state_dict().items() if k != "record"},
+        "schedule": [stn_callback.schedule.cells(row) for row in stn_callback.schedule.rows],
         "optimizers": tree_map_only(Tensor, _whole, [optimizer.state_dict() for optimizer in trainer.optimizers]),
         "wrapped": sorted(lit.wrapped),
     }
