@@ -1,5 +1,6 @@
 """Everything that a checkpoint holds of a run beside the module: taken and given back in one place."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -29,7 +30,7 @@ class Surroundings:
     """The state around a run that Lightning does not restore. The defaults restore nothing.
 
     Args:
-        generators: states of torch's, NumPy's and Python's generators, by rank.
+        generators: states of torch's, NumPy's and Python's generators, by rank; empty for a rank whose are not known.
         metrics: values logged last, for schedulers and callbacks that follow a metric.
         loaders: states of the training loaders that are `ResumableLoader`s, the same on all ranks. Lightning saves
             them too, but does not restore them at the end of an epoch, nor where the loaders were built early, as by
@@ -42,11 +43,15 @@ class Surroundings:
 
     @classmethod
     def take(cls, trainer: Trainer) -> "Surroundings":
-        """The state now; every rank has to call it."""
-        generators = [random_state()]
-        if trainer.world_size > 1:
-            generators = [{} for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(generators, random_state())
+        """The state now; every rank has to call it, except after an exception.
+
+        An exception may have stopped this rank alone. The others would never answer, so that no checkpoint would be
+        written; it then holds the generators of this rank only.
+        """
+        generators: list[dict[str, Any]] = [{} for _ in range(trainer.world_size)]
+        generators[trainer.global_rank] = random_state()
+        if trainer.world_size > 1 and not trainer.interrupted:
+            torch.distributed.all_gather_object(generators, generators[trainer.global_rank])
         metrics = {name: metric.cpu() for name, metric in trainer.callback_metrics.items()}
         return cls(generators, metrics, [loader.state_dict() for loader in _resumable_loaders(trainer)])
 
@@ -56,13 +61,22 @@ class Surroundings:
             trainer.callback_metrics.setdefault(name, metric.to(trainer.strategy.root_device))
 
     def give_back_streams(self, trainer: Trainer) -> None:
-        """Restore training loaders and generators, if their numbers are those of this run."""
+        """Restore training loaders, if their number is that of this run, and generators; warn where these are lost."""
         loaders = _resumable_loaders(trainer)
         if len(self.loaders) == len(loaders):
             for loader, state in zip(loaders, self.loaders, strict=True):
                 loader.load_state_dict(state)
-        if len(self.generators) == trainer.world_size:
-            set_random_state(self.generators[trainer.global_rank])
+        rank, ranks = trainer.global_rank, len(self.generators)
+        if ranks == trainer.world_size and self.generators[rank]:
+            set_random_state(self.generators[rank])
+        elif ranks == trainer.world_size:
+            _warn_of_lost_generators(
+                f"was written after an exception, when rank {rank} could not be asked for its random generators"
+            )
+        elif ranks and trainer.is_global_zero:
+            _warn_of_lost_generators(
+                f"holds the random generators of {ranks} processes, but this run has {trainer.world_size}"
+            )
 
 
 @dataclass(frozen=True)
@@ -131,6 +145,15 @@ class RunState:
 
 
 _SURROUNDINGS = "surroundings"
+
+
+def _warn_of_lost_generators(reason: str) -> None:
+    warnings.warn(
+        f"The checkpoint {reason}. They begin anew, so that dropout and other random draws are not those of one run "
+        "without interruption. For an exact run, resume from a checkpoint that was written in training, on as many "
+        "processes.",
+        stacklevel=2,
+    )
 
 
 def _resumable_loaders(trainer: Trainer) -> list[ResumableLoader]:
