@@ -247,10 +247,14 @@ class MetricSteps:
         self.take(module)
         trainer = module.trainer
         if trainer.is_last_batch:
-            self._due.append(("epoch", trainer.current_epoch))
+            self.note_epoch(trainer.current_epoch)
         self._forgotten |= trainer.fit_loop.restarting
         if not (module.automatic_optimization or _logs_later(module)):
             self.take(module)
+
+    def note_epoch(self, epoch: int) -> None:
+        """Note the steps of an epoch that is over."""
+        self._due.append(("epoch", epoch))
 
     def take(self, module: LightningModule) -> None:
         """Take the steps that are due, and that Lightning does not take."""

@@ -80,6 +80,8 @@ class STNModule(L.LightningModule):
         self._weight_phase: WeightPhase | None = None
         self._muted = False
         self._outputs: dict[str, Any] = {}
+        self._last_loss: Tensor | None = None
+        self._weights_stepped = False
 
     @property
     def runs_for(self) -> Literal["weights", "response", "hyperparameters", "evaluation"]:
@@ -230,8 +232,10 @@ class STNModule(L.LightningModule):
             self, self.hyperparameters, lambda: self._checked_training_loss(batch, batch_idx)
         )
         end_forward(self.hyperparameters)
+        self._last_loss = loss.detach()
         if not self.automatic_optimization:
             phase.step.take(self, objective, batch_idx)
+            self._weights_stepped = True
         outputs, self._outputs = self._outputs, {}
         if self.automatic_optimization and objective is not loss:
             return {**outputs, "loss": objective, "training_loss": loss.detach()}

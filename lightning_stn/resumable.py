@@ -117,9 +117,18 @@ class ResumableLoader:
                 f"ResumableLoader: expected the state of a loader with {len(self)} batches, got {state}; resume with "
                 "the dataset, the batch size and the number of ranks that the run was started with."
             )
+        self.rewind(state)
+        self._loaded = True
+
+    def state_before(self, batches: int) -> dict[str, int]:
+        """The state before the last so many batches were read."""
+        epoch, position = divmod(self.epoch * len(self) + self.position - batches, len(self))
+        return {**self.state_dict(), "epoch": epoch, "position": position}
+
+    def rewind(self, state: dict[str, int]) -> None:
+        """Return to an earlier state of this loader; the next iteration goes on from there."""
         for name in _STATE:
             setattr(self, name, state[name])
-        self._loaded = True
 
     def set_epoch(self, epoch: int) -> None:
         """Skip the rest of an epoch that `limit_train_batches` cut short.

@@ -23,6 +23,7 @@ from lightning_stn.callback.tensorboard import (
     summarise,
 )
 from lightning_stn.hyperparameters import HyperparameterSet
+from lightning_stn.module import STNModule
 from lightning_stn.schedule import Row
 
 
@@ -101,7 +102,7 @@ class Recorder:
             self._file = ScheduleFile(folder / "schedule.csv", self.schedule)
             self._file.update()
 
-    def record(self, trainer: Trainer, step: int) -> None:
+    def record(self, trainer: Trainer, step: int, epoch: int) -> None:
         """Record the present, once a step."""
         rows = self.schedule.rows
         if rows and rows[-1].step >= step:
@@ -110,7 +111,7 @@ class Recorder:
         scales = [metrics[f"{SCALE}/{label}"] for label in self.hyperparameters.labels]
         row = Row(
             step,
-            trainer.current_epoch,
+            epoch,
             self.hyperparameters.values(),
             dict(zip(self.schedule.scale_names, scales, strict=True)),
         )
@@ -183,6 +184,13 @@ class Recorder:
             if loss is not None:
                 metrics[tag] = loss.item()
         return metrics
+
+
+def show(module: STNModule) -> None:
+    """Show the current hyperparameters on the progress bar."""
+    values = module.hyperparameters.constrain(module.hyperparameters.unconstrained)
+    for name, value in values.items():
+        module.log(name, value.float(), prog_bar=True, logger=False, on_step=True, on_epoch=False)
 
 
 def _folder(logger: Logger) -> Path | None:

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeGuard
 
 import torch
@@ -112,6 +113,16 @@ class ValidationStream:
         batch = next(self._batches)
         self.consumed += 1
         return batch
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Return to where the stream was if this block fails."""
+        consumed = self.consumed
+        try:
+            yield
+        except BaseException:
+            self.load_state_dict({"consumed": consumed})
+            raise
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the iterator, which cannot be copied; a copy goes on after as many batches."""

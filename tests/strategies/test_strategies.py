@@ -117,6 +117,8 @@ def assert_equal_to_one_process(ours: list[End], one: End, wrapped: str) -> None
         "batches": BATCHES * EPOCHS,
         "weight_steps": BATCHES * EPOCHS,
         "hyperparameter_steps": BATCHES * EPOCHS // 2,
+        "due": 0,
+        "epoch": EPOCHS - 1,
     }
 
 

@@ -1,0 +1,119 @@
+"""What a callback saves of its run, and how it goes on from there."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_stn.callback.hyperparameter_phase import HyperparameterPhase
+from lightning_stn.callback.interruption import Bookmark, Place
+from lightning_stn.callback.record import Recorder
+from lightning_stn.callback.resume import RunState, Stateful, Surroundings
+from lightning_stn.callback.settings import Settings
+from lightning_stn.manual_optimization import MetricSteps
+from lightning_stn.module import STNModule
+from lightning_stn.phases import PhaseClock
+
+
+class CheckpointedCallback(Callback, ABC):
+    """The part of `STNCallback` that saves a run, resumes it, and returns after an exception to where it can go on.
+
+    Args:
+        arguments: settings of a new run.
+        on_resume_use: names of what a resumed run takes from the arguments.
+    """
+
+    _phase: HyperparameterPhase
+    _recorder: Recorder
+
+    def __init__(self, arguments: Settings, on_resume_use: frozenset[str]) -> None:
+        self._arguments = arguments
+        self._on_resume_use = on_resume_use
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget an earlier run."""
+        self._settings = self._arguments
+        self._clock = PhaseClock(self._settings.phases)
+        self._metric_steps = MetricSteps()
+        self._restored: RunState | None = None
+        self._bookmark: Bookmark | None = None
+        self._interruption: Place | None = None
+        self.__dict__.pop("_recorder", None)
+
+    @abstractmethod
+    def _count(self, module: STNModule, loss: torch.Tensor | None, batch_idx: int) -> None:
+        """Count a training batch whose weight step has been taken."""
+
+    def _resume(self, module: STNModule) -> Surroundings:
+        """Continue from a checkpoint, if there is one; returns the surroundings, which are given back later."""
+        restored = self._restored
+        if restored is None:
+            return Surroundings()
+        use = self._on_resume_use
+        parts = self._parts()
+        if use & {"hyperparameters", "optimizer", "scales"}:
+            del parts["optimizer"]
+        assert self._settings.lr is not None
+        restored.give_back(module.hyperparameters, parts, {"lr": self._settings.lr} if "lr" in use else {})
+        if "hyperparameters" in use:
+            module.hyperparameters.reset_parameters()
+        return restored.surroundings
+
+    def _parts(self) -> dict[str, Stateful]:
+        """The parts of the run whose states a checkpoint holds, by name."""
+        return {
+            "clock": self._clock,
+            "optimizer": self._phase.optimizer,
+            "stream": self._phase.stream,
+            "watch": self._phase.watch,
+            "statistics": self._phase.statistics,
+            "record": self._recorder,
+            "metric_steps": self._metric_steps,
+        }
+
+    def _go_back(self, trainer: Trainer, module: STNModule) -> None:
+        """Return to the last place from which the run can go on, before a checkpoint is written."""
+        bookmark = self._bookmark
+        if bookmark is None:
+            return
+        inexact = bookmark.loss_of_accuracy(trainer) or self._phase.loss_of_accuracy
+        if bookmark.weights_have_moved(trainer):
+            self._count(module, module._last_loss, trainer.fit_loop.batch_idx)
+        epoch = trainer.current_epoch
+        place = bookmark.go_back(trainer)
+        if trainer.current_epoch > epoch:
+            self._metric_steps.note_epoch(epoch)
+        self._interruption = place._replace(inexact=inexact or place.inexact)
+        if self._interruption.inexact:
+            rank_zero_info(f"A run that is resumed from here will not be exact: {self._interruption.inexact}.")
+        self._bookmark = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the run so far, without its surroundings; see `RunState`."""
+        if self._restored is not None:
+            return self._restored.state_dict()
+        if not hasattr(self, "_recorder"):
+            return {}
+        hyperparameters = self._recorder.hyperparameters
+        return RunState.take(self._settings.state_dict(), hyperparameters, self._parts()).state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the settings now, and all other state when training starts."""
+        if not state_dict:
+            return
+        self._restored = RunState.from_state(state_dict)
+        self._settings, message = self._settings.resumed(self._restored.settings, self._on_resume_use)
+        if message:
+            rank_zero_warn(message)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the surroundings of the run to the state that Lightning has put into the checkpoint."""
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if state and self._restored is None:
+            place = self._interruption if trainer.interrupted else None
+            if place is None:
+                place = Place.here(trainer, pl_module, self._settings.weight_step)
+            RunState.add_surroundings(state, Surroundings.take(trainer, place))
