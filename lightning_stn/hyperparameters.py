@@ -10,12 +10,10 @@ from torch import Tensor, nn
 
 from lightning_stn import functional
 from lightning_stn.passes import Pass
+from lightning_stn.saved_values import COORDINATES, TENSORS, misfits
 from lightning_stn.schedule import Schedule, Value
 from lightning_stn.specifications import Hyperparameter, ResponseForm, check_specifications, empty_schedule
 from lightning_stn.transforms import positive, positive_inverse
-
-_STATE = ("unconstrained", "raw_scale")  # tensors of the state dict, `[h]` each
-_COORDINATES = ("centred", "gate_scale")  # a bool and a float of the state dict: how gates count
 
 
 class HyperparameterSet(nn.Module):
@@ -81,7 +79,7 @@ class HyperparameterSet(nn.Module):
         for name, specification in specifications.items():
             self.slices[name] = slice(end, end := end + specification.size)
             self._specifications[name] = specification
-        for name in _STATE:
+        for name in TENSORS:
             setattr(self, name, torch.empty(len(self), dtype=torch.float32))
         self.reset_parameters()
 
@@ -114,7 +112,7 @@ class HyperparameterSet(nn.Module):
 
     def unshare(self) -> None:
         """Copy the state out of the shared memory in which spawned processes receive it."""
-        for name in _STATE:
+        for name in TENSORS:
             setattr(self, name, getattr(self, name).clone())
 
     @property
@@ -301,7 +299,7 @@ class HyperparameterSet(nn.Module):
         """Move to another device with the network, but keep the precision."""
         was_meta = self.unconstrained.is_meta
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name in _STATE:
+        for name in TENSORS:
             tensor = getattr(self, name)
             moved = fn(tensor)
             setattr(self, name, moved if moved.dtype == tensor.dtype else tensor.to(moved.device))
@@ -310,8 +308,12 @@ class HyperparameterSet(nn.Module):
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        for name in (*_STATE, *_COORDINATES):
+        for name in (*TENSORS, *COORDINATES):
             destination[prefix + name] = torch.as_tensor(getattr(self, name))
+
+    def misfits(self, state_dict: Mapping[str, Any], prefix: str) -> list[str]:
+        """Why a saved state cannot be loaded into this set, in words."""
+        return misfits(state_dict, prefix, self.unconstrained, self.names)
 
     def _load_from_state_dict(
         self,
@@ -323,24 +325,19 @@ class HyperparameterSet(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        known = {prefix + name: name for name in _STATE}
-        keys = [*known, *(prefix + name for name in _COORDINATES)]
+        known = {prefix + name: name for name in TENSORS}
+        keys = [*known, *(prefix + name for name in COORDINATES)]
         missing = [key for key in keys if key not in state_dict]
         unexpected = [key for key in state_dict if key.startswith(prefix) and key not in keys]
         present = {key: getattr(self, name) for key, name in known.items() if key in state_dict}
-        misfits = [
-            f"{key} has {state_dict[key].numel()} entries, but the hyperparameters {list(self.names)} have "
-            f"{own.numel()}; load it into a module with the hyperparameters that it was saved with."
-            for key, own in present.items()
-            if state_dict[key].shape != own.shape
-        ]
+        misfits = self.misfits(state_dict, prefix)
         error_msgs += misfits
         if strict:
             missing_keys += missing
             unexpected_keys += unexpected
         if misfits or (strict and (missing or unexpected)):
             return  # Load all or nothing: torch raises only after it has visited every module.
-        for name in _COORDINATES:
+        for name in COORDINATES:
             setattr(self, name, torch.as_tensor(state_dict.get(prefix + name, getattr(self, name))).item())
         for key, own in present.items():
             own.copy_(state_dict[key])

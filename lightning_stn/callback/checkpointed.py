@@ -9,9 +9,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_stn.callback.hyperparameter_phase import HyperparameterPhase
 from lightning_stn.callback.interruption import Bookmark, Place
+from lightning_stn.callback.loaders import check_loader_states
 from lightning_stn.callback.record import Recorder
 from lightning_stn.callback.resume import RunState, Stateful, Surroundings
+from lightning_stn.callback.saved_state import check_state, migrated, sign
 from lightning_stn.callback.settings import Settings
+from lightning_stn.checkpoint import PREFIX, saved_hyperparameters
 from lightning_stn.manual_optimization import MetricSteps
 from lightning_stn.module import STNModule
 from lightning_stn.phases import PhaseClock
@@ -104,7 +107,7 @@ class CheckpointedCallback(Callback, ABC):
         """Take over the settings now, and all other state when training starts."""
         if not state_dict:
             return
-        self._restored = RunState.from_state(state_dict)
+        self._restored = RunState.from_state(migrated(state_dict))
         self._settings, message = self._settings.resumed(self._restored.settings, self._on_resume_use)
         if message:
             rank_zero_warn(message)
@@ -112,8 +115,40 @@ class CheckpointedCallback(Callback, ABC):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the surroundings of the run to the state that Lightning has put into the checkpoint."""
         state = checkpoint.get("callbacks", {}).get(self.state_key)
-        if state and self._restored is None:
+        if state and "surroundings" not in state:
             place = self._interruption if trainer.interrupted else None
             if place is None:
                 place = Place.here(trainer, pl_module, self._settings.weight_step)
             RunState.add_surroundings(state, Surroundings.take(trainer, place))
+        if state:
+            assert isinstance(pl_module, STNModule)
+            sign(state, pl_module.hyperparameters.state_dict(prefix=PREFIX))
+
+    def check_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint from which the run cannot be resumed; Lightning has loaded nothing of it.
+
+        Raises:
+            ValueError: the state of this callback, or of a `ResumableLoader` that `trainer.fit` was given, is damaged,
+                or belongs to something else.
+        """
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if state is None:
+            self._warn_of_absence(checkpoint)
+            return
+        assert isinstance(module, STNModule)
+        check_state(state, module.hyperparameters, saved_hyperparameters(module.hyperparameters, checkpoint))
+        check_loader_states(trainer, migrated(state)["surroundings"]["loaders"])
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Check the checkpoint also where the module has a hook of this name that does not call `super()`."""
+        if trainer.training and self.state_key in checkpoint["callbacks"]:
+            self.check_checkpoint(trainer, pl_module, checkpoint)
+
+    def _warn_of_absence(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint.get("global_step", 0):
+            rank_zero_warn(
+                f"The checkpoint holds no state of {self.state_key}, but of {sorted(checkpoint.get('callbacks', {}))}. "
+                "Weights and hyperparameters are those of the checkpoint; phases, the hyperparameter optimiser, the "
+                "order of the validation data and the schedule begin anew. For an exact run, resume with the callback "
+                "that wrote the checkpoint, by the name of its class."
+            )

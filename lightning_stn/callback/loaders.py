@@ -1,5 +1,7 @@
 """The training loaders of a run that can be resumed, and their states."""
 
+from typing import Any
+
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
@@ -8,13 +10,30 @@ from lightning_stn.resumable import ResumableLoader
 
 def resumable_loaders(trainer: Trainer) -> list[ResumableLoader]:
     """The training loaders that are resumable; none before Lightning has asked for the loaders."""
-    loaders = CombinedLoader(trainer.train_dataloader).flattened
-    return [loader for loader in loaders if isinstance(loader, ResumableLoader)]
+    return _resumable(trainer.train_dataloader)
+
+
+def _resumable(loaders: Any) -> list[ResumableLoader]:
+    flat = loaders.flattened if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders).flattened
+    return [loader for loader in flat if isinstance(loader, ResumableLoader)]
 
 
 def loader_states(trainer: Trainer) -> list[dict[str, int]]:
     """States of the resumable loaders after the batches that Lightning has taken from its own store."""
     return [loader.state_before(_prefetched(trainer)) for loader in resumable_loaders(trainer)]
+
+
+def check_loader_states(trainer: Trainer, states: list[dict[str, int]]) -> None:
+    """Check the loaders that `trainer.fit` was given; those that a hook returns are not known before it is called.
+
+    Raises:
+        ValueError: a state is damaged, or of a loader with other data, another batch size or another order.
+    """
+    source = trainer.fit_loop._data_source  # private, but it has the loaders before any state is loaded (2.5 and 2.6)
+    loaders = [] if source.is_module() else _resumable(source.instance)
+    if len(states) == len(loaders):
+        for loader, state in zip(loaders, states, strict=True):
+            loader.check_state(state)
 
 
 def load_loader_states(trainer: Trainer, states: list[dict[str, int]]) -> None:

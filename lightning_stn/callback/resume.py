@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_stn.callback.interruption import Place
 from lightning_stn.callback.loaders import load_loader_states, loader_states
+from lightning_stn.callback.saved_state import VERSION
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.methods import HyperparameterOptimizer
 from lightning_stn.randomness import set_random_state
@@ -144,7 +145,7 @@ class RunState:
 
     def state_dict(self) -> dict[str, Any]:
         """One flat dictionary: the settings, the signature, the parts, and the surroundings if they are known."""
-        state = {"settings": self.settings, "hyperparameters": self.signature, **self.parts}
+        state = {"version": VERSION, "settings": self.settings, "hyperparameters": self.signature, **self.parts}
         if self.surroundings.generators:
             state |= {_SURROUNDINGS: vars(self.surroundings)}
         return state
@@ -159,6 +160,8 @@ class RunState:
         """The value that a `state_dict` was taken of."""
         parts = dict(state)
         settings, signature = parts.pop("settings"), parts.pop("hyperparameters")
+        for name in ("version", "digest"):
+            parts.pop(name, None)
         return cls(settings, signature, parts=parts, surroundings=Surroundings(**parts.pop(_SURROUNDINGS, {})))
 
 
