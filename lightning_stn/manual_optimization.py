@@ -256,6 +256,11 @@ class MetricSteps:
         """Note the steps of an epoch that is over."""
         self._due.append(("epoch", epoch))
 
+    def leave_to_lightning(self) -> None:
+        """Forget the steps that Lightning has taken in automatic optimisation."""
+        if not self._forgotten:
+            self._due = []
+
     def take(self, module: LightningModule) -> None:
         """Take the steps that are due, and that Lightning does not take."""
         due, self._due = self._due, []

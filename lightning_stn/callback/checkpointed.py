@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_stn.callback.hyperparameter_phase import HyperparameterPhase
 from lightning_stn.callback.interruption import Bookmark, Place
 from lightning_stn.callback.loaders import check_loader_states
+from lightning_stn.callback.progress import epoch_is_over, epochs_processed
 from lightning_stn.callback.record import Recorder
 from lightning_stn.callback.resume import RunState, Stateful, Surroundings
 from lightning_stn.callback.saved_state import check_state, migrated, sign
@@ -85,10 +86,11 @@ class CheckpointedCallback(Callback, ABC):
         inexact = bookmark.loss_of_accuracy(trainer) or self._phase.loss_of_accuracy
         if bookmark.weights_have_moved(trainer):
             self._count(module, module._last_loss, trainer.fit_loop.batch_idx)
-        epoch = trainer.current_epoch
+        if module.automatic_optimization and epoch_is_over(trainer):
+            self._metric_steps.leave_to_lightning()
         place = bookmark.go_back(trainer)
-        if trainer.current_epoch > epoch:
-            self._metric_steps.note_epoch(epoch)
+        if epochs_processed(trainer) > bookmark.epoch and trainer.is_last_batch:
+            self._metric_steps.note_epoch(bookmark.epoch)  # its end, with the hooks, is not repeated
         self._interruption = place._replace(inexact=inexact or place.inexact)
         if self._interruption.inexact:
             rank_zero_info(f"A run that is resumed from here will not be exact: {self._interruption.inexact}.")

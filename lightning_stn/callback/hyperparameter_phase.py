@@ -112,7 +112,7 @@ class HyperparameterPhase:
             with trainer.precision_plugin.forward_context():
                 return module.validation_loss(batch, number)
 
-        with self.stream.reading(), validation_mode(trainer, module):
+        with validation_mode(trainer, module):
             batch = trainer.precision_plugin.convert_input(next(self.stream))
             batch = trainer.strategy.batch_to_device(batch)
             noise = self._noise(trainer, module, batch, number)

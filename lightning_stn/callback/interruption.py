@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_stn.callback.loaders import loader_states, resumable_loaders
-from lightning_stn.callback.progress import after_batch, batch_progress, before_batch
+from lightning_stn.callback.progress import after_batch, batch_progress, before_batch, epochs_processed
 from lightning_stn.manual_optimization import WeightStep
 from lightning_stn.module import STNModule
 from lightning_stn.randomness import GlobalGenerators
@@ -55,6 +55,7 @@ class Bookmark:
     Attributes:
         counted: whether the clock has counted the batch that is under way.
         validated: whether the validation after the last batch is over.
+        epoch: epochs whose batches were over.
     """
 
     def __init__(self, trainer: Trainer, module: STNModule, step: WeightStep) -> None:
@@ -67,7 +68,7 @@ class Bookmark:
     def place(self, trainer: Trainer, *, validated: bool = False) -> None:
         """Go on from here after an exception: between two batches, before or after the validation."""
         progress = batch_progress(trainer)
-        self.counted, self.validated = False, validated
+        self.counted, self.validated, self.epoch = False, validated, epochs_processed(trainer)
         self._ready, self._is_last_batch = progress.total.ready, progress.is_last_batch
         self._place = Place.here(trainer, self._module, self._step)
         self._loaders, self._states = resumable_loaders(trainer), loader_states(trainer)

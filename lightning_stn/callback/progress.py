@@ -21,6 +21,17 @@ def epoch_progress(trainer: Trainer) -> Any:
     return trainer.fit_loop.epoch_progress
 
 
+def epoch_is_over(trainer: Trainer) -> bool:
+    """Whether the last epoch is over, with all of its hooks and scheduler steps."""
+    progress = epoch_progress(trainer).current
+    return bool(progress.completed == progress.processed)
+
+
+def epochs_processed(trainer: Trainer) -> int:
+    """Epochs whose batches are over; the hooks at the end of the last one may still run."""
+    return int(epoch_progress(trainer).current.processed)
+
+
 def before_batch(trainer: Trainer, ready: int, is_last_batch: bool) -> bool:
     """Undo a batch that was begun and, if it was the first one, its epoch.
 

@@ -241,7 +241,7 @@ class STNCallback(CheckpointedCallback):
         assert self._bookmark is not None
         while self._clock.due:
             profile = trainer.profiler.profile("[STNCallback]hyperparameter_step")  # type: ignore[attr-defined]
-            with self._bookmark.hyperparameter_step(), profile:
+            with self._bookmark.hyperparameter_step(), self._phase.stream.reading(), profile:
                 self._recorder.update(self._phase.step(trainer, module, self._clock))
                 self._clock.finish_hyperparameter_step()
             if self._phase.watch.gives_up:

@@ -85,6 +85,15 @@ def test_run_of_any_kind_interrupted_anywhere_resumes_bit_for_bit(tmp_path: Path
     assert_resumes(tmp_path, place, PLACES[place], **MANY.get(case, {}))
 
 
+class Plateau(Interrupted):
+    """Its scheduler follows the validation, and lowers the rate after nearly every one."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.5)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
+
+
 @pytest.mark.parametrize(
     ("place", "batch", "options"),
     [
@@ -94,9 +103,13 @@ def test_run_of_any_kind_interrupted_anywhere_resumes_bit_for_bit(tmp_path: Path
         ("validation loss of hyperparameter step 1", 7, {"limit_train_batches": 4, "max_epochs": 5}),
         ("transfer of the next batch", 7, {"limit_train_batches": 4, "max_epochs": 5}),
         ("training loss, after the network", 4, {"val_check_interval": 4, "check_val_every_n_epoch": None}),
+        ("hook before the callback's, after an epoch", 5, {"kind": Plateau}),
+        ("hook before the callback's, before an epoch", 5, {"kind": Plateau, "automatic": True}),
+        ("validation loss of evaluation batch 2", 5, {"kind": Plateau}),
+        ("logger", 5, {"kind": Plateau}),
     ],
 )
-def test_run_interrupted_with_validation_at_other_times_resumes_bit_for_bit(
+def test_run_interrupted_around_validation_and_schedulers_resumes_bit_for_bit(
     tmp_path: Path, place: str, batch: int, options: dict[str, Any]
 ) -> None:
     assert_resumes(tmp_path, place, [batch], **options)
