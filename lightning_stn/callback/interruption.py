@@ -117,6 +117,10 @@ class Bookmark:
 
     def loss_of_accuracy(self, trainer: Trainer) -> str:
         """Why a run that goes on from here is not the one without interruption, in words; empty where it is."""
+        if averages_weights(trainer) and trainer.validating:
+            return "the weights were exchanged for their average, since the exception came in a validation"
+        if averages_weights(trainer) and (self.counted or self.weights_have_moved(trainer)):
+            return "the weights of the last batch may not have been averaged, since the exception came within it"
         unfinished = [step.name for step in self._steps if step.began and not step.finished]
         if unfinished:
             return f"the exception came while {' and '.join(unfinished)} changed the weights"
@@ -129,6 +133,12 @@ class Bookmark:
         if trainer.lr_scheduler_configs and not self._module._weights_stepped:
             return "the exception came before the learning-rate schedulers stepped"
         return ""
+
+
+def averages_weights(trainer: Trainer) -> bool:
+    """Whether Lightning's `WeightAveraging` is among the callbacks; its hooks are not repeated."""
+    kinds: list[type] = [kind for callback in trainer.callbacks for kind in type(callback).__mro__]  # type: ignore[attr-defined]
+    return any(kind.__name__ == "WeightAveraging" for kind in kinds)  # by name, since Lightning has it from 2.6 on
 
 
 class StepWatch:

@@ -4,6 +4,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from callback.interrupted import Bomb, Interrupted, Optimizer, assert_resumes, interrupt, run, uninterrupted
@@ -181,6 +182,10 @@ class Scheduled(Interrupted):
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
 
+WeightAveraging: Any = getattr(L.pytorch.callbacks, "WeightAveraging", None)
+AVERAGES = pytest.mark.skipif(WeightAveraging is None, reason="Lightning has it from 2.6 on")
+
+
 class OwnOptimizer(SharedAdam):
     """A hyperparameter optimiser that fails after its third step."""
 
@@ -203,16 +208,31 @@ class OwnOptimizer(SharedAdam):
             "the exception came while a hyperparameter step changed hyperparameters or weights",
             {"stn": {"optimizer": OwnOptimizer}},
         ),
+        pytest.param(
+            "validation loss of hyperparameter step 1",
+            "the weights of the last batch may not have been averaged",
+            {"others": [WeightAveraging]},
+            marks=AVERAGES,
+        ),
+        pytest.param(
+            "validation loss of evaluation batch 1",
+            "the weights were exchanged for their average",
+            {"others": [WeightAveraging]},
+            marks=AVERAGES,
+        ),
     ],
 )
 def test_run_that_cannot_be_resumed_exactly_says_why(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str, reason: str, options: dict[str, Any]
 ) -> None:
-    """There is no copy of weights and optimiser states from before the step; batches are not repeated, nor left out."""
+    """There is no copy of weights and optimiser states from before a step, and hooks of others are not repeated.
+
+    No batch is repeated or left out.
+    """
     OwnOptimizer.steps = 0
     with caplog.at_level("INFO"), pytest.raises(KeyError, match="interrupted"):
-        run(tmp_path / "first", Bomb(place or "nowhere", 7), **options)
-    assert f"A run that is resumed from here will not be exact: {reason}." in caplog.text
+        run(tmp_path / "first", Bomb(place or "nowhere", 5 if "evaluation" in place else 7), **options)
+    assert f"A run that is resumed from here will not be exact: {reason}" in caplog.text
     with pytest.warns(UserWarning, match=f"When the checkpoint was written, {reason}") as caught:
         _, stn = run(tmp_path / "second", checkpoint=tmp_path / "first" / "on_exception.ckpt", **options)
     assert len([w for w in caught if "When the checkpoint was written" in str(w.message)]) == 1
