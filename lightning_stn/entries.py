@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_stn.saved_values import COORDINATES, TENSORS, misfits
 from lightning_stn.transforms import positive
-
-_STATE = ("unconstrained", "raw_scale")  # tensors of the state dict, `[h]` each
-_COORDINATES = ("centred", "gate_scale")  # a bool and a float of the state dict: how gates count
 
 _ADVICE = "export_for_a_plain_network"
 """Entry of the state dict that says by its name what to do where torch lists it, in a module that does not expect it.
@@ -55,12 +53,12 @@ class Entries(nn.Module):
 
     def allocate(self, size: int) -> None:
         """Begin with so many entries, without values."""
-        for name in _STATE:
+        for name in TENSORS:
             setattr(self, name, torch.empty(size, dtype=torch.float32))
 
     def unshare(self) -> None:
         """Copy the state out of the shared memory in which spawned processes receive it."""
-        for name in _STATE:
+        for name in TENSORS:
             setattr(self, name, getattr(self, name).clone())
 
     @property
@@ -72,7 +70,7 @@ class Entries(nn.Module):
         """Move to another device with the network, but keep the precision."""
         was_meta = self.unconstrained.is_meta
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name in _STATE:
+        for name in TENSORS:
             tensor = getattr(self, name)
             moved = fn(tensor)
             setattr(self, name, moved if moved.dtype == tensor.dtype else tensor.to(moved.device))
@@ -81,8 +79,12 @@ class Entries(nn.Module):
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        for name in (_ADVICE, *_STATE, *_COORDINATES):
+        for name in (_ADVICE, *TENSORS, *COORDINATES):
             destination[prefix + name] = torch.as_tensor(getattr(self, name))
+
+    def misfits(self, state_dict: Mapping[str, Any], prefix: str) -> list[str]:
+        """Why a saved state cannot be loaded into this set, in words."""
+        return misfits(state_dict, prefix, self.unconstrained, self.names)
 
     def _load_from_state_dict(
         self,
@@ -94,25 +96,20 @@ class Entries(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        known = {prefix + name: name for name in _STATE}
-        keys = [*known, *(prefix + name for name in _COORDINATES)]
+        known = {prefix + name: name for name in TENSORS}
+        keys = [*known, *(prefix + name for name in COORDINATES)]
         missing = [key for key in keys if key not in state_dict]
         accepted = [*keys, prefix + _ADVICE]
         unexpected = [key for key in state_dict if key.startswith(prefix) and key not in accepted]
         present = {key: getattr(self, name) for key, name in known.items() if key in state_dict}
-        misfits = [
-            f"{key} has {state_dict[key].numel()} entries, but the hyperparameters {list(self.names)} have "
-            f"{own.numel()}; load it into a module with the hyperparameters that it was saved with."
-            for key, own in present.items()
-            if state_dict[key].shape != own.shape
-        ]
+        misfits = self.misfits(state_dict, prefix)
         error_msgs += misfits
         if strict:
             missing_keys += missing
             unexpected_keys += unexpected
         if misfits or (strict and (missing or unexpected)):
             return  # Load all or nothing: torch raises only after it has visited every module.
-        for name in _COORDINATES:
+        for name in COORDINATES:
             setattr(self, name, torch.as_tensor(state_dict.get(prefix + name, getattr(self, name))).item())
         for key, own in present.items():
             own.copy_(state_dict[key])

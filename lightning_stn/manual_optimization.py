@@ -286,10 +286,19 @@ class MetricSteps:
         self.take(module)
         trainer = module.trainer
         if trainer.is_last_batch:
-            self._due.append(("epoch", trainer.current_epoch))
+            self.note_epoch(trainer.current_epoch)
         self._forgotten |= trainer.fit_loop.restarting
         if not (module.automatic_optimization or _logs_later(module)):
             self.take(module)
+
+    def note_epoch(self, epoch: int) -> None:
+        """Note the steps of an epoch that is over."""
+        self._due.append(("epoch", epoch))
+
+    def leave_to_lightning(self) -> None:
+        """Forget the steps that Lightning has taken in automatic optimisation."""
+        if not self._forgotten:
+            self._due = []
 
     def take(self, module: LightningModule) -> None:
         """Take the steps that are due, and that Lightning does not take."""

@@ -11,6 +11,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_stn.binding import bind_weight_phase, unbind
+from lightning_stn.checkpoint import check_before_loading, save_hyperparameters
 from lightning_stn.collisions import check_assignment, check_class, public_names
 from lightning_stn.convert import convert
 from lightning_stn.evaluation import CachedEvaluation, evaluate
@@ -23,9 +24,6 @@ from lightning_stn.methods import parameter_groups
 from lightning_stn.methods.base import check_loss, end_forward
 from lightning_stn.specifications import Hyperparameter, ResponseForm
 from lightning_stn.weight_phase import WeightPhase
-
-_SIGNATURE = "lightning_stn_hyperparameters"
-"""Key of the signature of the hyperparameters in a checkpoint."""
 
 
 class STNModule(CachedEvaluation):
@@ -81,6 +79,8 @@ class STNModule(CachedEvaluation):
         self._stn_phase: WeightPhase | None = None
         self._stn_muted = False
         self._stn_outputs: dict[str, Any] = {}
+        self._stn_last_loss: Tensor | None = None
+        self._stn_stepped = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -241,8 +241,10 @@ class STNModule(CachedEvaluation):
             self, self.hyperparameters, lambda: _checked_training_loss(self, batch, batch_idx)
         )
         end_forward(self.hyperparameters)
+        self._stn_last_loss = loss.detach()
         if not self.automatic_optimization:
             phase.step.take(self, objective, batch_idx)
+            self._stn_stepped = True
         outputs, self._stn_outputs = self._stn_outputs, {}
         if self.automatic_optimization and objective is not loss:
             return {**outputs, "loss": objective, "training_loss": loss.detach()}
@@ -266,19 +268,18 @@ class STNModule(CachedEvaluation):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the current hyperparameters, also where a callback saves an averaged copy of this module instead."""
-        current = self.hyperparameters.state_dict(prefix="hyperparameters.")
-        checkpoint["state_dict"] |= {key: value for key, value in current.items() if key in checkpoint["state_dict"]}
-        checkpoint[_SIGNATURE] = self.hyperparameters.signature
+        save_hyperparameters(self.hyperparameters, checkpoint)
         super().on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume with hyperparameters that mean something else, before anything is loaded.
+        """Refuse a checkpoint that does not fit, before anything of it is loaded.
 
         Raises:
-            ValueError: they have other names, another order, other ranges or choices.
+            ValueError: its hyperparameters have other names, another order, other ranges or choices, or are not finite;
+                or the state of `STNCallback` in it is damaged.
         """
-        if self._trainer is not None and self._trainer.training and _SIGNATURE in checkpoint:
-            self.hyperparameters.require_signature(checkpoint[_SIGNATURE])
+        resumes = self._trainer is not None and self._trainer.training
+        check_before_loading(self.hyperparameters, checkpoint, self._trainer if resumes else None, self)
         super().on_load_checkpoint(checkpoint)
 
     def validation_step(self, batch: Any, batch_idx: int, *args: Any) -> Any:

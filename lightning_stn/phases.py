@@ -178,19 +178,23 @@ class PhaseSchedule:
 
 @dataclass
 class PhaseClock:
-    """Position of a run in its schedule: three counters, all saved in checkpoints.
+    """Position of a run in its schedule: counters, all saved in checkpoints.
 
     Args:
         schedule: the schedule of the run.
         batches: training batches finished; the time axis of every log.
         weight_steps: training batches finished after the warm-up.
         hyperparameter_steps: hyperparameter steps finished.
+        due: hyperparameter steps that follow the last training batch and are not finished.
+        epoch: of the last training batch, counted from 0.
     """
 
     schedule: PhaseSchedule = field(default_factory=PhaseSchedule)
     batches: int = 0
     weight_steps: int = 0
     hyperparameter_steps: int = 0
+    due: int = 0
+    epoch: int = 0
 
     def phase(self, epoch: int) -> Phase:
         """Phase of the next training batch."""
@@ -200,25 +204,25 @@ class PhaseClock:
         """Count one training batch, and return the number of hyperparameter steps due after it."""
         warm = self.phase(epoch) is Phase.WARMUP
         self.batches += 1
-        if warm:
-            return 0
-        self.weight_steps += 1
-        return self.schedule.steps_due(self.weight_steps)
+        self.epoch = epoch
+        self.weight_steps += not warm
+        self.due = 0 if warm else self.schedule.steps_due(self.weight_steps)
+        return self.due
 
     def finish_hyperparameter_step(self) -> None:
         """Count one hyperparameter step."""
         self.hyperparameter_steps += 1
+        self.due -= 1
 
     def state_dict(self) -> dict[str, int]:
         """The counters."""
-        return {
-            "batches": self.batches,
-            "weight_steps": self.weight_steps,
-            "hyperparameter_steps": self.hyperparameter_steps,
-        }
+        return {name: getattr(self, name) for name in COUNTERS}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue from saved counters."""
-        self.batches = state["batches"]
-        self.weight_steps = state["weight_steps"]
-        self.hyperparameter_steps = state["hyperparameter_steps"]
+        for name in COUNTERS:
+            setattr(self, name, state[name])
+
+
+COUNTERS = ("batches", "weight_steps", "hyperparameter_steps", "due", "epoch")
+"""Names of the counters of a `PhaseClock`."""

@@ -9,6 +9,7 @@ import torch
 import torch.distributed
 from torch.utils.data import DataLoader
 
+from lightning_stn.arguments import is_whole
 from lightning_stn.randomness import derive_seed
 
 _STATE = ("epoch", "position", "seed", "announced")
@@ -102,24 +103,59 @@ class ResumableLoader:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch, number of its batches that were read, seed, and the epoch number that Lightning announced last."""
-        return {name: getattr(self, name) for name in _STATE}
+        """Epoch, number of its batches that were read, seed, the epoch that Lightning announced last, and `_order`."""
+        return {**{name: getattr(self, name) for name in _STATE}, **self._order}
+
+    @property
+    def _order(self) -> dict[str, int]:
+        """What orders and positions depend on, beside the seed; batches on all ranks together count as one."""
+        return {
+            "examples": len(self.dataset),
+            "batches": len(self),
+            "batch_size": self.batch_size * self._ranks[1],
+            "shuffle": int(self.shuffle),
+        }
+
+    def check_state(self, state: Any) -> None:
+        """Check that this loader can continue from a saved position.
+
+        Raises:
+            ValueError: the state is damaged, or of a loader with other data, another batch size or another order.
+        """
+        order = self._order
+        known, needed = set(_STATE) | order.keys(), set(_STATE)  # runs saved before have no order
+        whole = isinstance(state, dict) and needed <= set(state) <= known and all(map(is_whole, state.values()))
+        if not whole or not 0 <= state["position"] < len(self) or min(state["epoch"], state["announced"]) < 0:
+            raise ValueError(
+                f"ResumableLoader: expected the state of a loader with {len(self)} batches, got {state}; resume with "
+                "the dataset, the batch size and the number of ranks that the run was started with."
+            )
+        others = [f"{name} {state[name]}, not {own}" for name, own in order.items() if state.get(name, own) != own]
+        if others:
+            raise ValueError(
+                f"ResumableLoader: the run was started with {' and '.join(others)}, so that its position means other "
+                "examples here; resume with the dataset and the arguments that the run was started with."
+            )
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue from a saved position.
 
         Raises:
-            ValueError: the state does not fit a loader of this length.
+            ValueError: as of `check_state`.
         """
-        counts = isinstance(state, dict) and set(state) == set(_STATE) and all(type(n) is int for n in state.values())
-        if not counts or not 0 <= state["position"] < len(self):
-            raise ValueError(
-                f"ResumableLoader: expected the state of a loader with {len(self)} batches, got {state}; resume with "
-                "the dataset, the batch size and the number of ranks that the run was started with."
-            )
+        self.check_state(state)
+        self.rewind(state)
+        self._loaded = True
+
+    def state_before(self, batches: int) -> dict[str, int]:
+        """The state before the last so many batches were read."""
+        epoch, position = divmod(self.epoch * len(self) + self.position - batches, len(self))
+        return {**self.state_dict(), "epoch": epoch, "position": position}
+
+    def rewind(self, state: dict[str, int]) -> None:
+        """Return to an earlier state of this loader; the next iteration goes on from there."""
         for name in _STATE:
             setattr(self, name, state[name])
-        self._loaded = True
 
     def set_epoch(self, epoch: int) -> None:
         """Skip the rest of an epoch that `limit_train_batches` cut short.

@@ -106,4 +106,28 @@ def test_resumable_loader_refuses_the_state_of_another_loader() -> None:
     for state in ({"epoch": 0, "position": 3, "seed": 0, "announced": 0}, {"epoch": 0}):
         with pytest.raises(ValueError, match="the state of a loader with 3 batches, got"):
             loader.load_state_dict(state)
-    assert loader.state_dict() == {"epoch": 0, "position": 0, "seed": 0, "announced": 0}
+    assert (loader.epoch, loader.position, loader.seed, loader.announced) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"dataset": range(7)}, "examples 6, not 7"),
+        ({"batch_size": 3}, "batches 3, not 2 and batch_size 2, not 3"),
+        ({"shuffle": False}, "shuffle 1, not 0"),
+        ({"dataset": range(7), "drop_last": True}, "examples 6, not 7"),
+    ],
+)
+def test_resumable_loader_refuses_the_position_in_another_order(changed: dict[str, Any], message: str) -> None:
+    first = ResumableLoader(range(6), 2)
+    next(iter(first))
+    other = ResumableLoader(**{"dataset": range(6), "batch_size": 2, **changed})
+    with pytest.raises(ValueError, match=f"the run was started with {message}.*resume with the dataset and the arg"):
+        other.load_state_dict(first.state_dict())
+    assert other.position == 0
+
+
+def test_resumable_loader_continues_from_a_state_that_does_not_know_its_order() -> None:
+    loader = ResumableLoader(range(6), 2, shuffle=False)
+    loader.load_state_dict({"epoch": 0, "position": 2, "seed": 0, "announced": 0})
+    assert flat(loader) == [4, 5]

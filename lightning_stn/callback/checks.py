@@ -186,11 +186,8 @@ class WeightProgress:
         self._stepped = False
 
     def _note(self, *_: Any) -> None:
-        """Note a step, by whatever way the optimiser was called, and listen no more."""
+        """Note a step, by whatever way the optimiser was called."""
         self._stepped = True
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
 
     def check(self, trainer: Trainer, module: STNModule, batches: int) -> None:
         """Check that an optimiser has stepped.
@@ -204,6 +201,9 @@ class WeightProgress:
             RuntimeError: no optimiser has stepped in the first epoch, or in 20 batches of it.
         """
         if self._stepped or module.automatic_optimization:
+            for handle in self._handles:  # not in the hook, while torch goes through the hooks
+                handle.remove()
+            self._handles.clear()
             return
         owner = next(base for base in type(module).__mro__ if "training_step" in base.__dict__)
         if owner is not STNModule and (batches >= PATIENCE or trainer.is_last_batch):

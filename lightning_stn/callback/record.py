@@ -85,6 +85,7 @@ class Recorder:
         self._valid_loss = Mean()
         self._hypergradient = Mean()
         self._steps = 0  # on the axis of the loggers
+        self._completes = False  # whether the last batch completed one
         self._files: list[ScheduleFile] = []
         self._summarised: list[str] = []
 
@@ -113,27 +114,22 @@ class Recorder:
         for file in self._files:
             file.update()
 
-    def finish_batch(self, trainer: Trainer, batch_idx: int, batches: int) -> bool:
-        """Count the step that a batch completes, and record every `log_every_n_steps` of them.
+    def count(self, trainer: Trainer, batch_idx: int) -> None:
+        """Count the step that a batch completes, if it completes one.
 
         Args:
             trainer: the Trainer of the run.
             batch_idx: number of the batch in its epoch.
-            batches: training batches so far.
-
-        Returns:
-            Whether it has recorded.
         """
-        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
-            return False
-        self._steps += 1
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        due = bool(every) and self._steps % every == 0  # 0 stands for never, as with Trainer(barebones=True)
-        if due:
-            self.record(trainer, batches)
-        return due
+        self._completes = not (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.is_last_batch
+        self._steps += self._completes
 
-    def record(self, trainer: Trainer, batches: int) -> None:
+    def is_due(self, trainer: Trainer) -> bool:
+        """Whether the last batch completed a step after which `Trainer(log_every_n_steps)` wants a record."""
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return bool(every) and self._completes and self._steps % every == 0  # 0 as with Trainer(barebones=True)
+
+    def record(self, trainer: Trainer, batches: int, epoch: int) -> None:
         """Record the present, once after so many training batches."""
         rows = self.schedule.rows
         if rows and rows[-1].step >= batches:
@@ -142,7 +138,7 @@ class Recorder:
         scales = [metrics[f"{SCALE}/{label}"] for label in self.hyperparameters.labels]
         row = Row(
             batches,
-            trainer.current_epoch,
+            epoch,
             self.hyperparameters.values(),
             dict(zip(self.schedule.scale_names, scales, strict=True)),
         )
@@ -174,6 +170,7 @@ class Recorder:
         """Rows in the order of the columns of `schedule.csv`, steps, means, folders with a summary for HPARAMS."""
         return {
             "steps": self._steps,
+            "completes": self._completes,
             "rows": [self.schedule.cells(row) for row in self.schedule.rows],
             "means": {name: mean.state_dict() for name, mean in self._means().items()},
             "summarised": list(self._summarised),
@@ -184,8 +181,7 @@ class Recorder:
         self.schedule = self.hyperparameters.schedule()
         for cells in state["rows"]:
             self.schedule.append(self.schedule.row(cells))
-        # Runs saved before steps were counted recorded at the number of batches.
-        self._steps = state.get("steps", self.schedule.rows[-1].step if self.schedule.rows else 0)
+        self._steps, self._completes = state["steps"], state["completes"]
         for name, mean in self._means().items():
             mean.load_state_dict(state["means"][name], self.hyperparameters.unconstrained.device)
         self._summarised = list(state["summarised"])

@@ -1,17 +1,20 @@
 """Everything that a checkpoint holds of a run beside the module: taken and given back in one place."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch import nn
 
+from lightning_stn.callback.interruption import Place
+from lightning_stn.callback.loaders import load_loader_states, loader_states
+from lightning_stn.callback.saved_state import VERSION
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.methods import HyperparameterOptimizer
-from lightning_stn.randomness import random_state, set_random_state
-from lightning_stn.resumable import ResumableLoader
+from lightning_stn.randomness import set_random_state
 
 
 class Stateful(Protocol):
@@ -29,40 +32,70 @@ class Surroundings:
     """The state around a run that Lightning does not restore. The defaults restore nothing.
 
     Args:
-        generators: states of torch's, NumPy's and Python's generators, by rank.
+        generators: states of torch's, NumPy's and Python's generators, by rank; empty for a rank whose are not known.
         metrics: values logged last, for schedulers and callbacks that follow a metric.
         loaders: states of the training loaders that are `ResumableLoader`s, the same on all ranks. Lightning saves
             them too, but does not restore them at the end of an epoch, nor where the loaders were built early, as by
             `trainer.estimated_stepping_batches` (2.6).
+        gradients: of the weights, by name, accumulated over batches whose weight step is still to come.
+        inexact: why a run that goes on from here is not the one without interruption; empty where it is.
     """
 
     generators: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
     loaders: list[dict[str, int]] = field(default_factory=list)
+    gradients: dict[str, torch.Tensor] = field(default_factory=dict)
+    inexact: str = ""
 
     @classmethod
-    def take(cls, trainer: Trainer) -> "Surroundings":
-        """The state now; every rank has to call it."""
-        generators = [random_state()]
-        if trainer.world_size > 1:
-            generators = [{} for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(generators, random_state())
+    def take(cls, trainer: Trainer, place: Place) -> "Surroundings":
+        """The state now; every rank has to call it, except after an exception.
+
+        Args:
+            trainer: the Trainer of the run.
+            place: where the run goes on.
+
+        An exception may have stopped this rank alone. The others would never answer, so that no checkpoint would be
+        written; it then holds the generators of this rank only.
+        """
+        generators: list[dict[str, Any]] = [{} for _ in range(trainer.world_size)]
+        generators[trainer.global_rank] = place.generators.state_dict()
+        if trainer.world_size > 1 and not trainer.interrupted:
+            torch.distributed.all_gather_object(generators, generators[trainer.global_rank])
         metrics = {name: metric.cpu() for name, metric in trainer.callback_metrics.items()}
-        return cls(generators, metrics, [loader.state_dict() for loader in _resumable_loaders(trainer)])
+        return cls(generators, metrics, loader_states(trainer), place.gradients, place.inexact)
 
     def give_back_metrics(self, trainer: Trainer) -> None:
         """Restore the metrics that have not been logged anew."""
         for name, metric in self.metrics.items():
             trainer.callback_metrics.setdefault(name, metric.to(trainer.strategy.root_device))
 
+    def give_back_gradients(self, module: nn.Module) -> None:
+        """Restore gradients that were accumulated."""
+        for name, parameter in module.named_parameters():
+            if name in self.gradients:
+                parameter.grad = self.gradients[name].to(parameter.device)
+
     def give_back_streams(self, trainer: Trainer) -> None:
-        """Restore training loaders and generators, if their numbers are those of this run."""
-        loaders = _resumable_loaders(trainer)
-        if len(self.loaders) == len(loaders):
-            for loader, state in zip(loaders, self.loaders, strict=True):
-                loader.load_state_dict(state)
-        if len(self.generators) == trainer.world_size:
-            set_random_state(self.generators[trainer.global_rank])
+        """Restore training loaders, if their number is that of this run, and generators; warn where these are lost."""
+        if self.inexact:
+            warnings.warn(
+                f"When the checkpoint was written, {self.inexact}. The resumed run is therefore not the one without "
+                "interruption; for an exact run, resume from an earlier checkpoint.",
+                stacklevel=2,
+            )
+        load_loader_states(trainer, self.loaders)
+        rank, ranks = trainer.global_rank, len(self.generators)
+        if ranks == trainer.world_size and self.generators[rank]:
+            set_random_state(self.generators[rank])
+        elif ranks == trainer.world_size:
+            _warn_of_lost_generators(
+                f"was written after an exception, when rank {rank} could not be asked for its random generators"
+            )
+        elif ranks and trainer.is_global_zero:
+            _warn_of_lost_generators(
+                f"holds the random generators of {ranks} processes, but this run has {trainer.world_size}"
+            )
 
 
 @dataclass(frozen=True)
@@ -112,28 +145,33 @@ class RunState:
 
     def state_dict(self) -> dict[str, Any]:
         """One flat dictionary: the settings, the signature, the parts, and the surroundings if they are known."""
-        state = {"settings": self.settings, "hyperparameters": self.signature, **self.parts}
+        state = {"version": VERSION, "settings": self.settings, "hyperparameters": self.signature, **self.parts}
         if self.surroundings.generators:
             state |= {_SURROUNDINGS: vars(self.surroundings)}
         return state
 
     @staticmethod
-    def add_surroundings(state: dict[str, Any], trainer: Trainer) -> None:
-        """Add the surroundings of a run to its `state_dict`; every rank has to call it."""
-        state[_SURROUNDINGS] = vars(Surroundings.take(trainer))
+    def add_surroundings(state: dict[str, Any], surroundings: Surroundings) -> None:
+        """Add the surroundings of a run to its `state_dict`."""
+        state[_SURROUNDINGS] = vars(surroundings)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "RunState":
         """The value that a `state_dict` was taken of."""
         parts = dict(state)
         settings, signature = parts.pop("settings"), parts.pop("hyperparameters")
+        for name in ("version", "digest"):
+            parts.pop(name, None)
         return cls(settings, signature, parts=parts, surroundings=Surroundings(**parts.pop(_SURROUNDINGS, {})))
 
 
 _SURROUNDINGS = "surroundings"
 
 
-def _resumable_loaders(trainer: Trainer) -> list[ResumableLoader]:
-    """The training loaders that are resumable; none before Lightning has asked for the loaders."""
-    loaders = CombinedLoader(trainer.train_dataloader).flattened
-    return [loader for loader in loaders if isinstance(loader, ResumableLoader)]
+def _warn_of_lost_generators(reason: str) -> None:
+    warnings.warn(
+        f"The checkpoint {reason}. They begin anew, so that dropout and other random draws are not those of one run "
+        "without interruption. For an exact run, resume from a checkpoint that was written in training, on as many "
+        "processes.",
+        stacklevel=2,
+    )

@@ -2,11 +2,32 @@
 
 import math
 import warnings
+from dataclasses import replace
 
+import torch
 from lightning.pytorch import Trainer
 
 from lightning_stn.callback.settings import Settings
 from lightning_stn.phases import PhaseSchedule, Warmup
+
+
+def resolve(trainer: Trainer, settings: Settings) -> tuple[Settings, PhaseSchedule, float]:
+    """Choose, equally on all ranks, the values that the arguments leave to the run.
+
+    Returns:
+        The settings, the phases, and the training batches of the whole run; infinity where these are not known.
+    """
+    batches = run_length(trainer, settings)
+    epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
+    settings = replace(settings, warmup=settings.warmup.resolve(batches, epochs))
+    phases = settings.phases.immediate() if trainer.fast_dev_run else settings.phases  # type: ignore[attr-defined]
+    steps = expected_steps(trainer, phases, batches)
+    settings = replace(
+        settings,
+        lr=settings.method.rates.derive(steps) if settings.lr is None else settings.lr,
+        seed=int(trainer.strategy.broadcast(torch.initial_seed() if settings.seed is None else settings.seed)),
+    )
+    return settings, phases, batches
 
 
 def run_length(trainer: Trainer, settings: Settings) -> float:

@@ -1,15 +1,14 @@
 """`STNCallback`: joins the phases, the losses of an `STNModule`, and the Trainer."""
 
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_stn.binding import attach_all, unbind
+from lightning_stn.callback.checkpointed import CheckpointedCallback
 from lightning_stn.callback.checks import (
     WeightProgress,
     check_network,
@@ -20,21 +19,22 @@ from lightning_stn.callback.checks import (
 )
 from lightning_stn.callback.handover import Handover
 from lightning_stn.callback.hyperparameter_phase import HyperparameterPhase
+from lightning_stn.callback.interruption import Bookmark
 from lightning_stn.callback.modes import restore_modes, warn_unread
+from lightning_stn.callback.progress import end_validation
 from lightning_stn.callback.record import Recorder, show
-from lightning_stn.callback.resume import RunState, Stateful, Surroundings
 from lightning_stn.callback.row_check import check_rows
-from lightning_stn.callback.run_length import expected_steps, run_length
+from lightning_stn.callback.run_length import resolve
 from lightning_stn.callback.settings import Settings, check_objects, check_on_resume_use
-from lightning_stn.manual_optimization import MetricSteps, SchedulerSettings, WeightStep, explain
+from lightning_stn.manual_optimization import SchedulerSettings, WeightStep, explain
 from lightning_stn.methods import Method, OptimizerFactory, Scales, SharedAdam
 from lightning_stn.module import STNModule
-from lightning_stn.phases import Phase, PhaseClock, PhaseSchedule, Warmup
+from lightning_stn.phases import Phase, PhaseSchedule, Warmup
 from lightning_stn.schedule import Schedule
 from lightning_stn.specifications import Perturb
 
 
-class STNCallback(Callback):
+class STNCallback(CheckpointedCallback):
     """Alternates weight and hyperparameter phases, MacKay et al. (2019), arXiv:1903.03088, Algorithm 1.
 
     Args:
@@ -88,7 +88,7 @@ class STNCallback(Callback):
         seed: int | None = None,
         on_resume_use: Sequence[str] = (),
     ) -> None:
-        self._arguments = self._settings = Settings(
+        settings = Settings(
             train_steps=train_steps,
             valid_steps=valid_steps,
             warmup=warmup,  # type: ignore[arg-type]
@@ -100,25 +100,13 @@ class STNCallback(Callback):
             weight_step=weight_step,
             seed=seed,
         )
-        self._on_resume_use = check_on_resume_use(on_resume_use)
+        super().__init__(settings, check_on_resume_use(on_resume_use))
         check_objects(optimizer, dataloader)
         self._factory = optimizer
         self._dataloader = dataloader
         self._schedulers = SchedulerSettings()
         self._handover = Handover()
-        self._begin()
         self._starts = False  # whether no training batch of this `fit` is over
-        self._phase: HyperparameterPhase
-        self._recorder: Recorder
-
-    def _begin(self) -> None:
-        """Forget an earlier run."""
-        self._settings = self._arguments
-        self._clock = PhaseClock(self._settings.phases)
-        self._metric_steps = MetricSteps()
-        self._restored: RunState | None = None
-        self._handover.forget()
-        self.__dict__.pop("_recorder", None)
 
     @property
     def phases(self) -> PhaseSchedule:
@@ -147,6 +135,7 @@ class STNCallback(Callback):
         goes_on = self._restored is not None or (trainer.global_step > 0 and self._records(module))
         earlier = self.state_dict() if goes_on else {}
         self._begin()
+        self._handover.forget()
         self.load_state_dict(earlier)
         if is_converted(module):  # Lightning's Tuner trains before `on_fit_start`.
             self._attach(module)
@@ -171,7 +160,7 @@ class STNCallback(Callback):
             self._schedulers.restore(trainer)
         check_optimizers(trainer, module)
         self._weights = WeightProgress(trainer)
-        batches = self._resolve(trainer)
+        self._settings, self._clock.schedule, batches = resolve(trainer, self._settings)
         self._prepare(module)
         self._phase = HyperparameterPhase(trainer, module, self._settings, self._factory, self._dataloader, batches)
         self._recorder = Recorder(module.hyperparameters, self._phase)
@@ -179,12 +168,20 @@ class STNCallback(Callback):
         for entries in (module.hyperparameters.unconstrained, module.hyperparameters.raw_scale):
             entries.copy_(trainer.strategy.broadcast(entries))
         surroundings.give_back_metrics(trainer)
+        surroundings.give_back_gradients(module)
         self._recorder.open(trainer, self._handover.file)
         if not self._recorder.schedule.rows:  # A resumed run records when one run without interruption would.
-            self._recorder.record(trainer, self._clock.batches)
+            self._recorder.record(trainer, self._clock.batches, trainer.current_epoch)
         surroundings.give_back_streams(trainer)
         module.hyperparameters.forget_reads()
         self._starts = True
+        self._bookmark = Bookmark(trainer, module, self._settings.weight_step)
+        self._restored = None  # Until here a checkpoint would hold the state that was loaded.
+        if self._clock.batches:
+            self._bookmark.counted = True
+            self._finish_batch(trainer, module)
+            self._bookmark.place(trainer)
+        end_validation(trainer)
 
     def _records(self, module: STNModule) -> bool:
         """Whether an earlier `fit` of this callback trained this module."""
@@ -195,64 +192,19 @@ class STNCallback(Callback):
         self._settings.method.prepare(module, module.hyperparameters)
         module._stn_phase = self._settings.weight_phase
 
-    def _resolve(self, trainer: Trainer) -> float:
-        """Choose, equally on all ranks, the values that the arguments leave to the run.
-
-        Returns:
-            Training batches of the whole run; infinity where they are not known.
-        """
-        settings = self._settings
-        batches = run_length(trainer, settings)
-        epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
-        settings = replace(settings, warmup=settings.warmup.resolve(batches, epochs))
-        self._clock.schedule = settings.phases
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._clock.schedule = settings.phases.immediate()
-        steps = expected_steps(trainer, self._clock.schedule, batches)
-        self._settings = replace(
-            settings,
-            lr=settings.method.rates.derive(steps) if settings.lr is None else settings.lr,
-            seed=int(trainer.strategy.broadcast(torch.initial_seed() if settings.seed is None else settings.seed)),
-        )
-        return batches
-
-    def _resume(self, module: STNModule) -> Surroundings:
-        """Continue from a checkpoint, if there is one; returns the surroundings, which are given back later."""
-        restored = self._restored
-        if restored is None:
-            return Surroundings()
-        use = self._on_resume_use
-        parts = self._parts()
-        if use & {"hyperparameters", "optimizer", "scales"}:
-            del parts["optimizer"]
-        assert self._settings.lr is not None
-        restored.give_back(module.hyperparameters, parts, {"lr": self._settings.lr} if "lr" in use else {})
-        if "hyperparameters" in use:
-            module.hyperparameters.reset_parameters()
-        self._restored = None  # Until here a checkpoint would hold the state that was loaded.
-        return restored.surroundings
-
-    def _parts(self) -> dict[str, Stateful]:
-        """The parts of the run whose states a checkpoint holds, by name."""
-        return {
-            "clock": self._clock,
-            "optimizer": self._phase.optimizer,
-            "stream": self._phase.stream,
-            "watch": self._phase.watch,
-            "statistics": self._phase.statistics,
-            "record": self._recorder,
-            "metric_steps": self._metric_steps,
-        }
-
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Step the schedulers that waited for the epoch's end, and follow validation data that the Trainer reloads."""
         self._metric_steps.take(pl_module)
         self._phase.follow_reload(trainer, _stn(pl_module))
+        if self._bookmark is not None:
+            self._bookmark.follow_reload(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Step the schedulers that waited for validation, and bind the sample of a weight step."""
         self._metric_steps.take(pl_module)
-        _stn(pl_module)._stn_perturb(batch, self._phase.generator(trainer, Phase.WEIGHT, self._clock.batches))
+        module = _stn(pl_module)
+        module._stn_last_loss, module._stn_stepped = None, False
+        module._stn_perturb(batch, self._phase.generator(trainer, Phase.WEIGHT, self._clock.batches))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -272,32 +224,59 @@ class STNCallback(Callback):
         if self._starts:
             warn_unread(module)
             self._starts = False
-        loss = (outputs or {}).get("training_loss", (outputs or {}).get("loss"))
+        self._count(module, (outputs or {}).get("training_loss", (outputs or {}).get("loss")), batch_idx)
+        self._weights.check(trainer, module, self._clock.batches)
+        shows = self._clock.due or batch_idx == 0
+        self._finish_batch(trainer, module)
+        if shows:
+            show(module)
+        assert self._bookmark is not None
+        self._bookmark.place(trainer)
+
+    def _count(self, module: STNModule, loss: torch.Tensor | None, batch_idx: int) -> None:
+        """Count a training batch whose weight step has been taken."""
+        trainer = module.trainer
         if loss is not None:  # A training_step that steps by hand may return nothing.
             self._recorder.train_loss.update(loss)
-        due = self._clock.finish_batch(trainer.current_epoch)
-        self._weights.check(trainer, module, self._clock.batches)
-        for _ in range(due):
-            with trainer.profiler.profile("[STNCallback]hyperparameter_step"):  # type: ignore[attr-defined]
+        self._recorder.count(trainer, batch_idx)
+        self._clock.finish_batch(trainer.current_epoch)
+        self._metric_steps.finish_batch(module, self._settings.weight_step, batch_idx)
+        assert self._bookmark is not None
+        self._bookmark.counted = True
+
+    def _finish_batch(self, trainer: Trainer, module: STNModule) -> None:
+        """Take the hyperparameter steps that are due, and record; a resumed run begins with what is left of a batch."""
+        assert self._bookmark is not None
+        while self._clock.due:
+            profile = trainer.profiler.profile("[STNCallback]hyperparameter_step")  # type: ignore[attr-defined]
+            with self._bookmark.hyperparameter_step(), self._phase.stream.reading(), profile:
                 self._recorder.update(self._phase.step(trainer, module, self._clock))
                 self._clock.finish_hyperparameter_step()
-        self._metric_steps.finish_batch(module, self._settings.weight_step, batch_idx)
-        if self._phase.watch.gives_up:
-            trainer.should_stop = True
-        if due or batch_idx == 0:
-            show(module)
-        if self._recorder.finish_batch(trainer, batch_idx, self._clock.batches):
+            if self._phase.watch.gives_up:
+                trainer.should_stop = True
+        if self._recorder.is_due(trainer):
+            self._recorder.record(trainer, self._clock.batches, self._clock.epoch)
             self._phase.watch.look()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the validation after a batch is over."""
+        if self._bookmark is not None and trainer.state.fn == TrainerFn.FITTING:
+            self._bookmark.place(trainer, validated=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Step the schedulers that follow a metric of the epoch; unbind the sample of an epoch that ended early."""
         unbind(_stn(pl_module).hyperparameters)
         self._metric_steps.finish_epoch(pl_module)
+        if self._bookmark is not None:
+            self._bookmark.place(trainer, validated=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the final hyperparameters."""
+        if self._bookmark is not None:
+            self._bookmark.release()
+            self._bookmark = None
         self._metric_steps.take(pl_module)
-        self._recorder.record(trainer, self._clock.batches)
+        self._recorder.record(trainer, self._clock.batches, trainer.current_epoch)
         self._recorder.close()
         self._phase.statistics.report()
 
@@ -307,39 +286,16 @@ class STNCallback(Callback):
             _stn(pl_module)._stn_phase = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Unbind the sample, drop cached weights, leave eval mode, and close files."""
+        """Go back to where the run can go on; unbind the sample, drop cached weights, leave eval mode, close files."""
         restore_modes(trainer, pl_module)
         if isinstance(pl_module, STNModule):
             explain(exception, pl_module)
+            self._go_back(trainer, pl_module)
             pl_module._stn_phase = None
             self._schedulers.release(pl_module)
             unbind(pl_module.hyperparameters)
         if hasattr(self, "_recorder"):
             self._recorder.close()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state of the run so far, without its surroundings; see `RunState`."""
-        if self._restored is not None:
-            return self._restored.state_dict()
-        if not hasattr(self, "_recorder"):
-            return {}
-        hyperparameters = self._recorder.hyperparameters
-        return RunState.take(self._settings.state_dict(), hyperparameters, self._parts()).state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the settings now, and all other state when training starts."""
-        if not state_dict:
-            return
-        self._restored = RunState.from_state(state_dict)
-        self._settings, message = self._settings.resumed(self._restored.settings, self._on_resume_use)
-        if message:
-            rank_zero_warn(message)
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the surroundings of the run to the state that Lightning has put into the checkpoint."""
-        state = checkpoint.get("callbacks", {}).get(self.state_key)
-        if state and self._restored is None:
-            RunState.add_surroundings(state, trainer)
 
 
 def _stn(module: LightningModule) -> STNModule:

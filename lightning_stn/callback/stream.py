@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeGuard
 
 import torch
@@ -118,6 +119,16 @@ class ValidationStream:
         self.consumed += 1
         return batch
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Return to where the stream was if this block fails."""
+        consumed = self.consumed
+        try:
+            yield
+        except BaseException:
+            self.load_state_dict({"consumed": consumed, "before": self._before})
+            raise
+
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the iterator, which cannot be copied; a copy goes on after as many batches."""
         return {**self.__dict__, "_batches": None}
@@ -129,7 +140,7 @@ class ValidationStream:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue after the saved number of batches."""
         self.consumed = state["consumed"]
-        self._before = state.get("before", 0)  # Older states do not count the batches of each loader.
+        self._before = state["before"]
         self._batches = None
 
     def _sampler(self, loader: "DataLoader[Any]") -> EndlessBatches:

@@ -43,7 +43,7 @@ def test_stream_loads_no_batch_of_a_map_style_dataset_again(kind: str, consumed:
     whole = read(ValidationStream(INDEXED[kind](Counting()), seed=5), consumed + 2)
     data = Counting()
     stream = ValidationStream(INDEXED[kind](data), seed=5)
-    stream.load_state_dict({"consumed": consumed})
+    stream.load_state_dict({"consumed": consumed, "before": 0})
     assert read(stream, 2) == whole[consumed:]
     assert data.read == 4
 
@@ -55,7 +55,7 @@ def test_stream_goes_on_within_any_loader_of_indices(name: str, workers: int) ->
     source.num_workers = workers
     whole = read(ValidationStream(source, seed=5), 9)
     stream = ValidationStream(source, seed=5)
-    stream.load_state_dict({"consumed": 5})
+    stream.load_state_dict({"consumed": 5, "before": 0})
     assert read(stream, 4) == whole[5:]
 
 
@@ -78,7 +78,7 @@ def test_stream_warns_once_of_batches_that_it_has_to_read_again(kind: str) -> No
     build, name = READ_AGAIN[kind]
     whole = read(ValidationStream(build(), seed=5), 9)
     stream = ValidationStream(build(), seed=5)
-    stream.load_state_dict({"consumed": 5})
+    stream.load_state_dict({"consumed": 5, "before": 0})
     with pytest.warns(UserWarning, match=f"reads 5 batches of its {name} again, .*map-style dataset") as record:
         assert read(stream, 4) == whole[5:]
     assert len(record) == 1
@@ -86,7 +86,7 @@ def test_stream_warns_once_of_batches_that_it_has_to_read_again(kind: str) -> No
 
 def test_stream_of_batches_in_memory_goes_on_without_a_warning() -> None:
     stream = ValidationStream([[torch.tensor([number])] for number in range(3)], seed=5)
-    stream.load_state_dict({"consumed": 5})
+    stream.load_state_dict({"consumed": 5, "before": 0})
     assert read(stream, 2) == [[2], [0]]
 
 
@@ -103,7 +103,7 @@ def test_stream_begins_a_reloaded_loader_at_its_start_and_goes_on_within_it() ->
 
 def test_stream_goes_on_from_the_state_of_an_earlier_version() -> None:
     stream = ValidationStream([[torch.tensor([number])] for number in range(3)], seed=5)
-    stream.load_state_dict({"consumed": 4})
+    stream.load_state_dict({"consumed": 4, "before": 0})
     assert stream.state_dict() == {"consumed": 4, "before": 0}
 
 

@@ -1,5 +1,6 @@
 """Runs on two processes, compared with each other and with one process; `worker.py` defines a run."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,8 @@ def assert_equal_to_one_process(ours: list[End], one: End, wrapped: str) -> None
         "batches": BATCHES * EPOCHS,
         "weight_steps": BATCHES * EPOCHS,
         "hyperparameter_steps": BATCHES * EPOCHS // 2,
+        "due": 0,
+        "epoch": EPOCHS - 1,
     }
 
 
@@ -173,6 +176,30 @@ def test_killed_processes_continue_bit_for_bit(two: Path, tmp_path: Path, method
     assert launch(tmp_path, {**jobs, "name": "first", "stop": 26, "every": 24, "kill": True}) == [-9, -9]
     assert launch(tmp_path, {**jobs, "name": "resumed", "checkpoint": saved(tmp_path, 24), "seed": 9}) == [0, 0]
     assert_same(ends(tmp_path, "resumed"), ends(two, "example"))
+
+
+def test_rank_that_raises_alone_writes_a_checkpoint_that_resumes(tmp_path: Path) -> None:
+    """The generators of the other rank are not in it, and a run that is resumed says so."""
+    jobs = {"strategy": "ddp", "module": DRAWN}
+    first, second = launch(tmp_path, {**jobs, "name": "first", "stop_one": 12})
+    assert second == -signal.SIGKILL
+    assert first != 0  # Lightning waits for the other rank, once the checkpoint is written
+    checkpoint = str(tmp_path / "first" / "on_exception.ckpt")
+    assert launch(tmp_path, {**jobs, "name": "resumed", "checkpoint": checkpoint, "seed": 9}) == [0, 0]
+    told = [[text for text in end["warnings"] if "random generators" in text] for end in ends(tmp_path, "resumed")]
+    assert not told[0]
+    assert len(told[1]) == 1
+    assert "when rank 1 could not be asked for its random generators" in told[1][0]
+
+
+def test_run_resumed_on_fewer_processes_says_that_generators_begin_anew(two: Path, tmp_path: Path) -> None:
+    job = {"strategy": "one", "name": "alone", "module": DRAWN, "checkpoint": saved(two, 20), "seed": 9}
+    assert launch(tmp_path, job, ranks=1) == [0]
+    (end,) = ends(tmp_path, "alone", ranks=1)
+    told = [text for text in end["warnings"] if "random generators" in text]
+    assert len(told) == 1
+    assert "holds the random generators of 2 processes, but this run has 1" in told[0]
+    assert end["callback"]["clock"]["batches"] == BATCHES * EPOCHS
 
 
 def assert_same(resumed: list[End], whole: list[End]) -> None:

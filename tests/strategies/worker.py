@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
@@ -140,6 +141,22 @@ class Stop(L.Callback):
             raise KeyError("interrupted")
 
 
+class StopOne(L.Callback):
+    """Raises on the first rank before a batch, where the other one hangs until there is a checkpoint, and dies."""
+
+    def __init__(self, batch: int, checkpoint: Path) -> None:
+        self.batch, self.checkpoint = batch, checkpoint
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.current_epoch * BATCHES + batch_idx == self.batch:
+            if trainer.is_global_zero:
+                raise KeyError("interrupted")
+            deadline = time.monotonic() + 60
+            while not self.checkpoint.exists() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 STRATEGIES: dict[str, Any] = {
     "one": lambda: "auto",
     "ddp": lambda: DDPStrategy(process_group_backend="gloo"),
@@ -156,6 +173,7 @@ def train(
     strategy: str,
     name: str,
     stop: int | None = None,
+    stop_one: int | None = None,
     kill: bool = False,
     every: int = 1000,
     checkpoint: str | None = None,
@@ -178,6 +196,9 @@ def train(
     stn_callback = ByExample(**settings)
     callbacks: list[L.Callback] = [stn_callback]
     callbacks += [] if stop is None else [Stop(stop, kill)]
+    if stop_one is not None:
+        on_exception = OnExceptionCheckpoint(folder / name)
+        callbacks += [StopOne(stop_one, Path(on_exception.ckpt_path)), on_exception]
     callbacks.append(ModelCheckpoint(folder / name, "{step}", every_n_train_steps=every, save_top_k=-1))
     trainer = L.Trainer(
         accelerator="cpu",
@@ -192,15 +213,13 @@ def train(
         enable_model_summary=False,
     )
     batch_size = WHOLE_BATCH // ranks
-    try:
-        trainer.fit(
-            lit,
-            ResumableLoader(dataset(0), batch_size, seed=5),
-            DataLoader(dataset(1), batch_size),
-            ckpt_path=checkpoint,
-        )
-    except KeyError:
-        return
+    loaders = ResumableLoader(dataset(0), batch_size, seed=5), DataLoader(dataset(1), batch_size)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            trainer.fit(lit, *loaders, ckpt_path=checkpoint)
+        except KeyError:
+            return
     end = {
         "state": {key: _whole(value).clone() for key, value in lit.state_dict().items()},
         "samples": lit.samples,
@@ -209,6 +228,7 @@ def train(
         "schedule": [stn_callback.schedule.cells(row) for row in stn_callback.schedule.rows],
         "optimizers": tree_map_only(Tensor, _whole, [optimizer.state_dict() for optimizer in trainer.optimizers]),
         "wrapped": sorted(lit.wrapped),
+        "warnings": [str(warning.message) for warning in caught],
     }
     torch.save(end, folder / f"{name}-{trainer.global_rank}.pt")
     if every < 1000 and strategy != "one":
