@@ -179,7 +179,10 @@ def assert_same(resumed: LitSmall, resumed_stn: STNCallback, whole: LitSmall, wh
     assert_equal_states(resumed.trainer.precision_plugin.state_dict(), whole.trainer.precision_plugin.state_dict())
     batches = whole_stn.state_dict()["clock"]["batches"]
     assert batches >= 16
-    assert [row.step for row in resumed_stn.schedule.rows] == list(range(batches + 1))
+    steps = [row.step for row in resumed_stn.schedule.rows]
+    assert steps == [row.step for row in whole_stn.schedule.rows]
+    assert len(steps) > 4
+    assert (steps[0], steps[-1]) == (0, batches)
 
 
 AT_VALIDATION = {"save_on_train_epoch_end": False}
