@@ -94,11 +94,14 @@ class Bookmark:
         progress = batch_progress(trainer)
         if self.counted or progress.total.ready == self._ready:
             return False
-        return progress.current.processed == progress.current.ready or any(step.began for step in self._steps)
+        processed = progress.current.started == progress.current.processed == progress.current.ready  # and not skipped
+        return processed or any(step.began for step in self._steps)
 
     def go_back(self, trainer: Trainer) -> Place:
         """Return to the last place from which the run can go on; a batch whose weights have moved has to be counted."""
         self.release()
+        if epochs_processed(trainer) > self.epoch:  # in a hook at the end of an epoch
+            return Place.here(trainer, self._module, self._step)
         if self.counted:
             place = Place.here(trainer, self._module, self._step)
             after_batch(trainer, validated=False)

@@ -77,9 +77,10 @@ def after_batch(trainer: Trainer, *, validated: bool) -> None:
         epochs.total.processed += 1
         epochs.current.processed += 1
     for name in ("started", "processed", "completed") if validates or ends else ("started", "processed"):
-        missing = progress.current.ready - getattr(progress.current, name)
-        setattr(progress.total, name, getattr(progress.total, name) + missing)
         setattr(progress.current, name, progress.current.ready)
+    for name in ("started", "processed", "completed"):  # the totals lag behind where a hook has skipped batches
+        behind = progress.current.ready - getattr(progress.current, name)
+        setattr(progress.total, name, progress.total.ready - behind)
 
 
 def end_validation(trainer: Trainer) -> None:

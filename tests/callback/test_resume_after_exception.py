@@ -86,6 +86,14 @@ def test_run_of_any_kind_interrupted_anywhere_resumes_bit_for_bit(tmp_path: Path
     assert_resumes(tmp_path, place, PLACES[place], **MANY.get(case, {}))
 
 
+class Skips(Interrupted):
+    """Skips the rest of an epoch from its fifth batch on."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        super().on_train_batch_start(batch, batch_idx)
+        return -1 if batch_idx == 4 else None
+
+
 class Plateau(Interrupted):
     """Its scheduler follows the validation, and lowers the rate after nearly every one."""
 
@@ -108,6 +116,8 @@ class Plateau(Interrupted):
         ("hook before the callback's, before an epoch", 5, {"kind": Plateau, "automatic": True}),
         ("validation loss of evaluation batch 2", 5, {"kind": Plateau}),
         ("logger", 5, {"kind": Plateau}),
+        ("hook before the callback's, after an epoch", 4, {"kind": Skips, "max_epochs": 5}),
+        ("validation loss of hyperparameter step 1", 8, {"kind": Skips, "max_epochs": 5}),
     ],
 )
 def test_run_interrupted_around_validation_and_schedulers_resumes_bit_for_bit(

@@ -190,6 +190,7 @@ def test_rank_that_raises_alone_writes_a_checkpoint_that_resumes(tmp_path: Path)
     assert not told[0]
     assert len(told[1]) == 1
     assert "when rank 1 could not be asked for its random generators" in told[1][0]
+    assert [end["callback"]["clock"]["batches"] for end in ends(tmp_path, "resumed")] == [BATCHES * EPOCHS] * 2
 
 
 def test_run_resumed_on_fewer_processes_says_that_generators_begin_anew(two: Path, tmp_path: Path) -> None:
