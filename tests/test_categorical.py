@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import LitSmall, fit, small_net
+from lightning.pytorch.callbacks import ProgressBar
+from support import LitSmall, loader, small_net, trainer
 from torch import Tensor, nn
 
 from lightning_stn import Categorical, Float, HyperparameterSet, Integer, STNCallback, convert
@@ -203,10 +205,17 @@ class LitAugmented(LitSmall):
 @pytest.mark.parametrize(
     ("per", "perturb", "shape"), [("example", "example", (8,)), ("batch", "example", ()), ("example", "batch", ())]
 )
-def test_a_run_draws_choices_and_shows_their_index(per: Any, perturb: Any, shape: tuple[int, ...]) -> None:
+def test_a_run_draws_choices_and_shows_the_current_one(per: Any, perturb: Any, shape: tuple[int, ...]) -> None:
     module = LitAugmented(per)
-    shown, _ = fit(module, STNCallback(warmup=0, lr=0.5, perturb=perturb, seed=1))
+    shown: list[Any] = []
+
+    class Bar(ProgressBar):
+        def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            shown.append(self.get_metrics(trainer, pl_module)["operation"])
+
+    stn = STNCallback(warmup=0, lr=0.5, perturb=perturb, seed=1)
+    trainer(stn, Bar(), enable_progress_bar=True).fit(module, loader(24), loader(16, seed=1))
     assert {tuple(index.shape) for index in module.drawn} == {shape}
     choice = module.hyperparameters.values()["operation"]
-    assert shown.progress_bar_metrics["operation"] == CHOICES.index(str(choice))
+    assert shown[-1] == choice
     assert not torch.equal(module.hyperparameters.unconstrained, LitAugmented().hyperparameters.unconstrained)

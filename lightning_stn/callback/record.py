@@ -23,7 +23,6 @@ from lightning_stn.callback.tensorboard import (
     summarise,
 )
 from lightning_stn.hyperparameters import HyperparameterSet
-from lightning_stn.module import STNModule
 from lightning_stn.schedule import Row
 
 
@@ -214,13 +213,6 @@ class Recorder:
             if loss is not None:
                 metrics[tag] = loss.item()
         return metrics
-
-
-def show(module: STNModule) -> None:
-    """Show the current hyperparameters on the progress bar."""
-    values = module.hyperparameters.constrain(module.hyperparameters.unconstrained)
-    for name, value in values.items():
-        module.log(name, value.float(), prog_bar=True, logger=False, on_step=True, on_epoch=False)
 
 
 def _folder(logger: Logger) -> Path | None:

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_stn.binding import attach_all, unbind
+from lightning_stn.callback.bar import BarValues
 from lightning_stn.callback.checkpointed import CheckpointedCallback
 from lightning_stn.callback.checks import (
     WeightProgress,
@@ -22,7 +23,7 @@ from lightning_stn.callback.hyperparameter_phase import HyperparameterPhase
 from lightning_stn.callback.interruption import Bookmark
 from lightning_stn.callback.modes import restore_modes, warn_unread
 from lightning_stn.callback.progress import end_validation
-from lightning_stn.callback.record import Recorder, show
+from lightning_stn.callback.record import Recorder
 from lightning_stn.callback.row_check import check_rows
 from lightning_stn.callback.run_length import resolve
 from lightning_stn.callback.settings import Settings, check_objects, check_on_resume_use
@@ -107,6 +108,7 @@ class STNCallback(CheckpointedCallback):
         self._schedulers = SchedulerSettings()
         self._handover = Handover()
         self._starts = False  # whether no training batch of this `fit` is over
+        self._bar: BarValues | None = None
 
     @property
     def phases(self) -> PhaseSchedule:
@@ -175,6 +177,7 @@ class STNCallback(CheckpointedCallback):
         surroundings.give_back_streams(trainer)
         module.hyperparameters.forget_reads()
         self._starts = True
+        self._bar = BarValues(trainer, module.hyperparameters)
         self._bookmark = Bookmark(trainer, module, self._settings.weight_step)
         self._restored = None  # Until here a checkpoint would hold the state that was loaded.
         if self._clock.batches:
@@ -226,10 +229,7 @@ class STNCallback(CheckpointedCallback):
             self._starts = False
         self._count(module, (outputs or {}).get("training_loss", (outputs or {}).get("loss")), batch_idx)
         self._weights.check(trainer, module, self._clock.batches)
-        shows = self._clock.due or batch_idx == 0
         self._finish_batch(trainer, module)
-        if shows:
-            show(module)
         assert self._bookmark is not None
         self._bookmark.place(trainer)
 
@@ -284,6 +284,12 @@ class STNCallback(CheckpointedCallback):
         """Clear the settings of the weight phase, so that a later `fit` without this callback raises."""
         if stage == "fit":
             _stn(pl_module)._stn_phase = None
+            self._release_bar()
+
+    def _release_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.release()
+            self._bar = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Go back to where the run can go on; unbind the sample, drop cached weights, leave eval mode, close files."""
@@ -294,6 +300,7 @@ class STNCallback(CheckpointedCallback):
             pl_module._stn_phase = None
             self._schedulers.release(pl_module)
             unbind(pl_module.hyperparameters)
+        self._release_bar()
         if hasattr(self, "_recorder"):
             self._recorder.close()
 

@@ -168,14 +168,6 @@ def test_resumed_run_goes_on_along_the_axis_when_gradients_accumulate(tmp_path: 
     assert steps == [0, 1, 2, 3, 4, 5, 6]
 
 
-def test_the_progress_bar_shows_the_current_values() -> None:
-    module = LitSmall()
-    random_gates(module, 0.1)
-    shown, _ = fit(module)
-    metrics = shown.progress_bar_metrics
-    assert {name: metrics[name] for name in NAMES} == pytest.approx(module.hyperparameters.values())
-
-
 def test_last_values_are_recorded_at_any_log_interval(tmp_path: Path) -> None:
     module = LitSmall()
     _, callback = fit(module, log_every_n_steps=50)

@@ -62,7 +62,8 @@ def test_tqdm_progress_bar_shows_the_values(capsys: pytest.CaptureFixture[str]) 
     train(module, TQDMProgressBar(refresh_rate=1), enable_progress_bar=True)
     last = capsys.readouterr().out[-300:]
     for name, value in module.hyperparameters.values().items():
-        assert f"{name}={float(value):#.3g}"[: len(name) + 6] in last
+        text = str(value) if isinstance(value, int) else f"{value:#.3g}"
+        assert f"{name}={text}"[: len(name) + 6] in last
 
 
 def test_rich_progress_bar_shows_the_values() -> None:
