@@ -12,6 +12,7 @@ import torch
 from features.runs import MODES, Traced, callback, train
 from lightning.pytorch.callbacks import ModelCheckpoint
 from support import LitSmall, images, loader, trainer
+from torch import Tensor
 
 from lightning_stn import Float, Integer, ResumableLoader, Scales, STNCallback, WeightStep
 
@@ -49,6 +50,14 @@ SAVERS: dict[str, tuple[dict[str, Any], dict[str, Any], list[int]]] = {
 }
 
 
+class Logs(Traced):
+    """Logs a hyperparameter, so that a callback can monitor it."""
+
+    def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        self.log("length", self.hyperparameters["length"].float())
+        return super().validation_loss(batch, batch_idx)
+
+
 @pytest.mark.parametrize("automatic", MODES)
 @pytest.mark.parametrize("case", SAVERS)
 @pytest.mark.filterwarnings("ignore:`ModelCheckpoint.monitor='val_loss'.` could not find")  # Lightning 2.5 warns
@@ -56,7 +65,7 @@ def test_checkpoint_is_written_when_due_with_the_values_of_its_step(tmp_path: Pa
     """Every checkpoint holds the hyperparameters and scales that the schedule has for its step."""
     settings, others, expected = SAVERS[case]
     L.seed_everything(3, verbose=False)
-    module = Traced(automatic)
+    module = Logs(automatic)
     clip = {name: others[name] for name in others if name.startswith("accumulate")}
     stn = callback(weight_step=WeightStep(**({} if automatic else clip)))
     rest = others if automatic else {name: others[name] for name in others if name not in clip}

@@ -162,8 +162,12 @@ def test_early_stopping_waits_for_min_epochs(automatic: bool) -> None:
 
 @pytest.mark.parametrize("automatic", MODES)
 def test_early_stopping_can_monitor_a_hyperparameter(automatic: bool) -> None:
-    """The current hyperparameters are among the metrics."""
-    module = Traced(automatic)
+    class Logs(Traced):
+        def validation_loss(self, batch: Any, batch_idx: int) -> Tensor:
+            self.log("dropout", self.hyperparameters["dropout"])
+            return super().validation_loss(batch, batch_idx)
+
+    module = Logs(automatic)
     start = module.hyperparameters.values()["dropout"]
     stop = EarlyStopping("dropout", mode="max", stopping_threshold=start + 0.01, patience=10**6)
     down = EarlyStopping("dropout", mode="min", stopping_threshold=start - 0.01, patience=10**6)
