@@ -267,10 +267,14 @@ def launch(folder: Path, *jobs: dict[str, Any], ranks: int = 2, timeout: float =
             place = Path(__file__).parents[1]
             processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=place))
     try:
-        return [process.wait(timeout) for process in processes]
+        codes = [process.wait(timeout) for process in processes]
     finally:
         for process in processes:
             process.kill()
+    for rank, code in enumerate(codes):
+        if code:  # pytest shows this where a test fails
+            print(f"Rank {rank} ended with {code}:\n{(folder / f'log-{rank}.txt').read_text()[-4000:]}")
+    return codes
 
 
 def ends(folder: Path, name: str, ranks: int = 2) -> list[dict[str, Any]]:
@@ -284,3 +288,6 @@ if __name__ == "__main__":
     place = Path(sys.argv[1])
     for job in torch.load(place / "jobs.pt"):
         train(place, **job)
+    # Without this the threads of a process group may still run when the interpreter ends, which then aborts.
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
