@@ -83,7 +83,7 @@ class CheckpointedCallback(Callback, ABC):
         bookmark = self._bookmark
         if bookmark is None:
             return
-        inexact = bookmark.loss_of_accuracy(trainer) or self._phase.loss_of_accuracy
+        inexact = bookmark.inexact(trainer) or self._phase.inexact
         if bookmark.weights_have_moved(trainer):
             self._count(module, module._stn_last_loss, trainer.fit_loop.batch_idx)
         if module.automatic_optimization and epoch_is_over(trainer):

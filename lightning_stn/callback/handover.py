@@ -15,8 +15,8 @@ from lightning_stn.schedule import Schedule
 class Handover:
     """A temporary file that a started process writes, and the process that started it reads.
 
-    With `strategy="ddp_spawn"`, `"ddp_fork"` or `"ddp_notebook"` copies of the callback train in processes of their
-    own. Lightning brings the weights back from there, but no state of a callback.
+    With `strategy="ddp_spawn"`, `"ddp_fork"` or `"ddp_notebook"` copies of the callback train in started
+    processes. Lightning brings the weights back from there, but no state of a callback.
 
     Args:
         path: the file; None for a new name.
@@ -30,7 +30,7 @@ class Handover:
         weakref.finalize(self, _remove, self._path, self._reader)
 
     def __reduce__(self) -> Any:
-        """A process that is being started gets this file; any other copy has one of its own."""
+        """A process that is being started gets this file; any other copy gets a new one."""
         arguments = () if get_spawning_popen() is None else (self._path, self._reader)
         return Handover, arguments, {"_received": self._received}
 

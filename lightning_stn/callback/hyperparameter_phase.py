@@ -50,7 +50,7 @@ class HyperparameterPhase:
         stream: yields validation batches.
         watch: keeps non-finite hypergradients out.
         statistics: of the hypergradients so far.
-        loss_of_accuracy: why a run cannot go on exactly if a step fails now, in words; empty where it can.
+        inexact: why a run cannot go on exactly if a step fails now, in words; empty where it can.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class HyperparameterPhase:
         )
         self.watch = Watch(module.hyperparameters)
         self.statistics = HypergradientStatistics(module.hyperparameters)
-        self.loss_of_accuracy = ""
+        self.inexact = ""
         self._loaded_in = trainer.current_epoch
 
     def follow_reload(self, trainer: Trainer, module: STNModule) -> None:
@@ -118,7 +118,7 @@ class HyperparameterPhase:
             noise = self._noise(trainer, module, batch, number)
             loss, hypergradient = self.optimizer.differentiate(validation_loss, noise)
             hypergradient = trainer.strategy.reduce(hypergradient, reduce_op="mean")
-        self.loss_of_accuracy = "the exception came while a hyperparameter step changed hyperparameters or weights"
+        self.inexact = "the exception came while a hyperparameter step changed hyperparameters or weights"
         hypergradient = self.optimizer.receive(hypergradient)
         typical = self.statistics.typical_norm
         admitted = self.watch.admits(hypergradient, rescales=self.optimizer.rescales, typical=typical)
@@ -129,7 +129,7 @@ class HyperparameterPhase:
             self.optimizer.anneal((clock.batches - 1) / self._annealed_over)  # the last step is not zero
         self.optimizer.step(admitted=admitted)
         self._method.follow(module, module.hyperparameters, module.hyperparameters.unconstrained - before)
-        self.loss_of_accuracy = ""
+        self.inexact = ""
         return HyperparameterStep(loss, hypergradient if admitted else None)
 
     def _noise(self, trainer: Trainer, module: STNModule, batch: Any, number: int) -> Tensor | None:

@@ -20,7 +20,8 @@ class Place(NamedTuple):
 
     Args:
         generators: the global generators at that place.
-        gradients: of the weights, by name, where they accumulate over several batches and have not been used.
+        gradients: of the weights, by name, where they accumulate over several batches and have not been used; not
+            copies, so that accumulation needs no further memory.
         inexact: why the run will not be the one without interruption, in words; empty where it will.
     """
 
@@ -34,9 +35,9 @@ class Place(NamedTuple):
         every, progress = max(step.accumulate_grad_batches, trainer.accumulate_grad_batches), batch_progress(trainer)
         if progress.current.ready % every == 0 or progress.is_last_batch:
             return cls(GlobalGenerators(), {})
-        gradients = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+        gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
         if gradients and trainer.world_size > 1:
-            return cls(GlobalGenerators(), {}, "each process had gradients of its own, accumulated over some batches")
+            return cls(GlobalGenerators(), {}, "the gradients that each process had accumulated are not in it")
         return cls(GlobalGenerators(), gradients)
 
 
@@ -71,6 +72,7 @@ class Bookmark:
         self.counted, self.validated, self.epoch = False, validated, epochs_processed(trainer)
         self._ready, self._is_last_batch = progress.total.ready, progress.is_last_batch
         self._place = Place.here(trainer, self._module, self._step)
+        self._versions = [gradient._version for gradient in self._place.gradients.values()]
         self._loaders, self._states = resumable_loaders(trainer), loader_states(trainer)
         self._buffers.keep()
         for step in self._steps:
@@ -111,6 +113,9 @@ class Bookmark:
             loader.rewind(state)
         if not before_batch(trainer, self._ready, self._is_last_batch):
             after_batch(trainer, validated=self.validated)
+        if [gradient._version for gradient in self._place.gradients.values()] != self._versions:
+            lost = "the exception came after a backward pass had added to the gradients of earlier batches"
+            return self._place._replace(gradients={}, inexact=lost)
         return self._place
 
     def release(self) -> None:
@@ -118,7 +123,7 @@ class Bookmark:
         for step in self._steps:
             step.release()
 
-    def loss_of_accuracy(self, trainer: Trainer) -> str:
+    def inexact(self, trainer: Trainer) -> str:
         """Why a run that goes on from here is not the one without interruption, in words; empty where it is."""
         if averages_weights(trainer) and trainer.validating:
             return "the weights were exchanged for their average, since the exception came in a validation"
@@ -176,7 +181,7 @@ class StepWatch:
 
     @property
     def began(self) -> bool:
-        """Whether the optimiser has changed a weight, or a state of its own."""
+        """Whether the optimiser has changed a weight or its state."""
         return self.finished or (self._versions is not None and self._versions != self._current_versions())
 
     def _begin(self, *_: Any) -> None:

@@ -38,9 +38,9 @@ def test_a_run_holds_as_many_tensors_after_many_steps_as_after_few(
     trainer(stn, counts, max_epochs=4, log_every_n_steps=1000, num_sanity_val_steps=1).fit(
         LitSmall(), loader(24), loader(16)
     )
-    settled = counts.seen[2:]
-    assert len(settled) == 2
-    assert max(settled) == min(settled)
+    later = counts.seen[2:]
+    assert len(later) == 2
+    assert max(later) == min(later)
 
 
 class Unused(STNModule):

@@ -108,7 +108,7 @@ def test_logged_losses_are_means_since_the_last_record(tmp_path: Path) -> None:
 
 
 class Logs(LitSmall):
-    """Logs a curve of its own; five batches in an epoch, of which every second and the last complete a step."""
+    """Logs a further curve; five batches in an epoch, of which every second and the last complete a step."""
 
     def __init__(self, automatic: bool) -> None:
         super().__init__()

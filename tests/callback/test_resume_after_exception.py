@@ -140,6 +140,13 @@ def test_gradients_that_accumulate_are_in_the_checkpoint(tmp_path: Path, place: 
     assert_resumes(tmp_path, place, [1, 8, 11], automatic=automatic, **own, **options)
 
 
+class AfterBackward(Interrupted):
+    """Runs into the bomb when a backward pass has added to the gradients."""
+
+    def on_after_backward(self) -> None:
+        self.bomb.here("after backward")
+
+
 class WithOthers(Interrupted):
     """Reads a batch of several loaders."""
 
@@ -217,6 +224,11 @@ class OwnOptimizer(SharedAdam):
             "",
             "the exception came while a hyperparameter step changed hyperparameters or weights",
             {"stn": {"optimizer": OwnOptimizer}},
+        ),
+        (
+            "after backward",
+            "the exception came after a backward pass had added to the gradients of earlier batches",
+            {"kind": AfterBackward, "stn": {"weight_step": WeightStep(accumulate_grad_batches=4)}},
         ),
         pytest.param(
             "validation loss of hyperparameter step 1",

@@ -12,7 +12,7 @@ from support import loader, trainer
 
 
 class WithCallbacks(Traced):
-    """Brings a callback of its own."""
+    """Brings a further callback."""
 
     def configure_callbacks(self) -> Any:
         return [*super().configure_callbacks(), L.Callback()]
