@@ -159,6 +159,9 @@ def older(checkpoint: dict[str, Any]) -> dict[str, Any]:
         ("digest",),
         ("clock", "due"),
         ("clock", "epoch"),
+        ("stream", "before"),
+        ("record", "steps"),
+        ("record", "completes"),
         ("surroundings", "gradients"),
         ("surroundings", "inexact"),
     ):
