@@ -41,12 +41,6 @@ DROPOUT = 0.05
 HYPERPARAMETERS = recommended_hyperparameters("image")
 START = {name: specification.init for name, specification in HYPERPARAMETERS.items()}
 COLUMNS = ("val_loss", "val_accuracy", "test_loss", "test_accuracy")
-UNITS = {
-    **dict.fromkeys(("hue", "contrast", "saturation", "brightness"), "range of the jitter"),
-    "input_scale": "range of the factor",
-    "cutout_length": "side in pixels",
-    "cutout_holes": "holes",
-}
 
 
 def alexnet(width: float, dropout: float = DROPOUT, input_dropout: float | str = DROPOUT) -> nn.Module:
@@ -146,7 +140,7 @@ def compare_networks(seed: int, args: argparse.Namespace) -> dict[str, Scores]:
     stn = STNCallback(lr=args.hyperparameter_lr, method=args.method, perturb=args.perturb)
     title = f"Regularisation schedules that one self-tuned run of AlexNet found, seed {seed}"
     picture = args.out / f"seed{seed}" / "schedules.png"
-    return compare(args.networks, lambda *what: run(seed, args, *what), stn, picture, title, COLUMNS, UNITS)
+    return compare(args.networks, lambda *what: run(seed, args, *what), stn, picture, title, COLUMNS)
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 import lightning as L
 import torch
 import torch.nn.functional as F
-from comparison import Scores, plot_schedules, print_hyperparameters, print_scores, print_summary
+from comparison import Scores, print_hyperparameters, print_scores, print_summary, save_picture
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from sklearn.datasets import load_digits
@@ -45,7 +45,6 @@ DROPOUT, NOISE, CUTOUT = 0.1, 0.1, 1
 GUESS = {"dropout": 0.3, "noise": 0.15, "cutout": 2}
 
 COLUMNS = ("last_val_loss", "val_loss", "val_accuracy", "test_loss", "test_accuracy")
-UNITS = {"noise": "standard deviation of a pixel", "cutout": "side in pixels"}
 
 
 class DigitsCNN(nn.Module):
@@ -108,7 +107,10 @@ class SelfTunedDigits(STNModule, LitDigits):
     """The same module with tuned hyperparameters; the `training_step` above gives its training loss."""
 
     def __init__(self) -> None:
-        hyperparameters = {"noise": Float(0.0, 1.0, init=NOISE), "cutout": Integer(0, 6, init=CUTOUT)}
+        hyperparameters = {
+            "noise": Float(0.0, 1.0, init=NOISE, unit="standard deviation"),
+            "cutout": Integer(0, 6, init=CUTOUT, unit="pixels"),
+        }
         super().__init__(hyperparameters=hyperparameters, noise="noise", cutout="cutout")  # named where they act
         self.net = self.convert(self.net, dropout="per-layer")  # one more hyperparameter for each dropout
 
@@ -166,15 +168,15 @@ def compare(seed: int, epochs: int, out: Path) -> dict[str, Scores]:
     """Train the three networks from one seed; print their scores, and plot the schedules."""
     print(f"\nSeed {seed}, {epochs} epochs", flush=True)
     stn = STNCallback()
-    modules, scores = {}, {}
+    scores = {}
     for name in NETWORKS:
         callbacks = [stn] if name == "self-tuned" else []
-        modules[name], scores[name] = run(name, seed, epochs, out, callbacks)
+        _, scores[name] = run(name, seed, epochs, out, callbacks)
     print_hyperparameters(stn.schedule)
     print_scores(scores, COLUMNS)
     picture = out / "schedules.png"
     title = "Regularisation schedules that one self-tuned run found on 250 digits"
-    plot_schedules(stn, modules["self-tuned"].hyperparameters, picture, title, UNITS)
+    save_picture(stn.schedule, picture, title)
     print(f"\nSchedules: {picture}")
     return scores
 

@@ -51,7 +51,6 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 HYPERPARAMETERS = recommended_hyperparameters("language")
 START = {name: specification.init for name, specification in HYPERPARAMETERS.items()}
 COLUMNS = ("val_loss", "val_perplexity", "test_loss", "test_perplexity")
-UNITS = {"ar": "weight", "tar": "weight"}
 
 State = list[tuple[Tensor, Tensor]]
 """Output and cell state of each layer."""
@@ -353,7 +352,7 @@ def compare_networks(seed: int, args: argparse.Namespace) -> dict[str, Scores]:
     )
     title = f"Regularisation schedules that one self-tuned run of a language model found, seed {seed}"
     picture = args.out / f"seed{seed}" / "schedules.png"
-    return compare(args.networks, lambda *what: run(seed, args, *what), stn, picture, title, COLUMNS, UNITS)
+    return compare(args.networks, lambda *what: run(seed, args, *what), stn, picture, title, COLUMNS)
 
 
 def main() -> None:

@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_stn.functional import choice_probabilities
-from lightning_stn.schedule import Value
-from lightning_stn.specifications import Chart, Hyperparameter, Perturb
+from lightning_stn.specifications import Chart, Hyperparameter, Perturb, Value
 
 START_MARGIN = 1.0
 """Margin of the initial choice's logit over the others, in units of `scale`."""
@@ -33,6 +32,7 @@ class Categorical(Hyperparameter):
         init: the initial choice.
         scale: initial standard deviation of the perturbation of every logit.
         perturb: as for `Float`.
+        unit: as for `Float`.
 
     Raises:
         ValueError: there are fewer than two choices, one is repeated, empty or not printable (a line break or a control
@@ -59,6 +59,7 @@ class Categorical(Hyperparameter):
     _: KW_ONLY
     scale: float = 0.5
     perturb: Perturb = "example"
+    unit: str = ""
 
     def __post_init__(self) -> None:
         """Check the choices, and keep them as a tuple."""

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from lightning_stn import functional
 from lightning_stn.entries import Entries
 from lightning_stn.passes import Pass
-from lightning_stn.schedule import Schedule, Value
+from lightning_stn.schedule import Schedule
 from lightning_stn.specifications import (
     Hyperparameter,
     ResponseForm,
+    Value,
     check_specifications,
     describe_unknown,
-    empty_schedule,
 )
 from lightning_stn.transforms import positive_inverse
 
@@ -36,7 +36,7 @@ class HyperparameterSet(Entries):
         slices: name to the slice of its entries.
 
     Raises:
-        ValueError: there are no hyperparameters, a name is not usable, columns of `schedule.csv` would collide, or
+        ValueError: there are no hyperparameters, a name is not usable, columns of its schedule would collide, or
             `response` is unknown.
         TypeError: `specifications` is not a mapping, or one of them is not a `Hyperparameter`.
 
@@ -66,7 +66,7 @@ class HyperparameterSet(Entries):
 
     def _extend(self, specifications: Mapping[str, Hyperparameter]) -> None:
         check_specifications(specifications, self._specifications)
-        empty_schedule({**self._specifications, **specifications})  # Refuses columns that collide, before any change.
+        Schedule({**self._specifications, **specifications})  # Refuses columns that collide, before any change.
         end = len(self)
         for name, specification in specifications.items():
             self.slices[name] = slice(end, end := end + specification.size)
@@ -142,7 +142,7 @@ class HyperparameterSet(Entries):
 
     def schedule(self) -> Schedule:
         """An empty schedule of these hyperparameters."""
-        return empty_schedule(self.specifications)
+        return Schedule(self.specifications)
 
     def require(self, name: str, reader: str) -> None:
         """Check that a hyperparameter exists.
@@ -182,10 +182,18 @@ class HyperparameterSet(Entries):
         return {name: s.read(unconstrained[..., self.slices[name]]) for name, s in self.specifications.items()}
 
     def values(self) -> dict[str, Value]:
-        """The current hyperparameters in natural units, as Python numbers; a `Categorical` as its choice."""
-        # In float64, so that an initial value reads back as given, to the precision of a float32 logit.
-        values = self.constrain(self.unconstrained.cpu().double())
-        return {name: self.specifications[name].to_python(value) for name, value in values.items()}
+        """The current hyperparameters in natural units, as Python numbers; a `Categorical` as its choice.
+
+        A real number is the shortest decimal that stands for the same float32 number in unconstrained units.
+        """
+        entries = self.unconstrained.cpu().double()
+        return {name: s.value(entries[self.slices[name]]) for name, s in self.specifications.items()}
+
+    def unrounded(self) -> dict[str, float]:
+        """Of whole numbers the real numbers that are rounded to the current values, natural units, by name."""
+        entries = self.unconstrained.cpu().double()
+        numbers = {name: s.unrounded(entries[self.slices[name]]) for name, s in self.specifications.items()}
+        return {name: number for name, number in numbers.items() if number is not None}
 
     def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """`eps`, standard normal, `[n, h]`; columns of a hyperparameter with `perturb="batch"` have equal rows.

@@ -103,7 +103,8 @@ def check_arguments(module: LightningModule) -> None:
         arguments = ", ".join(f"{name}={value!r}" for name, value in given.items())
         raise ValueError(
             f"Expected a Trainer without {' and '.join(given)}, which does nothing in manual optimisation, got "
-            f"Trainer({arguments}); write STNCallback(weight_step=WeightStep({arguments})) instead, or {AUTOMATIC}."
+            f"Trainer({arguments}); write STNCallback(weight_step=WeightStep({arguments})) instead (so for "
+            f"ScheduleReplay), or {AUTOMATIC}."
         )
 
 

@@ -1,7 +1,7 @@
 """`STNModule`: the two losses of a self-tuning network."""
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from lightning_stn.analysis import Sweep, sweep
 from lightning_stn.binding import bind_weight_phase, unbind
 from lightning_stn.checkpoint import check_before_loading, save_hyperparameters
 from lightning_stn.collisions import check_assignment, check_class, public_names
@@ -22,6 +23,7 @@ from lightning_stn.layers import ResponseLayer
 from lightning_stn.manual_optimization import check_arguments, save_checkpoints_by_time
 from lightning_stn.methods import parameter_groups
 from lightning_stn.methods.base import check_loss, end_forward
+from lightning_stn.passes import Pass
 from lightning_stn.specifications import Hyperparameter, ResponseForm
 from lightning_stn.weight_phase import WeightPhase
 
@@ -149,6 +151,18 @@ class STNModule(CachedEvaluation):
             )
         return export(*converted.values())
 
+    def sweep(
+        self,
+        loader: Iterable[Any],
+        names: str | Sequence[str] | None = None,
+        *,
+        points: int = 21,
+        width: float = 2.0,
+        batches: int | None = None,
+    ) -> Sweep:
+        """The validation loss as a function of each hyperparameter; see `lightning_stn.analysis.sweep`."""
+        return sweep(self, loader, names, points=points, width=width, batches=batches)
+
     def parameter_groups(
         self, lr: float, *, response_lr: float | None = None, gate_lr: float | None = None
     ) -> list[dict[str, Any]]:
@@ -214,9 +228,13 @@ class STNModule(CachedEvaluation):
         )
 
     def _stn_perturb(self, batch: Any, generator: torch.Generator | None = None) -> None:
-        """Bind a perturbed sample for a weight step on `batch`: a row for each example, or one."""
-        assert self._stn_phase is not None
-        rows = self.infer_batch_size(batch) if self._stn_phase.perturb == "example" else 1
+        """Bind what a weight step on `batch` reads: a perturbed sample, a row for each example or one; or values."""
+        phase = self._stn_phase
+        assert phase is not None
+        if phase.values is not None:
+            self.hyperparameters.current_pass = Pass(values=phase.values)
+            return
+        rows = self.infer_batch_size(batch) if phase.perturb == "example" else 1
         bind_weight_phase(self.hyperparameters, self.hyperparameters.sample(rows, generator))
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:

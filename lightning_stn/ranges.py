@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.distributions.transforms import Transform
 
 from lightning_stn.arguments import LARGEST, SMALLEST, is_whole
-from lightning_stn.schedule import Value
-from lightning_stn.specifications import Hyperparameter, Perturb
+from lightning_stn.decimals import half_spacing, shortest_between
+from lightning_stn.specifications import Axis, Hyperparameter, Perturb, Value
 from lightning_stn.transforms import invert, range_transform
 
 BOUND_REACHED = 7.0
@@ -24,6 +24,9 @@ BOUND_REACHED = 7.0
 _LARGEST_INTEGER_RANGE = 2**20
 """Above this, float32 logits no longer reach every integer."""
 
+
+FARTHEST = 100.0
+"""Distance from zero, unconstrained units, of the entry that stands for a bound itself."""
 
 START = 0.1
 """Start of a hyperparameter without `init`, as a share of its range."""
@@ -39,6 +42,7 @@ class _Ranged(Hyperparameter):
     _: KW_ONLY
     scale: float = 0.5
     perturb: Perturb = "example"
+    unit: str = ""
 
     def _choose_init(self, init: float | None) -> None:
         """Set `init` where none was given; None where the range has no default."""
@@ -89,6 +93,18 @@ class _Ranged(Hyperparameter):
         """`init` in unconstrained units."""
         return [invert(self.transform, self.init)]
 
+    def entries(self, value: Value) -> list[float]:
+        """The entry at which the hyperparameter has a value; at a bound, one beyond which the value stays the same."""
+        assert not isinstance(value, str)
+        return [max(-FARTHEST, min(FARTHEST, invert(self.transform, self._position(value))))]
+
+    def _position(self, value: float) -> float:
+        """What `transform` returns for a value."""
+        low, high = self.bounds
+        if not low <= value <= high:
+            raise ValueError(f"{self!r}: expected a value from low to high, got {value!r}; give one in the range.")
+        return value
+
     def read(self, unconstrained: Tensor) -> Tensor:
         """Values in natural units: `[..., 1]`, unconstrained units, to `[...]`."""
         return self.constrain(unconstrained.squeeze(-1))
@@ -105,6 +121,12 @@ class _Ranged(Hyperparameter):
         if place > max(BOUND_REACHED, start + 1):
             return high if math.isfinite(high) else None
         return low if place < min(-BOUND_REACHED, start - 1) and math.isfinite(low) else None
+
+
+def _around(unconstrained: Tensor) -> Tensor:
+    """An entry between the two ends of what float32 rounds to it, `[3]`, float64."""
+    entry = unconstrained.item()
+    return torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64, device="cpu") * half_spacing(entry) + entry
 
 
 def _is_finite(number: Any) -> bool:
@@ -124,6 +146,7 @@ class Float(_Ranged):
         scale: initial standard deviation of the perturbation, unconstrained units.
         perturb: "example" draws a perturbation for each example, "batch" one for the mini-batch (for strengths that act
             on the batch as a whole, such as the weight of a penalty).
+        unit: name of the natural unit, such as "degrees", for the axes of plots.
         log: perturb and step the logarithm, for positive quantities that span orders of magnitude.
 
     Raises:
@@ -176,6 +199,11 @@ class Float(_Ranged):
                 f"{self!r}: expected a range of at most {LARGEST:.2g}, which float32 holds, got {ordered}; narrow it."
             )
 
+    @property
+    def axis(self) -> Axis:
+        """As for every number; logarithmic with `log`."""
+        return super().axis._replace(log=self.log)
+
     def _default_init(self) -> float | None:
         """A tenth of the range; None for a range without bounds."""
         if self.low is None or self.high is None or (self.log and not self.low):
@@ -195,6 +223,17 @@ class Float(_Ranged):
         value: Tensor = self.transform(unconstrained)
         low, high = self.bounds
         return value.clamp(max(low, SMALLEST if self.log else -LARGEST), min(high, LARGEST))
+
+    def value(self, unconstrained: Tensor) -> float:
+        """The shortest decimal number whose entry is the same float32 number as the given one, `[1]`."""
+        low, value, high = self.constrain(_around(unconstrained)).tolist()
+        return shortest_between(low, value, high)
+
+    def between(self, before: float, after: float, share: float) -> float:
+        """A value between two, linear in unconstrained units."""
+        (start,), (end,) = self.entries(before), self.entries(after)
+        entry = torch.tensor([start + share * (end - start)], dtype=torch.float32, device="cpu")
+        return self.value(entry.double())
 
     def bound_reached(self, unconstrained: Sequence[float]) -> float | None:
         """As for every range; on a logarithmic scale, zero is no bound."""
@@ -217,6 +256,7 @@ class Integer(_Ranged):
         init: initial value; the bounds are allowed. None for a tenth of the range, and at least one above `low`.
         scale: initial standard deviation of the perturbation, unconstrained units.
         perturb: as for `Float`.
+        unit: as for `Float`.
 
     Raises:
         ValueError: the range has fewer than two integers or more than 2**20, `init` lies outside it, or an argument is
@@ -251,6 +291,33 @@ class Integer(_Ranged):
     def unconstrained_init(self) -> list[float]:
         """`init` in unconstrained units."""
         return [invert(self.transform, self.init - self.low)]
+
+    @property
+    def is_rounded(self) -> bool:
+        """True."""
+        return True
+
+    def unrounded(self, unconstrained: Tensor) -> float:
+        """The real number, natural units, that is rounded to the value at an entry, `[1]`."""
+        low, number, high = (self.transform(_around(unconstrained)) + self.low).tolist()
+        return shortest_between(low, number, high)
+
+    def curves(self, name: str, unconstrained: Tensor, scale: Tensor) -> dict[str, float]:
+        """As for every number, and the real number before rounding."""
+        curves = super().curves(name, unconstrained, scale)
+        return {**curves, f"value_unrounded/{name}": self.unrounded(unconstrained)}
+
+    def _position(self, value: float) -> float:
+        """The distance from `low`; of a real number that is rounded to a value in the range, too."""
+        distance = value - self.low
+        if not -0.5 <= distance <= self.high - self.low + 0.5:
+            raise ValueError(f"{self!r}: expected a value from low to high, got {value!r}; give one in the range.")
+        return distance
+
+    def between(self, before: float, after: float, share: float) -> int:
+        """A value between two, which may be real numbers: linear in unconstrained units, and rounded."""
+        (start,), (end,) = self.entries(before), self.entries(after)
+        return int(self.constrain(torch.tensor(start + share * (end - start), dtype=torch.float64, device="cpu")))
 
     def constrain(self, unconstrained: Tensor) -> Tensor:
         """Values in natural units, elementwise, as int64."""

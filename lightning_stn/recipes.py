@@ -34,21 +34,21 @@ def recommended_hyperparameters(task: Literal["image", "language"]) -> dict[str,
     if task == "image":
         return {
             "input_dropout": Float(0.0, 1.0, init=_START),
-            "input_scale": Float(0.0, 0.3, init=_START),
-            "hue": Float(0.0, 0.5, init=_START),
-            "contrast": Float(0.0, 1.0, init=_START),
-            "saturation": Float(0.0, 1.0, init=_START),
-            "brightness": Float(0.0, 1.0, init=_START),
-            "cutout_length": Integer(0, 24, init=4),
-            "cutout_holes": Integer(0, 4, init=1),
+            "input_scale": Float(0.0, 0.3, init=_START, unit="range of the factor"),
+            "hue": Float(0.0, 0.5, init=_START, unit="range of the jitter"),
+            "contrast": Float(0.0, 1.0, init=_START, unit="range of the jitter"),
+            "saturation": Float(0.0, 1.0, init=_START, unit="range of the jitter"),
+            "brightness": Float(0.0, 1.0, init=_START, unit="range of the jitter"),
+            "cutout_length": Integer(0, 24, init=4, unit="pixels"),
+            "cutout_holes": Integer(0, 4, init=1, unit="holes"),
         }
     if task == "language":
         rates = ("output_dropout", "input_dropout", "hidden_dropout", "embedding_dropout")
         return {
             **{name: Float(0.0, 0.9, init=_START) for name in rates},
             "weight_dropout": Float(0.0, 0.9, init=_START, perturb="batch"),
-            "ar": Float(0.0, None, init=_START),
-            "tar": Float(0.0, None, init=_START),
+            "ar": Float(0.0, None, init=_START, unit="weight"),
+            "tar": Float(0.0, None, init=_START, unit="weight"),
         }
     raise ValueError(
         f"recommended_hyperparameters: expected task='image' or task='language', got {task!r}; build "

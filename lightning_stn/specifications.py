@@ -4,14 +4,16 @@ import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import fields
-from typing import Any, Literal, NamedTuple
+from dataclasses import fields, replace
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_stn.arguments import SMALLEST, is_number
-from lightning_stn.schedule import Schedule, Value
+
+Value = float | str
+"""Value of a hyperparameter in natural units: a number, whole or real, or the name of a choice."""
 
 Perturb = Literal["example", "batch"]
 """Whether each example has a perturbation, or the mini-batch has one."""
@@ -24,11 +26,36 @@ LARGEST_SCALE = 1e6
 """Largest initial scale; the layers that read such samples would compute what is not finite."""
 
 
+BAND = ("value", "value_lower", "value_upper")
+"""Kinds of the curves of a number: the value, and one scale below and above it."""
+
+PLACE = "place"
+"""Kind of the curve that shows how far along its range a value is."""
+
+
 class Chart(NamedTuple):
     """A chart of TensorBoard's custom scalars: lines, or a value with the band between lower and upper."""
 
     kind: Literal["Multiline", "Margin"]
     tags: list[str]
+
+
+class Axis(NamedTuple):
+    """The axis on which values are drawn; hyperparameters with equal axes can share one.
+
+    Args:
+        unit: name of the natural unit.
+        bounds: of the value, natural units; None for a choice.
+        log: whether the axis is logarithmic.
+        whole: whether values are whole numbers.
+        choices: names at the ticks of a choice; empty for a number.
+    """
+
+    unit: str
+    bounds: tuple[float, float] | None
+    log: bool = False
+    whole: bool = False
+    choices: tuple[str, ...] = ()
 
 
 class Hyperparameter(ABC):
@@ -42,16 +69,22 @@ class Hyperparameter(ABC):
         init: the initial value, natural units.
         scale: initial standard deviation of the perturbation, unconstrained units.
         perturb: "example" draws a perturbation for each example, "batch" one for the mini-batch.
+        unit: name of the natural unit, for the axes of plots; "" where there is none.
+        kinds: every kind by the name of its class, for files that name kinds; of equal names the last one defined.
     """
 
     init: Value
     scale: float
     perturb: Perturb
+    unit: str = ""
+
+    kinds: ClassVar[dict[str, type["Hyperparameter"]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # A module may save its arguments, so checkpoints may hold specifications.
         torch.serialization.add_safe_globals([cls])
+        Hyperparameter.kinds[cls.__name__] = cls
 
     def __post_init__(self) -> None:
         """Check the perturbation; a kind that defines this method calls this one in it."""
@@ -72,6 +105,11 @@ class Hyperparameter(ABC):
             raise ValueError(
                 f"{self!r}: expected perturb='example' or perturb='batch', got {self.perturb!r}; choose one."
             )
+        unit: Any = self.unit
+        if not isinstance(unit, str) or not unit.isprintable():
+            raise ValueError(
+                f"{self!r}: expected unit to be printable text, got {unit!r}; write for instance 'pixels'."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         own: Any = self
@@ -79,10 +117,40 @@ class Hyperparameter(ABC):
 
     @property
     def signature(self) -> str:
-        """The specification without `init` and `scale`; equal signatures give saved state the same meaning."""
+        """The specification without `init`, `scale` and `unit`; equal signatures give saved state the same meaning."""
         own: Any = self
-        parts = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(own) if f.name not in ("init", "scale")]
+        without = ("init", "scale", "unit")
+        parts = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(own) if f.name not in without]
         return f"{type(self).__name__}({', '.join(parts)})"
+
+    def to_plain(self) -> dict[str, Any]:
+        """Kind and fields, as JSON holds them."""
+        own: Any = self
+        return {"kind": type(self).__name__, **{f.name: getattr(self, f.name) for f in fields(own)}}
+
+    @staticmethod
+    def from_plain(plain: Any) -> "Hyperparameter":
+        """The specification that `to_plain` described.
+
+        Raises:
+            ValueError: the kind is not known, a field is unknown or missing, or a value does not fit.
+        """
+        kind = plain.get("kind") if isinstance(plain, Mapping) else plain
+        if not isinstance(plain, Mapping) or not isinstance(kind, str) or kind not in Hyperparameter.kinds:
+            raise ValueError(
+                f"expected a kind of hyperparameter, one of {sorted(Hyperparameter.kinds)}, got {kind!r}; import the "
+                "module that defines the kind before."
+            )
+        cls: Any = Hyperparameter.kinds[kind]
+        given = {name: value for name, value in plain.items() if name != "kind"}
+        unknown = sorted(given.keys() - {f.name for f in fields(cls)})
+        if unknown:
+            raise ValueError(f"expected the fields of {cls.__name__}, got {unknown}; leave them out.")
+        try:
+            specification: Hyperparameter = cls(**given)
+        except TypeError as error:
+            raise ValueError(f"{error}; give the fields of {cls.__name__}.") from error
+        return specification
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -108,6 +176,12 @@ class Hyperparameter(ABC):
         """Whether the value is a number; otherwise it is one of `parts`."""
         return self.bounds is not None
 
+    @property
+    def axis(self) -> Axis:
+        """The axis on which values are drawn."""
+        choices = () if self.is_number else self.parts
+        return Axis(self.unit, self.bounds, whole=self.is_rounded, choices=choices)
+
     @abstractmethod
     def unconstrained_init(self) -> list[float]:
         """`init` in unconstrained units, entry by entry."""
@@ -119,6 +193,39 @@ class Hyperparameter(ABC):
     @abstractmethod
     def to_python(self, value: Tensor) -> Value:
         """A scalar that `read` returned, as a number or a string."""
+
+    def value(self, unconstrained: Tensor) -> Value:
+        """The value at entries `[size]`, float64 numbers that float32 holds, as a number or a string."""
+        return self.to_python(self.read(unconstrained))
+
+    def unrounded(self, unconstrained: Tensor) -> float | None:
+        """The real number that was rounded to the value at entries `[size]`; None for a value that is not rounded."""
+        return None
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether the value is a rounded number; a schedule then keeps the real number beside it."""
+        return False
+
+    def entries(self, value: Value) -> list[float]:
+        """Entries in unconstrained units at which the hyperparameter has a value, natural units.
+
+        Raises:
+            ValueError: the hyperparameter cannot have this value.
+        """
+        own: Any = self
+        same: Hyperparameter = replace(own, init=value)
+        return same.unconstrained_init()
+
+    def between(self, before: float, after: float, share: float) -> Value:
+        """A value between two, natural units, for a number: linear, for a kind that does not override this.
+
+        Args:
+            before: the first value; of a rounded one the real number.
+            after: the second value.
+            share: of the way from the first to the second, in [0, 1].
+        """
+        return before + share * (after - before)
 
     def bound_reached(self, unconstrained: Sequence[float]) -> float | None:
         """The bound, natural units, that the hyperparameter has moved to since its start; None if there is none."""
@@ -136,17 +243,28 @@ class Hyperparameter(ABC):
     def curves(self, name: str, unconstrained: Tensor, scale: Tensor) -> dict[str, float]:
         """Scalars to log of the hyperparameter `name`, by tag: the value, and one scale below and above it.
 
+        A kind with one entry logs its place, too: how far along its range it is, in [0, 1].
+
+
         Args:
             name: name of the hyperparameter.
             unconstrained: its entries of `lambda`, `[size]`, unconstrained units.
             scale: its entries of `sigma`, `[size]`, unconstrained units.
         """
         values = self.read(torch.stack([unconstrained, unconstrained - scale, unconstrained + scale])).tolist()
-        return {f"{kind}/{name}": value for kind, value in zip(("value", "lower", "upper"), values, strict=True)}
+        curves = {f"{kind}/{name}": value for kind, value in zip(BAND, values, strict=True)}
+        if self.has_place:
+            curves[f"{PLACE}/{name}"] = float(unconstrained.sigmoid())
+        return curves
+
+    @property
+    def has_place(self) -> bool:
+        """Whether the value is a number with one entry, whose sigmoid is a place between the ends of its range."""
+        return self.is_number and self.size == 1
 
     def chart(self, name: str) -> Chart:
         """The chart of the hyperparameter `name`, with tags of `curves`."""
-        return Chart("Margin", [f"{kind}/{name}" for kind in ("value", "lower", "upper")])
+        return Chart("Margin", [f"{kind}/{name}" for kind in BAND])
 
 
 def check_specifications(specifications: Any, taken: Container[str]) -> None:
@@ -192,14 +310,3 @@ def describe_unknown(name: Any, known: Sequence[str]) -> str:
         else "use one of them, or add it to hyperparameters={...}."
     )
     return f"which is not one of {list(known)}: {advice}"
-
-
-def empty_schedule(specifications: Mapping[str, Hyperparameter]) -> Schedule:
-    """A schedule of hyperparameters, without rows.
-
-    Raises:
-        ValueError: columns would collide.
-    """
-    choices = {name: s.parts for name, s in specifications.items() if not s.is_number}
-    parts = {name: s.parts for name, s in specifications.items() if s.is_number and s.parts}
-    return Schedule(tuple(specifications), choices=choices, parts=parts)

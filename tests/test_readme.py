@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import matplotlib
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,14 +15,16 @@ from support import loader, response_layers, trainer
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth  # type: ignore[import-untyped]
 
-from lightning_stn import DeltaSTN, Float, Schedule, STNCallback, STNModule
+from lightning_stn import DeltaSTN, Float, Schedule, ScheduleReplay, STNCallback, STNModule
 from lightning_stn.layers import registry
 from lightning_stn.regularizers import registry as tunables
+from lightning_stn.schedule import Row
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
 
 QUICK_START = "class LitDigits(STNModule):"
+SCHEDULE = 'Schedule.load("lightning_logs/version_0/schedule.json")'
 EXISTING_MODULE = "class Tuned(STNModule, YourLitModule):"
 PLAIN_NETWORK = 'Tuned.load_from_checkpoint("tuned.ckpt").export()'
 OWN_LAYER = "@register_response(MyLinear)"
@@ -29,7 +32,10 @@ OWN_DROP_PATH = "@register_tunable(MyDropPath, "
 INSTALL = 'pip install -e ".[examples]"'
 EVIDENCE = "python examples/evidence/report.py"
 COMMAND_LINE = "python examples/digits_cli.py fit"
-RUN_HERE = [QUICK_START, EXISTING_MODULE, PLAIN_NETWORK, OWN_LAYER, OWN_DROP_PATH, INSTALL, EVIDENCE, COMMAND_LINE]
+ANALYSIS = "module.sweep(valid_data)"
+REPLAY = 'ScheduleReplay("schedule.json", '
+RUN_HERE = [QUICK_START, SCHEDULE, ANALYSIS, REPLAY, EXISTING_MODULE, PLAIN_NETWORK, OWN_LAYER, OWN_DROP_PATH]
+RUN_HERE += [INSTALL, EVIDENCE, COMMAND_LINE]
 """A line of each block that a test below runs."""
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -75,11 +81,15 @@ def test_quick_start_runs_and_tunes(settings: dict[str, Any], tmp_path: Path, mo
     assert "**settings" in code
     names: dict[str, Any] = {"settings": {**settings, "lr": 0.1}}
     exec(code, names)
-    (path,) = tmp_path.rglob("schedule.csv")
+    (path,) = tmp_path.rglob("schedule.json")
     schedule = Schedule.load(path)
     assert schedule.names == ("dropout", "cutout_length")
     assert len(schedule.rows) == 7
     assert schedule.rows[0].values["dropout"] != schedule.rows[-1].values["dropout"]
+    matplotlib.use("Agg")
+    exec(block(SCHEDULE), names := {"Schedule": Schedule})
+    assert names["schedule"] == schedule
+    assert Schedule.load("schedule.csv").final == schedule.final
 
 
 class YourLitModule(L.LightningModule):
@@ -121,6 +131,45 @@ def test_existing_module_is_tuned_and_exported(settings: dict[str, Any]) -> None
     assert moved(tuned(module, settings).schedule)
     assert {"train_loss", "my_val_loss"} <= set(module.trainer.callback_metrics)
     assert [type(layer).__module__.partition(".")[0] for layer in module.export().modules()] == ["torch"] * 6
+
+
+@pytest.mark.filterwarnings("ignore:.*GPU available but not used")
+def test_trained_module_answers_the_questions() -> None:
+    names: dict[str, Any] = {
+        **{"STNModule": STNModule, "Float": Float, "F": F},
+        **{"YourLitModule": YourLitModule, "your_arguments": {"width": 8}},
+    }
+    exec(block(EXISTING_MODULE), names)
+    module = names["Tuned"]()
+    tuned(module, {})
+    code = block(ANALYSIS).replace("train_data, valid_data)", "train_data, valid_data, steps=2)")
+    assert "steps=2" in code
+    exec(code, {"module": module, "train_data": loader(24), "valid_data": loader(16, seed=1)})
+
+
+class Plain(YourLitModule):
+    """With a dropout at the place that the README names."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(36, 3))
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+def test_schedule_is_replayed_in_a_plain_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    schedule = Schedule({"dropout": Float(0.0, 0.9)})
+    for step, rate in ((0, 0.1), (75, 0.3), (150, 0.4)):
+        schedule.append(Row(step, 0, {"dropout": rate}, {"dropout": 0.5}))
+    schedule.save("schedule.json")
+    quiet = "max_epochs=50, logger=False, enable_progress_bar=False, enable_checkpointing=False, accelerator='cpu'"
+    code = block(REPLAY).replace("max_epochs=50", quiet)
+    assert quiet in code
+    names = {"L": L, "ScheduleReplay": ScheduleReplay, "plain_module": Plain(), "train_data": loader(24)}
+    exec(code, names)
+    assert names["trainer"].global_step == 150
+    assert names["plain_module"].net[1].p == 0.4
+    assert names["replay"].values == {"dropout": 0.4}
 
 
 def test_network_of_a_tuned_checkpoint_loads_into_the_plain_module(

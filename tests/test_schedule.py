@@ -1,29 +1,56 @@
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_stn import Categorical, Float, Hyperparameter, Integer
 from lightning_stn.schedule import Row, Schedule
 
+RATE = Float(0.0, 1.0)
 HEADER = "step,epoch,rate,rate_scale\n"
 
 
 def recorded() -> Schedule:
-    schedule = Schedule(("rate", "count"))
+    schedule = Schedule({"rate": Float(0.0, None, init=0.1), "count": Integer(0, 100)}, warmup=5)
     for step in (0, 10, 20):
-        schedule.append(
-            Row(step, step // 10, {"rate": 0.1 + step / 7, "count": step}, {"rate": 0.5, "count": 0.25 + step})
-        )
+        values, scales = {"rate": 0.1 + step / 7, "count": step}, {"rate": 0.5, "count": 0.25 + step}
+        loss = None if step == 0 else 1.0 / step
+        schedule.append(Row(step, step // 10, values, scales, loss, None, {"count": step + 0.25}))
     return schedule
 
 
-def test_csv_round_trip_is_exact(tmp_path: Path) -> None:
+def in_csv(schedule: Schedule) -> list[tuple[Any, ...]]:
+    """What the CSV form holds."""
+    return [(schedule.names, schedule.scale_names), *((r.step, r.epoch, r.values, r.scales) for r in schedule.rows)]
+
+
+def test_json_round_trip_is_exact(tmp_path: Path) -> None:
+    schedule = recorded()
+    schedule.save(tmp_path / "schedule.json")
+    assert Schedule.load(tmp_path / "schedule.json") == schedule
+    assert json.loads((tmp_path / "schedule.json").read_text())["columns"] == schedule.columns
+
+
+def test_csv_round_trip_keeps_steps_values_and_scales(tmp_path: Path) -> None:
     schedule = recorded()
     schedule.save(tmp_path / "schedule.csv")
-    assert Schedule.load(tmp_path / "schedule.csv") == schedule
+    loaded = Schedule.load(tmp_path / "schedule.csv")
+    assert in_csv(loaded) == in_csv(schedule)
     assert (tmp_path / "schedule.csv").read_text().splitlines()[0] == "step,epoch,rate,count,rate_scale,count_scale"
+    assert loaded.specifications["count"].bounds == (0, 20)
+
+
+def test_json_of_a_schedule_that_was_read_from_csv_keeps_it(tmp_path: Path) -> None:
+    chosen().save(tmp_path / "schedule.csv")
+    schedule = Schedule.load(tmp_path / "schedule.csv")
+    schedule.save(tmp_path / "schedule.json")
+    assert Schedule.load(tmp_path / "schedule.json") == schedule
 
 
 @pytest.mark.parametrize(("step", "count"), [(-5, 0), (0, 0), (9, 0), (10, 10), (15, 10), (20, 20), (999, 20)])
@@ -43,13 +70,14 @@ def test_append_refuses_a_row_with_other_names() -> None:
 
 def test_at_refuses_an_empty_schedule() -> None:
     with pytest.raises(ValueError, match="empty"):
-        Schedule(("rate",)).at(0)
+        Schedule({"rate": RATE}).at(0)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "expected the columns"),
+        ("[1]", "line 1: expected a line end"),
         ("a,b\n", "expected the columns"),
         ("step,epoch,rate,rate_sigma\n", "expected the columns"),
         ("step,epoch,rate,rate_scale\n0,0,0.1\n", "line 2"),
@@ -107,14 +135,15 @@ def test_load_reads_what_a_spreadsheet_saves(tmp_path: Path) -> None:
     path = tmp_path / "schedule.csv"
     recorded().save(path)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
-    assert Schedule.load(path) == recorded()
+    assert in_csv(Schedule.load(path)) == in_csv(recorded())
 
 
 def test_schedule_file_is_utf_8_in_every_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("locale.getpreferredencoding", lambda *args: "ascii")
-    chosen().save(tmp_path / "schedule.csv")
-    assert "é/°C" in (tmp_path / "schedule.csv").read_bytes().decode("utf-8")
-    assert Schedule.load(tmp_path / "schedule.csv") == chosen()
+    for name in ("schedule.csv", "schedule.json"):
+        chosen().save(tmp_path / name)
+        assert "é/°C" in (tmp_path / name).read_bytes().decode("utf-8")
+        assert in_csv(Schedule.load(tmp_path / name)) == in_csv(chosen())
 
 
 @pytest.mark.parametrize("path", [0, 5, None, b"schedule.csv", 0.5])
@@ -123,24 +152,18 @@ def test_load_refuses_what_is_not_a_path(path: Any) -> None:
         Schedule.load(path)
 
 
-@pytest.mark.parametrize("labels", [5, None, ["rate"], {"rate": "ab"}, {"rate": 5}, {"rate": (1, 2)}])
-@pytest.mark.parametrize("kind", ["choices", "parts"])
-def test_schedule_refuses_labels_that_are_not_tuples_of_strings(kind: str, labels: Any) -> None:
-    with pytest.raises(ValueError, match=f"Schedule: expected {kind} as a dictionary from names to tuples"):
-        Schedule(("rate",), **{kind: labels})
-
-
 def test_at_takes_any_number() -> None:
     assert recorded().at(10**400)["count"] == 20
     with pytest.raises(ValueError, match="step to be a number of training batches, got nan"):
         recorded().at(float("nan"))  # type: ignore[arg-type]
 
 
+COUNT = Integer(0, 100)
 CHOICES = ("1", "0.5", "nan", 'so, "quoted"', "a_scale", "é/°C")
 
 
 def chosen() -> Schedule:
-    schedule = Schedule(("rate", "op", "count"), choices={"op": CHOICES})
+    schedule = Schedule({"rate": Float(0.0, None, init=1.0), "op": Categorical(CHOICES, CHOICES[0]), "count": COUNT})
     scales = {"rate": 0.5, **{f"op_{choice}": index / 7 for index, choice in enumerate(CHOICES)}, "count": 0.1}
     for step, choice in enumerate(CHOICES):
         schedule.append(Row(step, 0, {"rate": step / 3, "op": choice, "count": step}, scales))
@@ -151,10 +174,10 @@ def test_choices_round_trip_as_text(tmp_path: Path) -> None:
     schedule = chosen()
     schedule.save(tmp_path / "schedule.csv")
     loaded = Schedule.load(tmp_path / "schedule.csv")
-    assert loaded == schedule
+    assert in_csv(loaded) == in_csv(schedule)
     assert [row.values["op"] for row in loaded.rows] == list(CHOICES)
     assert [type(value) for value in loaded.at(3).values()] == [float, str, int]
-    assert loaded.columns == [
+    assert loaded.csv_columns == [
         *("step", "epoch", "rate", "op", "count", "rate_scale"),
         *(f"op_{choice}_scale" for choice in CHOICES),
         "count_scale",
@@ -186,7 +209,40 @@ def test_append_refuses_an_unknown_choice() -> None:
 )
 def test_schedule_refuses_colliding_columns(names: tuple[str, ...], choices: dict[str, tuple[str, ...]]) -> None:
     with pytest.raises(ValueError, match="collides"):
-        Schedule(names, choices=choices)
+        Schedule(specified(names, choices))
+
+
+@dataclass(frozen=True)
+class Sizes(Hyperparameter):
+    """A number with several entries."""
+
+    init: float
+    names: tuple[str, ...]
+    scale: float = 0.5
+    perturb: Any = "example"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return tuple(self.names)
+
+    def unconstrained_init(self) -> list[float]:
+        return [self.init] * len(self.names)
+
+    def read(self, unconstrained: torch.Tensor) -> torch.Tensor:
+        return unconstrained.mean(-1)
+
+    def to_python(self, value: torch.Tensor) -> float:
+        return value.item()
+
+
+Labels = dict[str, tuple[str, ...]]
+
+
+def specified(names: Sequence[str], choices: Labels, parts: Labels | None = None) -> dict[str, Hyperparameter]:
+    """A choice, a number with parts, or a number for each name."""
+    kinds: dict[str, Hyperparameter] = dict.fromkeys(names, RATE)
+    kinds |= {name: Categorical(labels, labels[0]) for name, labels in choices.items()}
+    return kinds | {name: Sizes(0.5, labels) for name, labels in (parts or {}).items()}
 
 
 WORDS = st.sampled_from(["a", "b", "scale", "a_b", "a_scale", "a_b_scale", "b_scale", "b_a"])
@@ -197,18 +253,19 @@ def test_accepted_schedule_reads_back(tmp_path_factory: Any, names: list[str], d
     several = st.lists(WORDS, min_size=2, max_size=4, unique=True).map(tuple)
     choices = {name: data.draw(several) for name in names if data.draw(st.booleans())}
     try:
-        schedule = Schedule(tuple(names), choices=choices)
+        schedule = Schedule(specified(names, choices))
     except ValueError as error:
         assert "collides" in str(error)  # noqa: PT017
         return
-    path = tmp_path_factory.mktemp("schedule") / "schedule.csv"
+    folder = tmp_path_factory.mktemp("schedule")
     values = {name: choices[name][0] if name in choices else 0.5 for name in names}
     schedule.append(Row(0, 0, values, dict.fromkeys(schedule.scale_names, 0.25)))
-    schedule.save(path)
-    assert Schedule.load(path) == schedule
+    for name in ("schedule.csv", "schedule.json"):
+        schedule.save(folder / name)
+        assert in_csv(Schedule.load(folder / name)) == in_csv(schedule)
 
 
-@given(st.lists(WORDS | st.sampled_from(["a.b", "a.b_c"]), min_size=1, max_size=5, unique=True), st.data())
+@given(st.lists(WORDS | st.sampled_from(["b_c"]), min_size=1, max_size=5, unique=True), st.data())
 def test_a_schedule_with_parts_that_is_accepted_can_be_read_back(
     tmp_path_factory: Any, names: list[str], data: Any
 ) -> None:
@@ -218,30 +275,26 @@ def test_a_schedule_with_parts_that_is_accepted_can_be_read_back(
         {name: data.draw(several) for name in names if kinds[name] == kind} for kind in ("choices", "parts")
     )
     try:
-        schedule = Schedule(tuple(names), choices=choices, parts=parts)
+        schedule = Schedule(specified(names, choices, parts))
     except ValueError as error:
         assert "collides" in str(error)  # noqa: PT017
         return
-    path = tmp_path_factory.mktemp("schedule") / "schedule.csv"
+    folder = tmp_path_factory.mktemp("schedule")
     values = {name: choices[name][0] if name in choices else 0.5 for name in names}
     schedule.append(Row(0, 0, values, dict.fromkeys(schedule.scale_names, 0.25)))
-    schedule.save(path)
-    assert Schedule.load(path) == schedule
+    for name in ("schedule.csv", "schedule.json"):
+        schedule.save(folder / name)
+        assert in_csv(Schedule.load(folder / name)) == in_csv(schedule)
 
 
 def test_parts_are_columns_after_a_dot() -> None:
-    schedule = Schedule(("size", "rate"), parts={"size": ("coarse", "fine")})
-    assert schedule.columns[:4] == ["step", "epoch", "size", "rate"]
-    assert schedule.columns[4:] == ["size.coarse_scale", "size.fine_scale", "rate_scale"]
-
-
-def test_parts_of_an_unknown_name_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"parts of \['a'\], got parts of \['b'\]; add them to names"):
-        Schedule(("a",), parts={"b": ("x", "y")})
+    schedule = Schedule({"size": Sizes(0.5, ("coarse", "fine")), "rate": RATE})
+    assert schedule.csv_columns[:4] == ["step", "epoch", "size", "rate"]
+    assert schedule.csv_columns[4:] == ["size.coarse_scale", "size.fine_scale", "rate_scale"]
 
 
 @given(st.lists(WORDS, min_size=1, unique=True))
 def test_numbers_collide_only_with_the_scale_of_another(names: list[str]) -> None:
     collide = any(f"{name}_scale" in names for name in names)
     if not collide:
-        assert Schedule(tuple(names)).scale_names == tuple(names)
+        assert Schedule(dict.fromkeys(names, RATE)).scale_names == tuple(names)

@@ -20,7 +20,7 @@ from figure import plot
 from results import Key, Row, plain_runs
 from scipy.stats import t as student
 from tasks import TASKS
-from trials import GUESSES, METHODS, SEARCHES, WHAT
+from trials import GUESSES, METHODS, REPLAYS, SEARCHES, WHAT
 
 DEFAULT = "stn"
 """The method with all defaults."""
@@ -209,21 +209,38 @@ def changes_table(found: Mapping[str, Results]) -> list[str]:
     """What each change of the default method does to the test loss: the change minus the default, paired by seed."""
     lines = [f"| change | {' | '.join(found)} |", "|---" * (1 + len(found)) + "|"]
     for method in METHODS:
-        cells = [_change(by_name, method) for by_name in found.values()]
+        cells = [_change(by_name, method, DEFAULT) for by_name in found.values()]
         if method != DEFAULT and any(cells):
             lines.append(f"| {method} | {' | '.join(cells)} |")
     return lines if len(lines) > 2 else []
 
 
-def _change(found: Results, method: str) -> str:
-    """Mean difference, its 95% interval, and the number of seeds."""
-    change, digits = difference(found.get(method, {}), found.get(DEFAULT, {})), decimals(found)
+def schedules_table(found: Mapping[str, Results]) -> list[str]:
+    """What a schedule is worth: each use of it minus its final values as constants, paired by seed."""
+    shown = {task: by_name for task, by_name in found.items() if f"{DEFAULT}:replay" in by_name}
+    if not shown:
+        return []
+    constants, lines = f"{DEFAULT}:final", [f"| network | {' | '.join(shown)} |", "|---" * (1 + len(shown)) + "|"]
+    for name in ("none", "best guess", DEFAULT, *(f"{DEFAULT}:{replay}" for replay in REPLAYS)):
+        cells = [_change(by_name, name, constants) for by_name in shown.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    scores = [
+        spread([result.test_loss for result in by_name.get(constants, {}).values()], decimals(by_name))
+        for by_name in shown.values()
+        if constants in by_name
+    ]
+    return [*lines, f"| {constants}, test loss | {' | '.join(scores)} |"]
+
+
+def _change(found: Results, name: str, base: str) -> str:
+    """Mean difference to the base, its 95% interval, and the number of seeds."""
+    change, digits = difference(found.get(name, {}), found.get(base, {})), decimals(found)
     if change is None:
         return ""
     if change.interval is None:
         return f"{change.mean:+.{digits}f} (1 seed)"
     low, high = change.interval
-    seeds = len(found[method].keys() & found[DEFAULT].keys())
+    seeds = len(found[name].keys() & found[base].keys())
     return f"{change.mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}] ({seeds})"
 
 
@@ -265,6 +282,7 @@ def report(rows: Mapping[Key, Row], methods: Sequence[str], trials: int) -> str:
     parts += ["\n".join(verdicts_table(task, found[task], rows, methods)) for task in tasks]
     for title, table in (
         (f"Each change of the default, test loss minus that of {DEFAULT}, 95% interval (seeds):", changes_table(found)),
+        ("What a schedule is worth, test loss minus that of its final values as constants:", schedules_table(found)),
         ("Median correlation between the hypergradients of two hyperparameters:", correlations_table(found)),
     ):
         if table:

@@ -16,9 +16,12 @@ import torch
 from tasks import Constants, Folders, Task
 
 import lightning_stn
-from lightning_stn import STNCallback, STNModule, WeightStep
+from lightning_stn import ScheduleReplay, STNCallback, STNModule, WeightStep
 from lightning_stn.methods import OptimizerFactory, SharedAdam
 from lightning_stn.specifications import ResponseForm
+
+RECORD_EVERY = 10
+"""Training batches from one row of a schedule to the next."""
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
@@ -126,15 +129,35 @@ class Run:
         """Training batches of the run."""
         return self.length * len(self.task.loaders(self.seed, self.folders).train)
 
-    def tuned(self, settings: dict[str, Any], start: Constants, response: ResponseForm) -> dict[str, Any]:
-        """Train the self-tuned module from these values by `STNCallback(**settings)`. Returns the fields of a row."""
+    def replayed(self, replay: ScheduleReplay) -> dict[str, Any]:
+        """Train the plain module at the values of a replay. Returns the fields of a row."""
+        L.seed_everything(self.seed, verbose=False)
+        module = self.task.build({name: name for name in self.task.space}, self.folders)  # type: ignore[misc]
+        row = self._train(module, [replay], {"gradient_clip_val": self.task.clip}, None)
+        return {"hyperparameters": None, **row, "final": replay.values}
+
+    def tuned(
+        self, settings: dict[str, Any], start: Constants, response: ResponseForm, keep: Path | None = None
+    ) -> dict[str, Any]:
+        """Train the self-tuned module from these values by `STNCallback(**settings)`. Returns the fields of a row.
+
+        Args:
+            settings: arguments of the callback.
+            start: values, natural units.
+            response: argument of the module.
+            keep: where to save the schedule, or None.
+        """
         L.seed_everything(self.seed, verbose=False)
         module = self.task.tuned(start, self.folders, response)
         begin = module.hyperparameters.values()
         clipping = {} if self.task.clip is None else {"weight_step": WeightStep(gradient_clip_val=self.task.clip)}
         settings = clipping | settings
         factory, seen = settings.get("optimizer", SharedAdam), Hypergradients()
-        row = self._train(module, [STNCallback(**settings | {"optimizer": partial(seen.recorded, factory)})], {}, None)
+        stn = STNCallback(**settings | {"optimizer": partial(seen.recorded, factory)})
+        row = self._train(module, [stn], {"log_every_n_steps": RECORD_EVERY}, None)
+        if keep is not None:
+            keep.parent.mkdir(parents=True, exist_ok=True)
+            stn.schedule.save(keep)
         described = {name: repr(value) for name, value in settings.items()}
         return {"hyperparameters": begin, "settings": described, "response": response, **row, **seen.summary()}
 

@@ -7,6 +7,7 @@ earlier trials, a control the run whose final values it takes.
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -15,7 +16,8 @@ from results import trials as rows_of_search
 from tasks import Constants, Task, at_fraction, bounds
 from training import Prune, Run
 
-from lightning_stn import STN, Float, Hyperparameter, Integer, PhaseSchedule, Scales, Warmup
+from lightning_stn import STN, Float, Hyperparameter, Integer, PhaseSchedule, Scales, ScheduleReplay, Warmup
+from lightning_stn.policies import Gaussian, Noise, Sinusoid
 from lightning_stn.specifications import ResponseForm
 
 
@@ -188,15 +190,21 @@ class Method:
 
     def train(self, place: Place) -> Row:
         """Train once."""
-        return self.run(place.run, guess(self.start)(place.run.task))
+        return self.run(place.run, guess(self.start)(place.run.task), _schedule_file(place))
 
-    def run(self, run: Run, start: Constants, **settings: Any) -> Row:
-        """Train once from these values, with further settings."""
+    def run(self, run: Run, start: Constants, keep: Path | None = None, **settings: Any) -> Row:
+        """Train once from these values, with further settings; save the schedule where `keep` says."""
         settings = self.settings | settings
         if self.travel is not None:
             steps = run.batches * 0.9 / settings.get("train_steps", PhaseSchedule().train_steps)
             settings["lr"] = min(self.travel / steps, 0.1)
-        return run.tuned(settings, start, self.response)
+        return run.tuned(settings, start, self.response, keep)
+
+
+def _schedule_file(place: Place) -> Path:
+    """Where the schedule of a self-tuned run is kept between runs."""
+    name = f"{place.key.task}-{place.key.what}-{place.key.seed}-{place.run.length}.json"
+    return place.run.folders.cache / "schedules" / name
 
 
 @dataclass(frozen=True)
@@ -227,6 +235,30 @@ class Control:
             return place.run.plain(constants)
         never = Warmup(place.run.length, "epochs")
         return METHODS[self.method].run(place.run, constants, warmup=never)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A plain network whose regularisation follows a self-tuned run, MacKay et al. (2019), Table 1.
+
+    Args:
+        method: name of the self-tuned run, which is trained once more where its schedule was not kept.
+        final: whether its final values are in force throughout.
+        noise: around the values.
+    """
+
+    method: str
+    final: bool = False
+    noise: Noise | None = None
+    searches: bool = False
+
+    def train(self, place: Place) -> Row:
+        """Train once."""
+        tuned = Place(place.key._replace(what=self.method), place.run, place.rows)
+        schedule = _schedule_file(tuned)
+        if not schedule.exists():
+            METHODS[self.method].train(tuned)
+        return place.run.replayed(ScheduleReplay(schedule, final=self.final, noise=self.noise, seed=place.key.seed))
 
 
 BASELINES: dict[str, Callable[[Task], Constants]] = {
@@ -283,6 +315,13 @@ CONTROLS: dict[str, tuple[Literal["start", "final"], bool]] = {
 }
 """For each method `<method>:<control>`: the values at which it trains, and whether the network is converted."""
 
+REPLAYS: dict[str, dict[str, Any]] = {
+    "replay": {},
+    "gaussian": {"final": True, "noise": Gaussian()},
+    "sinusoid": {"final": True, "noise": Sinusoid()},
+}
+"""For each method `<method>:<replay>`: its schedule, or noise around its final values, in a plain network."""
+
 WHAT: dict[str, Entry] = {
     **{name: Baseline(constants) for name, constants in BASELINES.items()},
     **SEARCHES,
@@ -292,4 +331,5 @@ WHAT: dict[str, Entry] = {
         for method in METHODS
         for name, (values, converted) in CONTROLS.items()
     },
+    **{f"{method}:{name}": Replay(method, **replay) for method in METHODS for name, replay in REPLAYS.items()},
 }

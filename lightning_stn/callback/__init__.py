@@ -1,5 +1,6 @@
-"""The callback that alternates weight and hyperparameter phases."""
+"""The callbacks: one tunes hyperparameters while a network trains, one replays them."""
 
+from lightning_stn.callback.replay import ScheduleReplay
 from lightning_stn.callback.stn import STNCallback
 
-__all__ = ["STNCallback"]
+__all__ = ["STNCallback", "ScheduleReplay"]

@@ -6,7 +6,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
 from lightning_stn.hyperparameters import HyperparameterSet
-from lightning_stn.schedule import Value
+from lightning_stn.specifications import Value
 
 MOST = 5
 """Values that fit on a bar; of more hyperparameters the first are shown."""
@@ -49,7 +49,7 @@ class BarValues:
             self._version = unconstrained._version
             entries = unconstrained.cpu().double()
             self._values = {
-                name: specification.to_python(specification.read(entries[self._hyperparameters.slices[name]]))
+                name: specification.value(entries[self._hyperparameters.slices[name]])
                 for name, specification in self._shown.items()
             }
         return self._values

@@ -1,27 +1,26 @@
 """What a callback saves of its run, and how it goes on from there."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_stn.callback.hyperparameter_phase import HyperparameterPhase
-from lightning_stn.callback.interruption import Bookmark, Place
+from lightning_stn.callback.interruptible import InterruptibleCallback
 from lightning_stn.callback.loaders import check_loader_states
-from lightning_stn.callback.progress import epoch_is_over, epochs_processed
 from lightning_stn.callback.record import Recorder
 from lightning_stn.callback.resume import RunState, Stateful, Surroundings
 from lightning_stn.callback.saved_state import check_state, migrated, sign
 from lightning_stn.callback.settings import Settings
 from lightning_stn.checkpoint import PREFIX, saved_hyperparameters
-from lightning_stn.manual_optimization import MetricSteps
+from lightning_stn.manual_optimization import WeightStep
 from lightning_stn.module import STNModule
 from lightning_stn.phases import PhaseClock
 
 
-class CheckpointedCallback(Callback, ABC):
+class CheckpointedCallback(InterruptibleCallback):
     """The part of `STNCallback` that saves a run, resumes it, and returns after an exception to where it can go on.
 
     Args:
@@ -39,12 +38,10 @@ class CheckpointedCallback(Callback, ABC):
 
     def _begin(self) -> None:
         """Forget an earlier run."""
+        super()._begin()
         self._settings = self._arguments
         self._clock = PhaseClock(self._settings.phases)
-        self._metric_steps = MetricSteps()
         self._restored: RunState | None = None
-        self._bookmark: Bookmark | None = None
-        self._interruption: Place | None = None
         self.__dict__.pop("_recorder", None)
 
     @abstractmethod
@@ -78,23 +75,16 @@ class CheckpointedCallback(Callback, ABC):
             "metric_steps": self._metric_steps,
         }
 
-    def _go_back(self, trainer: Trainer, module: STNModule) -> None:
-        """Return to the last place from which the run can go on, before a checkpoint is written."""
-        bookmark = self._bookmark
-        if bookmark is None:
-            return
-        inexact = bookmark.inexact(trainer) or self._phase.inexact
-        if bookmark.weights_have_moved(trainer):
-            self._count(module, module._stn_last_loss, trainer.fit_loop.batch_idx)
-        if module.automatic_optimization and epoch_is_over(trainer):
-            self._metric_steps.leave_to_lightning()
-        place = bookmark.go_back(trainer)
-        if epochs_processed(trainer) > bookmark.epoch and trainer.is_last_batch:
-            self._metric_steps.note_epoch(bookmark.epoch)  # its end, with the hooks, is not repeated
-        self._interruption = place._replace(inexact=inexact or place.inexact)
-        if self._interruption.inexact:
-            rank_zero_info(f"A run that is resumed from here will not be exact: {self._interruption.inexact}.")
-        self._bookmark = None
+    @property
+    def _weight_step(self) -> WeightStep:
+        return self._settings.weight_step
+
+    def _count_interrupted(self, module: LightningModule) -> None:
+        assert isinstance(module, STNModule)
+        self._count(module, module._stn_last_loss, module.trainer.fit_loop.batch_idx)
+
+    def _inexact(self) -> str:
+        return self._phase.inexact
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the run so far, without its surroundings; see `RunState`."""
@@ -116,12 +106,8 @@ class CheckpointedCallback(Callback, ABC):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the surroundings of the run to the state that Lightning has put into the checkpoint."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
         state = checkpoint.get("callbacks", {}).get(self.state_key)
-        if state and "surroundings" not in state:
-            place = self._interruption if trainer.interrupted else None
-            if place is None:
-                place = Place.here(trainer, pl_module, self._settings.weight_step)
-            RunState.add_surroundings(state, Surroundings.take(trainer, place))
         if state:
             assert isinstance(pl_module, STNModule)
             sign(state, pl_module.hyperparameters.state_dict(prefix=PREFIX))
@@ -135,7 +121,11 @@ class CheckpointedCallback(Callback, ABC):
         """
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if state is None:
-            self._warn_of_absence(checkpoint)
+            self._warn_of_absence(
+                checkpoint,
+                "Weights and hyperparameters are those of the checkpoint; phases, the hyperparameter optimiser, the "
+                "order of the validation data and the schedule begin anew.",
+            )
             return
         assert isinstance(module, STNModule)
         check_state(state, module.hyperparameters, saved_hyperparameters(module.hyperparameters, checkpoint))
@@ -145,12 +135,3 @@ class CheckpointedCallback(Callback, ABC):
         """Check the checkpoint also where the module has a hook of this name that does not call `super()`."""
         if trainer.training and self.state_key in checkpoint["callbacks"]:
             self.check_checkpoint(trainer, pl_module, checkpoint)
-
-    def _warn_of_absence(self, checkpoint: dict[str, Any]) -> None:
-        if checkpoint.get("global_step", 0):
-            rank_zero_warn(
-                f"The checkpoint holds no state of {self.state_key}, but of {sorted(checkpoint.get('callbacks', {}))}. "
-                "Weights and hyperparameters are those of the checkpoint; phases, the hyperparameter optimiser, the "
-                "order of the validation data and the schedule begin anew. For an exact run, resume with the callback "
-                "that wrote the checkpoint, by the name of its class."
-            )

@@ -96,8 +96,23 @@ def check_trainer(trainer: Trainer, module: STNModule, settings: Settings, kind:
             f"weight_step={settings.weight_step!r}; leave weight_step out, and pass to Trainer(...) those of its "
             "settings that the Trainer has."
         )
+    check_surroundings(trainer, module, kind)
+
+
+def check_surroundings(trainer: Trainer, module: STNModule, kind: type[Callback]) -> None:
+    """Refuse callbacks and strategies with which an `STNModule` cannot train.
+
+    Args:
+        trainer: the Trainer of the run.
+        module: the module of the run.
+        kind: of callback that asks, and that the Trainer may have only one of.
+
+    Raises:
+        ValueError: there is more than one callback of this kind.
+        NotImplementedError: the strategy, or a callback beside this one, is not supported.
+    """
     _check_callbacks(trainer, module, kind)
-    _check_strategy(trainer, module)
+    _check_strategy(trainer, module, kind.__name__)
 
 
 def _check_callbacks(trainer: Trainer, module: STNModule, kind: type[Callback]) -> None:
@@ -107,34 +122,34 @@ def _check_callbacks(trainer: Trainer, module: STNModule, kind: type[Callback]) 
         raise ValueError(f"Expected one {kind.__name__}, got {count}; give the Trainer one.")
     if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
         raise NotImplementedError(
-            "STNCallback does not support StochasticWeightAveraging: it ends with an epoch in which Lightning leaves "
-            "out the backward pass, while the phases of this callback go on. Use Lightning's WeightAveraging or "
+            f"{kind.__name__} does not support StochasticWeightAveraging: it ends with an epoch in which Lightning "
+            "leaves out the backward pass, while the phases of this callback go on. Use Lightning's WeightAveraging or "
             "EMAWeightAveraging, which average the weights and leave the hyperparameters alone."
         )
     by_epoch = any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks)
     if by_epoch and not module.automatic_optimization:
         raise NotImplementedError(
             "GradientAccumulationScheduler does not work in manual optimisation; accumulate as many batches in all "
-            f"epochs with STNCallback(weight_step=WeightStep(accumulate_grad_batches=...)), or {AUTOMATIC}."
+            f"epochs with {kind.__name__}(weight_step=WeightStep(accumulate_grad_batches=...)), or {AUTOMATIC}."
         )
 
 
-def _check_strategy(trainer: Trainer, module: STNModule) -> None:
+def _check_strategy(trainer: Trainer, module: STNModule, name: str) -> None:
     if isinstance(trainer.strategy, FSDPStrategy):
         raise NotImplementedError(
-            "STNCallback does not support FSDPStrategy: it flattens the parameters that a layer's response needs one "
+            f"{name} does not support FSDPStrategy: it flattens the parameters that a layer's response needs one "
             "by one. Use strategy=ModelParallelStrategy(...), which shards each parameter for itself (FSDP2), or 'ddp'."
         )
     if isinstance(trainer.strategy, DeepSpeedStrategy):
         raise NotImplementedError(
-            "STNCallback does not support DeepSpeedStrategy: its engine owns backward and optimiser step, and the "
+            f"{name} does not support DeepSpeedStrategy: its engine owns backward and optimiser step, and the "
             "hyperparameter phase needs a gradient beside them. Use strategy='ddp', or ModelParallelStrategy(...)."
         )
     # Lightning 2.6 was the first to reduce the gradients of a static graph's first backward in manual optimisation.
     static = isinstance(trainer.strategy, DDPStrategy) and trainer.strategy._ddp_kwargs.get("static_graph")
     if static and not module.automatic_optimization and lightning.__version__.startswith("2.5."):
         raise NotImplementedError(
-            "STNCallback does not support static_graph=True before Lightning 2.6, in whose manual optimisation each "
+            f"{name} does not support static_graph=True before Lightning 2.6, in whose manual optimisation each "
             "rank would step along its local gradient. Update Lightning, leave static_graph out, or set "
             "self.automatic_optimization = True."
         )

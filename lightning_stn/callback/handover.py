@@ -24,7 +24,7 @@ class Handover:
     """
 
     def __init__(self, path: Path | None = None, reader: int | None = None) -> None:
-        self._path = path or Path(tempfile.gettempdir(), f"lightning_stn-{uuid.uuid4().hex}.csv")
+        self._path = path or Path(tempfile.gettempdir(), f"lightning_stn-{uuid.uuid4().hex}.json")
         self._reader = os.getpid() if reader is None else reader
         self._received: Schedule | None = None
         weakref.finalize(self, _remove, self._path, self._reader)

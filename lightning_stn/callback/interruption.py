@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from lightning_stn.callback.loaders import loader_states, resumable_loaders
 from lightning_stn.callback.progress import after_batch, batch_progress, before_batch, epochs_processed
 from lightning_stn.manual_optimization import WeightStep
-from lightning_stn.module import STNModule
 from lightning_stn.randomness import GlobalGenerators
 
 
@@ -59,7 +58,7 @@ class Bookmark:
         epoch: epochs whose batches were over.
     """
 
-    def __init__(self, trainer: Trainer, module: STNModule, step: WeightStep) -> None:
+    def __init__(self, trainer: Trainer, module: LightningModule, step: WeightStep) -> None:
         self._module, self._step = module, step
         self._steps = [StepWatch(optimizer) for optimizer in trainer.optimizers]
         self._buffers = Buffers(module)
@@ -138,7 +137,7 @@ class Bookmark:
             return ""
         if waiting:
             return f"the exception came before {' and '.join(waiting)} stepped, after the other optimisers had"
-        if trainer.lr_scheduler_configs and not self._module._stn_stepped:
+        if trainer.lr_scheduler_configs and not getattr(self._module, "_stn_stepped", False):
             return "the exception came before the learning-rate schedulers stepped"
         return ""
 

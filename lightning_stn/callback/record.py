@@ -1,5 +1,6 @@
-"""What a run records: loggers, `schedule.csv`, and the schedule in memory."""
+"""What a run records: loggers, `schedule.json`, and the schedule in memory."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
 
 from lightning_stn.callback.hyperparameter_phase import HyperparameterPhase, HyperparameterStep
+from lightning_stn.callback.logged_steps import LoggedSteps
 from lightning_stn.callback.schedule_file import ScheduleFile
 from lightning_stn.callback.tensorboard import (
     ENTROPY,
@@ -22,8 +24,12 @@ from lightning_stn.callback.tensorboard import (
     layout,
     summarise,
 )
+from lightning_stn.decimals import shortest
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.schedule import Row
+
+MOST_ROWS = 4096
+"""Rows beyond which a schedule is thinned: every second row is removed, and from then on every second not recorded."""
 
 
 class Mean:
@@ -56,15 +62,15 @@ class Mean:
 
 
 class Recorder:
-    """Writes the state of the hyperparameters to every logger, to `schedule.csv` and into a `Schedule`.
+    """Writes the state of the hyperparameters to every logger, to `schedule.json` and into a `Schedule`.
 
     Of a `Categorical` loggers get the index of its choice, and how probably the perturbation draws each choice.
 
-    Losses and hypergradients are means over the steps since the last record.
+    Losses and hypergradients are means over the steps since the last record. Loggers get every record; the schedule has
+    at most `MOST_ROWS` rows, so that neither checkpoints nor the file grow without end.
 
-    Loggers get every value at the step that Lightning counts for `self.log`, so that all curves have one axis: the
-    training batch, and in automatic optimisation with `Trainer(accumulate_grad_batches=...)` the step of the weights.
-    Rows of the schedule count training batches always, as `train_steps` does.
+    Loggers get every value at the step that Lightning counts for `self.log`; see `LoggedSteps`. Rows of the schedule
+    count training batches always, as `train_steps` does.
 
     Args:
         hyperparameters: the set to record.
@@ -74,6 +80,7 @@ class Recorder:
         hyperparameters: the set that is recorded.
         schedule: all rows so far.
         train_loss: mean training loss since the last record.
+        path: where the schedule is written in this process; None where it is not.
     """
 
     def __init__(self, hyperparameters: HyperparameterSet, phase: HyperparameterPhase) -> None:
@@ -83,19 +90,24 @@ class Recorder:
         self.train_loss = Mean()
         self._valid_loss = Mean()
         self._hypergradient = Mean()
-        self._steps = 0  # on the axis of the loggers
-        self._completes = False  # whether the last batch completed one
+        self._last: Row | None = None  # of the last record, which the schedule may have left out
+        self._records, self._stride = 0, 1  # records so far, and from one row to the next
+        self._extra = False  # whether the last row is there because a run ended, and goes when the run goes on
+        self._steps = LoggedSteps()
+        self.path: Path | None = None
         self._files: list[ScheduleFile] = []
         self._summarised: list[str] = []
 
-    def update(self, step: HyperparameterStep) -> None:
-        """Take in a hyperparameter step."""
+    def update(self, step: HyperparameterStep, batches: int) -> None:
+        """Take in a hyperparameter step, after so many training batches."""
+        if self.schedule.warmup is None:
+            self.schedule.warmup = batches
         self._valid_loss.update(step.loss)
         if step.hypergradient is not None:
             self._hypergradient.update(step.hypergradient)
 
     def open(self, trainer: Trainer, handover: Path | None) -> None:
-        """Write the layout, and begin `schedule.csv` in the folder of the first logger that has one.
+        """Write the layout, and begin `schedule.json` in the folder of the first logger that has one.
 
         Args:
             trainer: the Trainer of the run.
@@ -108,49 +120,67 @@ class Recorder:
                 logger.experiment.add_custom_scalars(layout(self.hyperparameters))
         folders = [] if trainer.fast_dev_run else map(_folder, trainer.loggers)  # type: ignore[attr-defined]
         folder = next((folder for folder in folders if folder is not None), None)
-        paths = (None if folder is None else folder / "schedule.csv", handover)
+        self.path = None if folder is None else folder / "schedule.json"
+        paths = (self.path, handover)
         self._files = [ScheduleFile(path, self.schedule) for path in paths if path is not None]
         for file in self._files:
             file.update()
 
     def count(self, trainer: Trainer, batch_idx: int) -> None:
-        """Count the step that a batch completes, if it completes one.
-
-        Args:
-            trainer: the Trainer of the run.
-            batch_idx: number of the batch in its epoch.
-        """
-        self._completes = not (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.is_last_batch
-        self._steps += self._completes
+        """Count the step that a batch completes; see `LoggedSteps.count`."""
+        self._steps.count(trainer, batch_idx)
 
     def is_due(self, trainer: Trainer) -> bool:
-        """Whether the last batch completed a step after which `Trainer(log_every_n_steps)` wants a record."""
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return bool(every) and self._completes and self._steps % every == 0  # 0 as with Trainer(barebones=True)
+        """Whether a record is due; see `LoggedSteps.is_due`."""
+        return self._steps.is_due(trainer)
 
-    def record(self, trainer: Trainer, batches: int, epoch: int) -> None:
-        """Record the present, once after so many training batches."""
-        rows = self.schedule.rows
-        if rows and rows[-1].step >= batches:
-            return
-        metrics = self._metrics()
-        scales = [metrics[f"{SCALE}/{label}"] for label in self.hyperparameters.labels]
-        row = Row(
+    def record(self, trainer: Trainer, batches: int, epoch: int, *, final: bool = False) -> None:
+        """Record the present, once after so many training batches; at the end of the run into the schedule as well."""
+        if self._last is None or self._last.step < batches:
+            metrics = self._metrics()
+            self._last = self._row(trainer, batches, epoch, metrics)
+            if self._records % self._stride == 0:
+                self._append(self._last)
+            self._records += 1
+            self._log(trainer, metrics)  # last, since a logger may raise
+        if final and self.schedule.rows[-1].step < self._last.step:
+            self._append(self._last, extra=True)
+
+    def _row(self, trainer: Trainer, batches: int, epoch: int, metrics: dict[str, float]) -> Row:
+        scales = map(shortest, self.hyperparameters.scale.tolist())
+        losses = [_finite(metrics.get(tag)) for tag in (TRAIN_LOSS, VALID_LOSS)]
+        # Those of the first rank, whose means a checkpoint holds.
+        train_loss, valid_loss = trainer.strategy.broadcast(losses) if trainer.world_size > 1 else losses
+        return Row(
             batches,
             epoch,
             self.hyperparameters.values(),
             dict(zip(self.schedule.scale_names, scales, strict=True)),
+            train_loss=train_loss,
+            valid_loss=valid_loss,
+            unrounded=self.hyperparameters.unrounded(),
         )
+
+    def _append(self, row: Row, *, extra: bool = False) -> None:
+        if self._extra:
+            self.schedule.rows.pop()
         self.schedule.append(row)
+        self._extra = extra
+        if len(self.schedule) > MOST_ROWS:
+            self.schedule.thin()
+            self._stride *= 2
+        for file in self._files:
+            file.update()
+
+    def _log(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        """Give a record to all loggers."""
         if not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=self._steps)
+            logger.log_metrics(metrics, step=self._steps.number)
         if TRAIN_LOSS in metrics:
             # Not at the start: of several such summaries the first counts, and a user's own is to go before.
             self._summarise(trainer)
-        for file in self._files:
-            file.update()
 
     def _summarise(self, trainer: Trainer) -> None:
         """Write the summary for the tab HPARAMS, once into each folder of a TensorBoard logger."""
@@ -166,11 +196,15 @@ class Recorder:
         self._files = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows in the order of the columns of `schedule.csv`, steps, means, folders with a summary for HPARAMS."""
+        """Rows in the order of the schedule's columns, steps, means, folders with a summary for HPARAMS."""
         return {
-            "steps": self._steps,
-            "completes": self._completes,
+            **self._steps.state_dict(),
             "rows": [self.schedule.cells(row) for row in self.schedule.rows],
+            "last": None if self._last is None else self.schedule.cells(self._last),
+            "records": self._records,
+            "stride": self._stride,
+            "extra": self._extra,
+            "warmup": self.schedule.warmup,
             "means": {name: mean.state_dict() for name, mean in self._means().items()},
             "summarised": list(self._summarised),
         }
@@ -180,7 +214,10 @@ class Recorder:
         self.schedule = self.hyperparameters.schedule()
         for cells in state["rows"]:
             self.schedule.append(self.schedule.row(cells))
-        self._steps, self._completes = state["steps"], state["completes"]
+        self.schedule.warmup = state["warmup"]
+        self._last = None if state["last"] is None else self.schedule.row(state["last"])
+        self._records, self._stride, self._extra = state["records"], state["stride"], state["extra"]
+        self._steps.load_state_dict(state)
         for name, mean in self._means().items():
             mean.load_state_dict(state["means"][name], self.hyperparameters.unconstrained.device)
         self._summarised = list(state["summarised"])
@@ -213,6 +250,10 @@ class Recorder:
             if loss is not None:
                 metrics[tag] = loss.item()
         return metrics
+
+
+def _finite(loss: float | None) -> float | None:
+    return None if loss is None or not math.isfinite(loss) else shortest(loss)
 
 
 def _folder(logger: Logger) -> Path | None:

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lightning_stn.callback.settings import Settings
+from lightning_stn.manual_optimization import WeightStep
 from lightning_stn.phases import PhaseSchedule, Warmup
 
 
@@ -17,7 +18,7 @@ def resolve(trainer: Trainer, settings: Settings) -> tuple[Settings, PhaseSchedu
     Returns:
         The settings, the phases, and the training batches of the whole run; infinity where these are not known.
     """
-    batches = run_length(trainer, settings)
+    batches = run_length(trainer, settings.weight_step)
     epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
     settings = replace(settings, warmup=settings.warmup.resolve(batches, epochs))
     phases = settings.phases.immediate() if trainer.fast_dev_run else settings.phases  # type: ignore[attr-defined]
@@ -30,20 +31,20 @@ def resolve(trainer: Trainer, settings: Settings) -> tuple[Settings, PhaseSchedu
     return settings, phases, batches
 
 
-def run_length(trainer: Trainer, settings: Settings) -> float:
+def run_length(trainer: Trainer, step: WeightStep) -> float:
     """Training batches of the whole run; infinity where the number is not known."""
     limits: list[float] = []
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
         limits.append(trainer.max_epochs * trainer.num_training_batches)
     if trainer.max_steps >= 0:
-        limits.append(_batches_of(trainer.max_steps, trainer, settings))
+        limits.append(_batches_of(trainer.max_steps, trainer, step))
     return min(limits, default=math.inf)
 
 
-def _batches_of(steps: int, trainer: Trainer, settings: Settings) -> float:
+def _batches_of(steps: int, trainer: Trainer, step: WeightStep) -> float:
     """Training batches of so many steps of all optimisers; the last batch of an epoch completes a step of each."""
     # One of the two is 1: manual optimisation has its own argument, and refuses the Trainer's.
-    accumulated = settings.weight_step.accumulate_grad_batches * trainer.accumulate_grad_batches
+    accumulated = step.accumulate_grad_batches * trainer.accumulate_grad_batches
     per_epoch = trainer.num_training_batches
     steps = math.ceil(steps / max(1, len(trainer.optimizers)))  # `max_steps` counts those of every optimiser
     if math.isinf(per_epoch):

@@ -12,8 +12,8 @@ from lightning_stn.callback.settings import Settings
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.phases import COUNTERS
 
-VERSION = 1
-"""Version of the form of the state; raised where an older one has another meaning."""
+VERSION = 2
+"""Version of the form of the state; raised where an older one lacks something or has another meaning."""
 
 Form = Callable[[str, Any], Iterable[str]]
 """Names what is wrong with a value at a place of the state."""
@@ -80,6 +80,8 @@ _TENSOR = _form("a tensor", lambda value: isinstance(value, Tensor))
 _TENSOR_OR_NONE = _form("a tensor or None", lambda value: isinstance(value, Tensor | None))
 _WARNING = _form("two texts", lambda value: _is_pair(value) and all(isinstance(one, str) for one in value))
 _STEP = _form("a text and a number", lambda v: _is_pair(v) and isinstance(v[0], str) and is_whole(v[1], 0))
+_LIST_OR_NONE = _form("a list or None", lambda value: isinstance(value, list | tuple | None))
+_COUNT_OR_NONE = _form("a whole number of at least 0, or None", lambda value: value is None or is_whole(value, 0))
 _MEAN = _fields({"total": _TENSOR_OR_NONE, "count": _COUNT})
 _FINITE = _form("a finite number", is_number)
 _MOMENT = _form("a tensor of finite numbers, or None", lambda value: value is None or _is_finite(value))
@@ -113,6 +115,11 @@ _STATE: dict[str, Form] = {
             "steps": _COUNT,
             "completes": _FLAG,
             "rows": _each(_LIST),
+            "last": _LIST_OR_NONE,
+            "stride": _form("a whole number of at least 1", lambda value: is_whole(value, 1)),
+            "records": _COUNT,
+            "extra": _FLAG,
+            "warmup": _COUNT_OR_NONE,
             "means": _fields(dict.fromkeys(("train_loss", "valid_loss", "hypergradient"), _MEAN)),
             "summarised": _each(_TEXT),
         }
@@ -149,16 +156,33 @@ def migrated(state: Mapping[str, Any]) -> dict[str, Any]:
                 f"The checkpoint's state of STNCallback has version {version}, but this lightning_stn knows versions "
                 f"up to {VERSION}; resume with the lightning_stn that wrote it, or a newer one."
             )
-        return dict(state)
+        return _with_whole_record(state)
     surroundings = {"generators": [], "metrics": {}, "loaders": [], "gradients": {}, "inexact": ""}
-    older = {**state, "version": VERSION, "surroundings": {**surroundings, **state.get("surroundings", {})}}
+    older = {**state, "version": 1, "surroundings": {**surroundings, **state.get("surroundings", {})}}
     if isinstance(state.get("clock"), dict):
         older["clock"] = {"due": 0, "epoch": 0, **state["clock"]}
         # After an exception it counted a batch whose step was not taken.
         older["stream"] = {"consumed": state["clock"].get("hyperparameter_steps"), "before": 0}
         if isinstance(state.get("record"), dict):  # It recorded by training batches.
             older["record"] = {"steps": state["clock"].get("batches"), "completes": True, **state["record"]}
-    return older
+    return _with_whole_record(older)
+
+
+def _with_whole_record(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a state whose record has what version 2 added: a schedule that can be thinned, and its warm-up."""
+    record = state.get("record")
+    if state.get("version") != 1 or not isinstance(record, dict):
+        return dict(state)
+    rows, clock = record.get("rows"), state.get("clock")
+    added = {
+        "last": rows[-1] if isinstance(rows, list) and rows else None,
+        "records": len(rows) if isinstance(rows, list) else 0,
+        "stride": 1,
+        "extra": False,
+        # Its end was not saved; a run whose hyperparameters have moved shows none.
+        "warmup": 0 if isinstance(clock, dict) and clock.get("hyperparameter_steps") else None,
+    }
+    return {**state, "version": VERSION, "record": {**added, **record}}
 
 
 def check_state(state: Any, hyperparameters: HyperparameterSet, saved: Mapping[str, Any]) -> None:
@@ -172,11 +196,11 @@ def check_state(state: Any, hyperparameters: HyperparameterSet, saved: Mapping[s
     Raises:
         ValueError: the state is damaged, or of another version; the message names each place.
     """
-    older = isinstance(state, dict) and not {"version", "digest"} & state.keys()
+    unsigned = isinstance(state, dict) and not {"version", "digest"} & state.keys()
     current = migrated(state) if isinstance(state, dict) else state
-    forms = {name: form for name, form in _STATE.items() if not (older and name == "digest")}
+    forms = {name: form for name, form in _STATE.items() if not (unsigned and name == "digest")}
     problems = list(_fields(forms)("", current)) or list(_contradictions(current, hyperparameters))
-    if not problems and not older and current["digest"] != _digest(current, saved):
+    if not problems and not unsigned and state["digest"] != _digest(state, saved):
         problems = ["it, or a hyperparameter, is not as it was when it was saved (its digest differs)"]
     if problems:
         raise ValueError(
@@ -202,13 +226,18 @@ def _contradictions(state: dict[str, Any], hyperparameters: HyperparameterSet) -
     shapes = [None if moment is None else list(moment.shape) for moment in state["statistics"]["moments"]]
     if shapes not in ([None, None], [[size], [size, size]]):
         yield f"statistics.moments: expected shapes {[[size], [size, size]]}, got {shapes}"
-    schedule = hyperparameters.schedule()
-    for index, cells in enumerate(state["record"]["rows"]):
+    schedule, record = hyperparameters.schedule(), state["record"]
+    for index, cells in enumerate(record["rows"]):
         try:
             schedule.append(schedule.row(cells))
         except (ValueError, TypeError, OverflowError) as error:
             yield f"record.rows.{index}: {error}"
             return
+    if record["last"] is not None:
+        try:
+            schedule.row(record["last"])
+        except (ValueError, TypeError, OverflowError) as error:
+            yield f"record.last: {error}"
 
 
 def _digest(state: Mapping[str, Any], hyperparameters: Mapping[str, Any]) -> str:

@@ -1,21 +1,22 @@
-"""`schedule.csv` of a run: a side file, which never ends the run that it describes."""
+"""`schedule.json` of a run: a side file, which never ends the run that it describes."""
 
-import csv
 import os
 import stat
 import warnings
 from pathlib import Path
-from typing import Any
 
-from lightning_stn.schedule import ENCODING, Schedule
+from lightning_stn.schedule import Row, Schedule
+from lightning_stn.schedule.json_form import TAIL, row_text
+from lightning_stn.schedule.text_file import ENCODING
 
 
 class ScheduleFile:
-    """Keeps a file equal to a schedule, as long as the file can be written.
+    """Keeps a file equal to a schedule, as long as the file can be written; it is whole JSON after each update.
 
-    New rows are appended. Where that fails, or the file is no longer what this object left (deleted, replaced,
-    truncated, a link), the next update writes the whole file. What cannot be written stays in the schedule; one warning
-    says so.
+    New rows take the place of the end of the text, which follows them. Where that fails, or the file is no longer what
+    this object left (deleted, replaced, truncated, a link), or the schedule is no longer a longer one (it was thinned,
+    or its warm-up has ended), the whole file is written. What cannot be written stays in the schedule; one warning says
+    so.
 
     Args:
         path: the file; its folder is made where it is missing. Links are replaced and never followed.
@@ -26,13 +27,15 @@ class ScheduleFile:
         self._path = path
         self._schedule = schedule
         self._left: tuple[int, ...] | None = None
+        self._warmup: int | None = None
         self._written = 0
+        self._last: Row | None = None
         self._warned = False
 
     def update(self) -> None:
-        """Write the rows that the file lacks; warn, once, where that fails."""
+        """Write what the file lacks; warn, once, where that fails."""
         try:
-            if self._is_as_left():
+            if self._is_as_left() and self._continues():
                 self._append()
             else:
                 self._replace()
@@ -46,13 +49,30 @@ class ScheduleFile:
         except OSError:
             return False
 
+    def _continues(self) -> bool:
+        """Whether the schedule begins with all that the file holds."""
+        rows = self._schedule.rows
+        if len(rows) < self._written or self._warmup != self._schedule.warmup:
+            return False
+        return not self._written or rows[self._written - 1] is self._last
+
     def _append(self) -> None:
         rows = self._schedule.rows[self._written :]
         if not rows:
             return
+        cells = map(self._schedule.cells, rows)
+        text = "".join(row_text(one, first=not self._written and not index) for index, one in enumerate(cells))
         self._left = None  # until all of it is written
-        with open(self._path, "a", newline="", encoding=ENCODING, opener=_open_without_following) as file:
-            csv.writer(file, lineterminator="\n").writerows(map(self._schedule.cells, rows))
+        with open(self._path, "r+b", buffering=0, opener=_open_without_following) as file:
+            end = os.fstat(file.fileno()).st_size - len(TAIL)
+            try:
+                file.seek(end)
+                _write(file.fileno(), (text + TAIL).encode(ENCODING))
+            except OSError:  # the text before was whole, and fits
+                file.truncate(end)
+                file.seek(end)
+                _write(file.fileno(), TAIL.encode(ENCODING))
+                raise
         self._note()
 
     def _replace(self) -> None:
@@ -63,7 +83,7 @@ class ScheduleFile:
         new.unlink(missing_ok=True)  # of a run that was killed, or a link
         try:
             with open(new, "x", newline="", encoding=ENCODING) as file:
-                self._schedule.write(file)
+                self._schedule.write_json(file)
             os.replace(new, self._path)
         except OSError:
             new.unlink(missing_ok=True)  # leaves the space to others
@@ -71,8 +91,9 @@ class ScheduleFile:
         self._note()
 
     def _note(self) -> None:
-        """Remember the file, which now holds all rows."""
-        self._written = len(self._schedule.rows)
+        """Remember the file, which now holds the whole schedule."""
+        rows = self._schedule.rows
+        self._written, self._last, self._warmup = len(rows), rows[-1] if rows else None, self._schedule.warmup
         self._left = _identity(os.lstat(self._path))
 
     def _warn(self, error: OSError) -> None:
@@ -87,10 +108,16 @@ class ScheduleFile:
         )
 
 
+def _write(descriptor: int, content: bytes) -> None:
+    """Write all bytes, which one call may not do where space runs out."""
+    while content:
+        content = content[os.write(descriptor, content) :]
+
+
 def _identity(status: os.stat_result) -> tuple[int, ...]:
     """What changes where a file is replaced, truncated or written to."""
     return stat.S_IFMT(status.st_mode), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _open_without_following(path: Any, flags: int) -> int:
-    return os.open(path, (flags & ~os.O_CREAT) | getattr(os, "O_NOFOLLOW", 0))
+def _open_without_following(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0))

@@ -5,7 +5,6 @@ import warnings
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_stn.hyperparameters import HyperparameterSet
@@ -121,15 +120,16 @@ class HypergradientStatistics:
         labelled = zip(self._hyperparameters.labels, ratios.tolist(), strict=True)
         return {label: "down" if ratio > 0 else "up" for label, ratio in labelled if abs(ratio) > PULLED}
 
-    def report(self) -> None:
-        """At the end of a run, say which hyperparameters were still moving."""
-        pulled = self.pulled()
-        if pulled:
-            moves = ", ".join(f"{label} {way}" for label, way in pulled.items())
-            rank_zero_info(
-                f"Still moving at the end of the run: {moves}. Start them further that way, or train for longer, to "
-                "let them arrive."
-            )
+    def slight(self, share: float) -> list[str]:
+        """Entries, by label, that change the validation loss by less than this share of what the largest one does.
+
+        The change is the root mean square of the hypergradient times the perturbation scale.
+        """
+        if self.count < FEWEST or self._second is None:
+            return []
+        changes = (self._second.diagonal() / self._weight).sqrt() * self._hyperparameters.scale.cpu().double()
+        small = (changes < share * changes.max()).tolist()
+        return [label for label, is_small in zip(self._hyperparameters.labels, small, strict=True) if is_small]
 
     def state_dict(self) -> dict[str, Any]:
         """Moments, their weight, and whether the warning was given."""

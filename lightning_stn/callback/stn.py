@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_stn.binding import attach_all, unbind
 from lightning_stn.callback.bar import BarValues
@@ -24,6 +25,7 @@ from lightning_stn.callback.interruption import Bookmark
 from lightning_stn.callback.modes import restore_modes, warn_unread
 from lightning_stn.callback.progress import end_validation
 from lightning_stn.callback.record import Recorder
+from lightning_stn.callback.report import report
 from lightning_stn.callback.row_check import check_rows
 from lightning_stn.callback.run_length import resolve
 from lightning_stn.callback.settings import Settings, check_objects, check_on_resume_use
@@ -66,7 +68,7 @@ class STNCallback(CheckpointedCallback):
 
     Attributes:
         schedule: the hyperparameters over the run, by training batch; a row every `Trainer(log_every_n_steps)` steps
-            that Lightning counts for its loggers.
+            that Lightning counts for its loggers, and less often in a run of more than 4,096 of them.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -250,7 +252,7 @@ class STNCallback(CheckpointedCallback):
         while self._clock.due:
             profile = trainer.profiler.profile("[STNCallback]hyperparameter_step")  # type: ignore[attr-defined]
             with self._bookmark.hyperparameter_step(), self._phase.stream.reading(), profile:
-                self._recorder.update(self._phase.step(trainer, module, self._clock))
+                self._recorder.update(self._phase.step(trainer, module, self._clock), self._clock.batches)
                 self._clock.finish_hyperparameter_step()
             if self._phase.watch.gives_up:
                 trainer.should_stop = True
@@ -276,9 +278,10 @@ class STNCallback(CheckpointedCallback):
             self._bookmark.release()
             self._bookmark = None
         self._metric_steps.take(pl_module)
-        self._recorder.record(trainer, self._clock.batches, trainer.current_epoch)
+        self._recorder.record(trainer, self._clock.batches, trainer.current_epoch, final=True)
         self._recorder.close()
-        self._phase.statistics.report()
+        if trainer.progress_bar_callback is not None:
+            rank_zero_info(report(self._recorder, self._phase.statistics))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Clear the settings of the weight phase, so that a later `fit` without this callback raises."""

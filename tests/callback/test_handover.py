@@ -11,16 +11,18 @@ from typing import Any
 import pytest
 from support import LitSmall, fit
 
-from lightning_stn import Schedule, STNCallback
+from lightning_stn import Float, Schedule, STNCallback
 from lightning_stn.callback.handover import Handover
 from lightning_stn.schedule import Row
+
+RATE = {"rate": Float(0.0, 1.0)}
 
 
 def write(handover: Handover, steps: int) -> None:
     """What a started process does."""
     assert handover.file is not None
     rows = [Row(step, 0, {"rate": 0.5}, {"rate": 0.1}) for step in range(steps)]
-    Schedule(("rate",), rows).save(handover.file)
+    Schedule(RATE, rows).save(handover.file)
 
 
 def started(handover: Handover, steps: int, method: str = "fork") -> None:
@@ -62,7 +64,7 @@ def test_file_is_removed_when_it_was_read_or_its_reader_is_gone(read: bool) -> N
 @pytest.mark.parametrize("twice", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))], ids=["copy", "pickle"])
 def test_copy_in_the_same_process_has_a_file_of_its_own(twice: Callable[[Handover], Handover]) -> None:
     handover = Handover()
-    handover._received = Schedule(("rate",))
+    handover._received = Schedule(RATE)
     other = twice(handover)
     assert other._path != handover._path
     assert other.receive() == handover.receive()
@@ -84,7 +86,7 @@ def test_later_run_in_this_process_replaces_a_schedule_that_was_received(tmp_pat
     with pytest.raises(RuntimeError, match="There is no schedule yet"):
         callback.schedule  # noqa: B018
     callback._handover = Received()
-    callback._handover._received = Schedule(("rate",))
+    callback._handover._received = Schedule(RATE)
     assert callback.schedule.names == ("rate",)
     fit(LitSmall(), callback)
     assert callback.schedule.names == ("dropout", "noise", "length")

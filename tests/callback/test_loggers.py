@@ -1,4 +1,4 @@
-"""Metrics of each logger, read back from its files, and the folder of `schedule.csv`."""
+"""Metrics of each logger, read back from its files, and the folder of `schedule.json`."""
 
 import csv
 import struct
@@ -99,15 +99,15 @@ def test_several_loggers_record_the_same_curve(tmp_path: Path) -> None:
 
 def test_schedule_is_written_to_the_first_logger_with_a_folder(tmp_path: Path) -> None:
     _, callback = train(Remembers(), CSVLogger(tmp_path, name="a"), TensorBoardLogger(tmp_path, name="b"))
-    (path,) = tmp_path.rglob("schedule.csv")
-    assert path.relative_to(tmp_path) == Path("a/version_0/schedule.csv")
+    (path,) = tmp_path.rglob("schedule.json")
+    assert path.relative_to(tmp_path) == Path("a/version_0/schedule.json")
     assert Schedule.load(path) == callback.schedule
 
 
 def test_schedule_is_written_beside_the_checkpoints_if_all_runs_share_a_log_folder(tmp_path: Path) -> None:
     trainer, callback = train(SharedFolder(tmp_path), enable_checkpointing=True)
-    (path,) = tmp_path.rglob("schedule.csv")
-    assert path.relative_to(tmp_path) == Path("project/run7/schedule.csv")
+    (path,) = tmp_path.rglob("schedule.json")
+    assert path.relative_to(tmp_path) == Path("project/run7/schedule.json")
     assert trainer.checkpoint_callback is not None
     assert path.parent == Path(trainer.checkpoint_callback.dirpath).parent  # type: ignore[attr-defined]
     assert Schedule.load(path) == callback.schedule
@@ -124,7 +124,7 @@ def test_run_without_a_log_folder_writes_no_file(tmp_path: Path, monkeypatch: py
 def test_schedule_is_written_to_the_default_logger(tmp_path: Path) -> None:
     trainer, callback = train(logger=True, default_root_dir=tmp_path)
     assert isinstance(trainer.logger, TensorBoardLogger)
-    assert Schedule.load(tmp_path / "lightning_logs" / "version_0" / "schedule.csv") == callback.schedule
+    assert Schedule.load(tmp_path / "lightning_logs" / "version_0" / "schedule.json") == callback.schedule
 
 
 def test_fast_dev_run_writes_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ def test_tensorboard_hparams_hold_initial_values_and_final_metrics(tmp_path: Pat
     _, callback = train(logger, module=LitChoice(), callback=stn)
     starts, metrics = summary(logger)
     assert starts == {"stn/init/dropout": 0.05, "stn/init/noise": 0.1, "stn/init/length": 2, "stn/init/op": "mirror"}
-    assert metrics == [*(f"stn/value/{n}" for n in [*NAMES, "op"]), "stn/train_loss", "stn/valid_loss", "val_loss"]
+    assert metrics == ["val_loss", "stn/valid_loss", "stn/train_loss", *(f"stn/value/{n}" for n in [*NAMES, "op"])]
     scalars = events(logger.log_dir)
     assert set(metrics) <= set(scalars.Tags()["scalars"])
     assert_same(from_tensorboard(logger, "dropout"), callback, "dropout")  # and no further points
@@ -248,6 +248,6 @@ def test_wandb_records_the_curve_offline(tmp_path: Path, wandb: Any) -> None:
     for name in NAMES:
         assert_same(from_wandb(tmp_path, name), callback, name)
         assert_same(from_csv(table, name), callback, name)
-    (path,) = tmp_path.rglob("schedule.csv")
-    assert path.relative_to(tmp_path) == Path("digits", str(logger.version), "schedule.csv")
+    (path,) = tmp_path.rglob("schedule.json")
+    assert path.relative_to(tmp_path) == Path("digits", str(logger.version), "schedule.json")
     assert Schedule.load(path) == callback.schedule

@@ -1,6 +1,7 @@
 """Files that a run writes, read back."""
 
 import csv
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from lightning_stn.functional import choice_probabilities
 
 NAMES = ["dropout", "noise", "length"]
 TAGS = {
-    *(f"stn/{kind}/{name}" for kind in ("value", "scale", "hypergrad", "lower", "upper") for name in NAMES),
+    *(f"stn/{kind}/{name}" for kind in ("value", "scale", "hypergrad", "place") for name in NAMES),
+    *(f"stn/value_{kind}/{name}" for kind in ("lower", "upper") for name in NAMES),
+    "stn/value_unrounded/length",
     "stn/entropy",
     "stn/lr",
     "stn/train_loss",
@@ -61,24 +64,30 @@ def test_custom_scalars_layout_names_existing_tags(run: tuple[LitSmall, STNCallb
     (category,) = layout.category
     schedules, *bands = category.chart
     matched = {tag for tag in TAGS for pattern in schedules.multiline.tag if re.match(pattern, tag)}
-    assert matched == {f"stn/value/{name}" for name in NAMES}
+    assert matched == {f"stn/place/{name}" for name in NAMES}
     series = [chart.margin.series[0] for chart in bands]
     assert [one.value for one in series] == [f"stn/value/{name}" for name in NAMES]
     assert {tag for one in series for tag in (one.value, one.lower, one.upper)} <= TAGS
 
 
-def test_schedule_csv_agrees_with_the_event_file(run: tuple[LitSmall, STNCallback, Path]) -> None:
+def test_schedule_file_agrees_with_the_event_file(run: tuple[LitSmall, STNCallback, Path]) -> None:
     module, callback, folder = run
     accumulator = events(folder)
-    with open(folder / "schedule.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [int(row["step"]) for row in rows] == [0, 3, 6, 9]
-    assert [int(row["epoch"]) for row in rows] == [0, 0, 1, 2]
+    document = json.loads((folder / "schedule.json").read_text())
+    rows = [dict(zip(document["columns"], cells, strict=True)) for cells in document["rows"]]
+    assert [row["step"] for row in rows] == [0, 3, 6, 9]
+    assert [row["epoch"] for row in rows] == [0, 0, 1, 2]
+    assert document["warmup"] == 2
+    for column, tag in (("train_loss", "stn/train_loss"), ("valid_loss", "stn/valid_loss")):
+        assert [row[column] for row in rows][1:] == pytest.approx([event.value for event in accumulator.Scalars(tag)])
+        assert rows[0][column] is None
+    unrounded = [event.value for event in accumulator.Scalars("stn/value_unrounded/length")]
+    assert [row["length.unrounded"] for row in rows] == pytest.approx(unrounded, rel=1e-6)
     for name in NAMES:
         for kind, column in (("value", name), ("scale", f"{name}_scale")):
             logged = [event.value for event in accumulator.Scalars(f"stn/{kind}/{name}")]
-            assert [float(row[column]) for row in rows] == pytest.approx(logged, rel=1e-6)
-    assert Schedule.load(folder / "schedule.csv") == callback.schedule
+            assert [row[column] for row in rows] == pytest.approx(logged, rel=1e-6)
+    assert Schedule.load(folder / "schedule.json") == callback.schedule
     assert callback.schedule.rows[-1].values == module.hyperparameters.values()
 
 
@@ -86,7 +95,7 @@ def test_band_reaches_one_scale_to_each_side_in_natural_units(run: tuple[LitSmal
     module, _, folder = run
     accumulator = events(folder)
     centre, scale = module.hyperparameters.unconstrained, module.hyperparameters.scale
-    for kind, sign in (("lower", -1), ("upper", 1)):
+    for kind, sign in (("value_lower", -1), ("value_upper", 1)):
         expected = 0.9 * torch.sigmoid(centre[0] + sign * scale[0])
         assert accumulator.Scalars(f"stn/{kind}/dropout")[-1].value == pytest.approx(expected.item(), rel=1e-5)
     assert accumulator.Scalars("stn/entropy")[-1].value == pytest.approx(module.hyperparameters.entropy().item())
@@ -179,7 +188,7 @@ def test_csv_logger_records_values_and_schedule(tmp_path: Path) -> None:
     module = LitSmall()
     logger = CSVLogger(tmp_path, name="run", version=0)
     fit(module, logger=logger)
-    assert Schedule.load(Path(logger.log_dir) / "schedule.csv").rows[-1].values == module.hyperparameters.values()
+    assert Schedule.load(Path(logger.log_dir) / "schedule.json").rows[-1].values == module.hyperparameters.values()
     with open(Path(logger.log_dir) / "metrics.csv", newline="") as file:
         logged = [row["stn/value/dropout"] for row in csv.DictReader(file) if row["stn/value/dropout"]]
     assert float(logged[-1]) == pytest.approx(module.hyperparameters.values()["dropout"])
@@ -188,7 +197,7 @@ def test_csv_logger_records_values_and_schedule(tmp_path: Path) -> None:
 def test_several_loggers_share_one_schedule_file(tmp_path: Path) -> None:
     loggers = [TensorBoardLogger(tmp_path, name="a", version=0), CSVLogger(tmp_path, name="b", version=0)]
     fit(LitSmall(), logger=loggers)
-    assert [path.parent.parent.name for path in tmp_path.rglob("schedule.csv")] == ["a"]
+    assert [path.parent.parent.name for path in tmp_path.rglob("schedule.json")] == ["a"]
     assert events(Path(loggers[0].log_dir)).Scalars("stn/value/dropout")
 
 
@@ -209,7 +218,7 @@ def test_failed_run_keeps_its_schedule_rows(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, name="run", version=0)
     with pytest.raises(ZeroDivisionError):
         fit(Fails(), logger=logger)
-    assert [row.step for row in Schedule.load(Path(logger.log_dir) / "schedule.csv").rows] == [0, 1, 2, 3]
+    assert [row.step for row in Schedule.load(Path(logger.log_dir) / "schedule.json").rows] == [0, 1, 2, 3]
 
 
 def test_mean_averages_since_the_last_pop() -> None:
@@ -271,16 +280,16 @@ def test_custom_scalars_layout_shows_the_probabilities_of_choices(
     layout.ParseFromString(accumulator.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     (category,) = layout.category
     schedules, choice, *bands = category.chart
-    assert [chart.title for chart in category.chart] == ["all", "op", *NAMES]
+    assert [chart.title for chart in category.chart] == ["place in the range", "op", *NAMES]
     shown = [[tag for tag in accumulator.Tags()["scalars"] if re.match(p, tag)] for p in choice.multiline.tag]
     assert shown == [[f"stn/probability/op/{one}"] for one in CHOICES]
-    assert len(schedules.multiline.tag) == 4
+    assert len(schedules.multiline.tag) == 3
     assert all(chart.HasField("margin") for chart in bands)
 
 
 def test_schedule_stores_a_choice_as_text(choice_run: tuple[LitChoice, STNCallback, Path]) -> None:
     module, callback, folder = choice_run
-    loaded = Schedule.load(folder / "schedule.csv")
+    loaded = Schedule.load(folder / "schedule.json")
     assert loaded == callback.schedule
     assert loaded.rows[0].values["op"] == "mirror(1.0)"
     assert loaded.rows[-1].values == module.hyperparameters.values()

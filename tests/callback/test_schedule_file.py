@@ -1,4 +1,4 @@
-"""`schedule.csv` under a full disk and in the hands of others: the run goes on, and the file is whole at its end."""
+"""`schedule.json` under a full disk and in the hands of others: the run goes on, and the file is whole at its end."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import OnExceptionCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from support import LitSmall, fit, loader, trainer
 
-from lightning_stn import Schedule, STNCallback
+from lightning_stn import Float, Schedule, STNCallback
 from lightning_stn.callback.schedule_file import ScheduleFile
 from lightning_stn.schedule import Row
 
@@ -26,7 +26,7 @@ def add_rows(schedule: Schedule, count: int = 1) -> None:
 
 @pytest.fixture
 def schedule() -> Schedule:
-    schedule = Schedule(("rate",))
+    schedule = Schedule({"rate": Float(0.0, None, init=1.0)})
     add_rows(schedule, 3)
     return schedule
 
@@ -34,7 +34,7 @@ def schedule() -> Schedule:
 @pytest.fixture
 def file(tmp_path: Path, schedule: Schedule) -> ScheduleFile:
     """A file of three rows in a new folder."""
-    file = ScheduleFile(tmp_path / "log" / "schedule.csv", schedule)
+    file = ScheduleFile(tmp_path / "log" / "schedule.json", schedule)
     file.update()
     return file
 
@@ -52,21 +52,21 @@ def full_disk(size: int) -> Iterator[None]:
 
 
 def test_rows_are_appended(file: ScheduleFile, schedule: Schedule, tmp_path: Path) -> None:
-    path = tmp_path / "log" / "schedule.csv"
+    path = tmp_path / "log" / "schedule.json"
     node = path.stat().st_ino
     for _ in range(3):
         add_rows(schedule)
         file.update()
         assert Schedule.load(path) == schedule
     assert path.stat().st_ino == node
-    assert os.listdir(path.parent) == ["schedule.csv"]
+    assert os.listdir(path.parent) == ["schedule.json"]
 
 
 @pytest.mark.parametrize("room", [0, 10, 100])
 def test_full_disk_is_reported_once_and_the_file_is_whole_when_there_is_space(
     file: ScheduleFile, schedule: Schedule, tmp_path: Path, room: int
 ) -> None:
-    path = tmp_path / "log" / "schedule.csv"
+    path = tmp_path / "log" / "schedule.json"
     size = path.stat().st_size
 
     def add_and_write() -> None:
@@ -78,7 +78,7 @@ def test_full_disk_is_reported_once_and_the_file_is_whole_when_there_is_space(
         add_and_write()
     assert len(caught) == 1
     assert "free space" in str(caught[0].message)
-    assert os.listdir(path.parent) == ["schedule.csv"]
+    assert os.listdir(path.parent) == ["schedule.json"]
     add_rows(schedule)
     file.update()
     assert Schedule.load(path) == schedule
@@ -122,7 +122,7 @@ def remove_folder(path: Path) -> None:
 def test_file_that_others_spoil_is_restored(
     file: ScheduleFile, schedule: Schedule, tmp_path: Path, spoil: Callable[[Path], Any]
 ) -> None:
-    path = tmp_path / "log" / "schedule.csv"
+    path = tmp_path / "log" / "schedule.json"
     (tmp_path / "elsewhere.csv").write_text("mine")
     spoil(path)
     add_rows(schedule)
@@ -132,17 +132,17 @@ def test_file_that_others_spoil_is_restored(
     assert (tmp_path / "elsewhere.csv").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["schedule.csv.new", "schedule.csv"])
+@pytest.mark.parametrize("name", ["schedule.json.new", "schedule.json"])
 def test_links_are_not_followed(schedule: Schedule, tmp_path: Path, name: str) -> None:
     target = tmp_path / "target"
     target.write_text("mine")
     folder = tmp_path / "log"
     folder.mkdir()
     (folder / name).symlink_to(target)
-    ScheduleFile(folder / "schedule.csv", schedule).update()
+    ScheduleFile(folder / "schedule.json", schedule).update()
     assert target.read_text() == "mine"
-    assert os.listdir(folder) == ["schedule.csv"]
-    assert Schedule.load(folder / "schedule.csv") == schedule
+    assert os.listdir(folder) == ["schedule.json"]
+    assert Schedule.load(folder / "schedule.json") == schedule
 
 
 class SwapFolder(L.Callback):
@@ -162,7 +162,7 @@ class SwapFolder(L.Callback):
 
 
 class ElsewhereCSVLogger(CSVLogger):
-    """Writes no metrics, so that `schedule.csv` alone is in its folder."""
+    """Writes no metrics, so that `schedule.json` alone is in its folder."""
 
     def log_metrics(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -180,7 +180,7 @@ def test_run_goes_on_while_its_schedule_cannot_be_written(tmp_path: Path) -> Non
         run.fit(LitSmall(), loader(24), loader(16, seed=1))
     assert sum("cannot be written" in str(warning.message) for warning in caught) == 1
     assert run.global_step == 6
-    assert Schedule.load(folder / "schedule.csv") == stn.schedule
+    assert Schedule.load(folder / "schedule.json") == stn.schedule
 
 
 @pytest.mark.filterwarnings("ignore:.*ckpt_path")
@@ -204,5 +204,5 @@ def test_exception_checkpoint_is_written_while_the_schedule_cannot_be(tmp_path: 
 def test_whole_run_writes_the_same_file_as_its_schedule_saves(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, name="run", version=0)
     _, stn = fit(LitSmall(), logger=logger)
-    stn.schedule.save(tmp_path / "saved.csv")
-    assert (Path(logger.log_dir) / "schedule.csv").read_bytes() == (tmp_path / "saved.csv").read_bytes()
+    stn.schedule.save(tmp_path / "saved.json")
+    assert (Path(logger.log_dir) / "schedule.json").read_bytes() == (tmp_path / "saved.json").read_bytes()

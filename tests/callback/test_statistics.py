@@ -1,9 +1,7 @@
 """Statistics of the hypergradients against NumPy's, and what a run says about them."""
 
-import logging
 import math
 import warnings
-from typing import Any
 
 import numpy as np
 import pytest
@@ -97,15 +95,21 @@ def test_saved_statistics_continue_as_those_of_one_run() -> None:
     assert second.state_dict().keys() == whole.state_dict().keys()
 
 
-def test_hyperparameters_that_are_still_pulled_are_named_at_the_end(caplog: Any) -> None:
+def test_hyperparameters_that_are_still_pulled_are_named() -> None:
     gradients = draw(200, 3)
     gradients[:, 0] += 5
     gradients[:, 2] -= 5
     found = statistics(gradients)
     assert found.pulled() == {"h0": "down", "h2": "up"}
-    with caplog.at_level(logging.INFO):
-        found.report()
-    assert "Still moving at the end of the run: h0 down, h2 up." in caplog.text
+
+
+def test_hyperparameters_with_little_influence_are_named() -> None:
+    gradients = draw(200, 3)
+    gradients[:, 1] *= 1e-4
+    found = statistics(gradients)
+    assert found.slight(0.01) == ["h1"]
+    assert found.slight(1e-6) == []
+    assert statistics(gradients[:10]).slight(0.01) == []
 
 
 def test_run_takes_in_every_hyperparameter_step() -> None:

@@ -192,7 +192,7 @@ def test_run_stops_when_its_time_is_up(tmp_path: Path, how: str, automatic: bool
         assert batches % 5 == 0
     if callbacks:
         assert timer.time_elapsed("train") >= limit.total_seconds()
-    (written,) = Path(run.log_dir or "").glob("schedule.csv")
+    (written,) = Path(run.log_dir or "").glob("schedule.json")
     assert Schedule.load(written) == stn.schedule
     assert stn.schedule.rows[-1].step == batches
 

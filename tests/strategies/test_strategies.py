@@ -18,7 +18,7 @@ from strategies.worker import BATCHES, EPOCHS, Lit, dataset, ends, launch
 from support import METHOD_PARAMS, METHODS, LitSmall, lightning_before, loader, trainer
 from torch import Tensor
 
-from lightning_stn import STNCallback
+from lightning_stn import Schedule, STNCallback
 
 LAMBDA, RHO = "hyperparameters.unconstrained", "hyperparameters.raw_scale"
 DRAWN = {"drawn": True}
@@ -157,8 +157,7 @@ def test_ranks_draw_different_noise(two: Path, name: str, rows: int) -> None:
 
 
 def test_only_the_first_rank_writes_the_schedule(two: Path) -> None:
-    rows = (two / "ddp" / "log" / "schedule.csv").read_text().splitlines()
-    assert len(rows) == 1 + BATCHES * EPOCHS + 1
+    assert len(Schedule.load(two / "ddp" / "log" / "schedule.json")) == BATCHES * EPOCHS + 1
 
 
 def test_an_interrupted_run_continues_bit_for_bit(two: Path) -> None:

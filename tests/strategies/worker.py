@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -246,8 +247,10 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def launch(folder: Path, *jobs: dict[str, Any], ranks: int = 2, timeout: float = 240) -> list[int]:
-    """Run jobs one after the other on `ranks` processes; return their exit codes."""
+def launch(
+    folder: Path, *jobs: dict[str, Any], ranks: int = 2, timeout: float = 240, worker: str = "strategies.worker"
+) -> list[int]:
+    """Run jobs one after the other on `ranks` processes, each by `train` of a module; return their exit codes."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(list(jobs), folder / "jobs.pt")
     port = str(free_port())
@@ -262,7 +265,7 @@ def launch(folder: Path, *jobs: dict[str, Any], ranks: int = 2, timeout: float =
                 "NODE_RANK": "0",
                 "LOCAL_RANK": str(rank),
             }
-        command = [sys.executable, "-m", "strategies.worker", str(folder)]
+        command = [sys.executable, "-m", worker, str(folder)]
         with open(folder / f"log-{rank}.txt", "w") as log:
             place = Path(__file__).parents[1]
             processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=place))
@@ -282,7 +285,8 @@ def ends(folder: Path, name: str, ranks: int = 2) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 
-if __name__ == "__main__":
+def main(train: Callable[..., None]) -> None:
+    """Run the jobs of this process."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     place = Path(sys.argv[1])
@@ -291,3 +295,7 @@ if __name__ == "__main__":
     # Without this the threads of a process group may still run when the interpreter ends, which then aborts.
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(train)
