@@ -103,11 +103,10 @@ class Categorical(Hyperparameter):
         """The choice with this index."""
         return self.choices[int(value)]
 
-    def curves(self, name: str, unconstrained: Tensor, scale: Tensor) -> dict[str, float]:
+    def curves(self, name: str, values: Tensor, unconstrained: Tensor, scale: Tensor) -> dict[str, float]:
         """Index of the current choice, and the probability that the perturbation draws each choice."""
         probabilities = choice_probabilities(unconstrained, scale).tolist()
-        value: int = self.read(unconstrained).item()  # type: ignore[assignment]
-        return {f"value/{name}": value} | dict(zip(self.chart(name).tags, probabilities, strict=True))
+        return {f"value/{name}": values[0].item()} | dict(zip(self.chart(name).tags, probabilities, strict=True))
 
     def chart(self, name: str) -> Chart:
         """A line for the probability of each choice."""

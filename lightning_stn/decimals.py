@@ -1,8 +1,8 @@
 """Decimal numbers as people write them: the shortest that stand for what float32 holds."""
 
-import math
-
 import numpy
+import torch
+from torch import Tensor
 
 
 def shortest(number: float) -> float:
@@ -29,7 +29,7 @@ def shortest_between(low: float, number: float, high: float) -> float:
     return number
 
 
-def half_spacing(number: float) -> float:
-    """Half the distance from a number to the nearest other that float32 holds, a little less for safety."""
-    own = numpy.float32(number)
-    return 0.49 * math.fabs(float(own) - float(numpy.nextafter(own, numpy.float32(0))))
+def half_spacing(numbers: Tensor) -> Tensor:
+    """Half the distance from numbers to the nearest others that float32 holds, a little less for safety, in float64."""
+    own = numbers.float()
+    return 0.49 * (own.double() - torch.nextafter(own, torch.zeros_like(own)).double()).abs()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_stn import functional
 from lightning_stn.entries import Entries
 from lightning_stn.passes import Pass
+from lightning_stn.reading import Reader
 from lightning_stn.schedule import Schedule
 from lightning_stn.specifications import (
     Hyperparameter,
@@ -17,6 +18,7 @@ from lightning_stn.specifications import (
     Value,
     check_specifications,
     describe_unknown,
+    surroundings,
 )
 from lightning_stn.transforms import positive_inverse
 
@@ -58,6 +60,7 @@ class HyperparameterSet(Entries):
             raise ValueError("hyperparameters: expected at least one hyperparameter, got none; name what to tune.")
         self._specifications: dict[str, Hyperparameter] = {}
         self.slices: dict[str, slice] = {}
+        self._size = 0
         self._frozen = False
         self.networks: list[nn.Module] = []
         self.current_pass = Pass()
@@ -67,11 +70,14 @@ class HyperparameterSet(Entries):
     def _extend(self, specifications: Mapping[str, Hyperparameter]) -> None:
         check_specifications(specifications, self._specifications)
         Schedule({**self._specifications, **specifications})  # Refuses columns that collide, before any change.
-        end = len(self)
+        end = self._size
         for name, specification in specifications.items():
             self.slices[name] = slice(end, end := end + specification.size)
             self._specifications[name] = specification
-        self.allocate(len(self))
+        self._size = end
+        self._shared = [self.slices[name] for name, s in self._specifications.items() if s.perturb == "batch"]
+        self._reader = Reader(self._specifications, self.slices)
+        self.allocate(end)
         self.reset_parameters()
 
     def add(self, specifications: Mapping[str, Hyperparameter]) -> None:
@@ -138,7 +144,7 @@ class HyperparameterSet(Entries):
         return tuple(label for name, s in self.specifications.items() for label in s.labels(name))
 
     def __len__(self) -> int:
-        return sum(specification.size for specification in self._specifications.values())
+        return self._size
 
     def schedule(self) -> Schedule:
         """An empty schedule of these hyperparameters."""
@@ -179,15 +185,15 @@ class HyperparameterSet(Entries):
             For each name a tensor of shape `[...]`; int64 for an `Integer`, and for a `Categorical`, which is read as
             the index of its choice.
         """
-        return {name: s.read(unconstrained[..., self.slices[name]]) for name, s in self.specifications.items()}
+        return self._reader.read(unconstrained)
 
     def values(self) -> dict[str, Value]:
         """The current hyperparameters in natural units, as Python numbers; a `Categorical` as its choice.
 
         A real number is the shortest decimal that stands for the same float32 number in unconstrained units.
         """
-        entries = self.unconstrained.cpu().double()
-        return {name: s.value(entries[self.slices[name]]) for name, s in self.specifications.items()}
+        values = self.constrain(surroundings(self.unconstrained.cpu().double()))
+        return {name: specification.written(values[name]) for name, specification in self.specifications.items()}
 
     def unrounded(self) -> dict[str, float]:
         """Of whole numbers the real numbers that are rounded to the current values, natural units, by name."""
@@ -211,9 +217,9 @@ class HyperparameterSet(Entries):
                 "infer_batch_size is overridden, return the number of examples from it as an int."
             )
         noise = torch.randn(n, len(self), generator=generator, dtype=torch.float32, device="cpu")
-        for name, specification in self.specifications.items():
-            if specification.perturb == "batch":
-                noise[:, self.slices[name]] = noise[:1, self.slices[name]].clone()
+        if n > 1:
+            for own in self._shared:
+                noise[:, own] = noise[:1, own].clone()
         return noise.to(self.unconstrained.device)
 
     def sample(self, n: int = 1, generator: torch.Generator | None = None) -> Tensor:
@@ -254,11 +260,11 @@ class HyperparameterSet(Entries):
 
     def bound_values(self, sample: Tensor) -> dict[str, Tensor]:
         """Natural units of a sample, by name: `[n]`, or a scalar for what the batch shares."""
+        if sample.shape[0] == 1:
+            return self.constrain(sample.detach()[0])
         values = self.constrain(sample.detach())
-        for name, specification in self.specifications.items():
-            if sample.shape[0] == 1 or specification.perturb == "batch":
-                values[name] = values[name][0]
-        return values
+        shared = {name: values[name][0] for name, s in self.specifications.items() if s.perturb == "batch"}
+        return values | shared
 
     def forget_reads(self) -> None:
         """Count from now on what is read, for `unread`."""

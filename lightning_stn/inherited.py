@@ -1,7 +1,9 @@
 """Steps of the module that an `STNModule` stands in front of."""
 
+import functools
 import inspect
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import lightning as L
@@ -13,17 +15,34 @@ def accepted(step: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
     Raises:
         NotImplementedError: the step takes the loader's iterator instead of a batch.
     """
-    parameters = inspect.signature(step).parameters
-    if "dataloader_iter" in parameters:
+    function = getattr(step, "__func__", None)
+    if isinstance(function, FunctionType):
+        return arguments[: _positional(function)]
+    return arguments[: _count(step, inspect.signature(step))]
+
+
+@functools.lru_cache(maxsize=256)
+def _positional(function: FunctionType) -> int | None:
+    """How many arguments a method takes by position, without `self`; None for any number."""
+    signature = inspect.signature(function)
+    first, *others = signature.parameters.values()
+    if first.kind is not inspect.Parameter.VAR_POSITIONAL:
+        signature = signature.replace(parameters=others)
+    return _count(function, signature)
+
+
+def _count(step: Callable[..., Any], signature: inspect.Signature) -> int | None:
+    """How many arguments a step takes by position; None for any number."""
+    if "dataloader_iter" in signature.parameters:
         raise NotImplementedError(
             f"{step.__qualname__} takes dataloader_iter, the loader's iterator, but an STNModule gives its steps a "
             "batch, which has one perturbation; take batch and batch_idx."
         )
-    kinds = [parameter.kind for parameter in parameters.values()]
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL in kinds:
-        return arguments
+        return None
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return arguments[: sum(kind in positional for kind in kinds)]
+    return sum(kind in positional for kind in kinds)
 
 
 def _is_placeholder(kind: type, after: type, name: str) -> bool:

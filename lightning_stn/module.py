@@ -89,6 +89,8 @@ class STNModule(CachedEvaluation):
         check_class(cls, STNModule, L.LightningModule)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_fx_name":  # a text that Lightning sets around every hook, tens of times a step
+            return object.__setattr__(self, name, value)
         if name in _NAMES:
             check_assignment(self, STNModule, name, value)
         super().__setattr__(name, value)

@@ -21,7 +21,9 @@ class GlobalGenerators:
         self._python = random.getstate()
         self._numpy: Any = numpy.random.get_state()
         self._torch = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        # Asking whether there is a device opens a library each time; a device that was not used has no state.
+        used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        self._cuda = torch.cuda.get_rng_state() if used else None
 
     def state_dict(self) -> dict[str, Any]:
         """The states as tensors, numbers and lists."""

@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.distributions.transforms import Transform
 
 from lightning_stn.arguments import LARGEST, SMALLEST, is_whole
-from lightning_stn.decimals import half_spacing, shortest_between
-from lightning_stn.specifications import Axis, Hyperparameter, Perturb, Value
-from lightning_stn.transforms import invert, range_transform
+from lightning_stn.decimals import shortest_between
+from lightning_stn.specifications import Axis, Hyperparameter, Perturb, ReadTogether, Value, surroundings
+from lightning_stn.transforms import BoundedRanges, invert, range_transform
 
 BOUND_REACHED = 7.0
 """Distance from zero, unconstrained units, beyond which a bound counts as reached: 0.1% of the range is left."""
@@ -89,6 +89,11 @@ class _Ranged(Hyperparameter):
     def constrain(self, unconstrained: Tensor) -> Tensor:
         """Values in natural units, elementwise."""
 
+    @cached_property
+    def _start(self) -> float:
+        (start,) = self.unconstrained_init()
+        return start
+
     def unconstrained_init(self) -> list[float]:
         """`init` in unconstrained units."""
         return [invert(self.transform, self.init)]
@@ -116,17 +121,11 @@ class _Ranged(Hyperparameter):
 
     def bound_reached(self, unconstrained: Sequence[float]) -> float | None:
         """The bound beyond `BOUND_REACHED` whose side the hyperparameter has moved to since its start."""
-        (place,), (start,) = unconstrained, self.unconstrained_init()
+        (place,), start = unconstrained, self._start
         low, high = self.bounds
         if place > max(BOUND_REACHED, start + 1):
             return high if math.isfinite(high) else None
         return low if place < min(-BOUND_REACHED, start - 1) and math.isfinite(low) else None
-
-
-def _around(unconstrained: Tensor) -> Tensor:
-    """An entry between the two ends of what float32 rounds to it, `[3]`, float64."""
-    entry = unconstrained.item()
-    return torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64, device="cpu") * half_spacing(entry) + entry
 
 
 def _is_finite(number: Any) -> bool:
@@ -224,16 +223,27 @@ class Float(_Ranged):
         low, high = self.bounds
         return value.clamp(max(low, SMALLEST if self.log else -LARGEST), min(high, LARGEST))
 
-    def value(self, unconstrained: Tensor) -> float:
-        """The shortest decimal number whose entry is the same float32 number as the given one, `[1]`."""
-        low, value, high = self.constrain(_around(unconstrained)).tolist()
+    def written(self, values: Tensor) -> float:
+        """The shortest decimal number whose entry is the same float32 number."""
+        low, value, high = values.tolist()
         return shortest_between(low, value, high)
+
+    @property
+    def family(self) -> Hashable | None:
+        """Ranges with two bounds, on a linear or a logarithmic scale."""
+        return (
+            (Float, self.log) if self.low is not None and self.high is not None and (self.low or not self.log) else None
+        )
+
+    def read_together(self, specifications: Sequence[Hyperparameter]) -> ReadTogether:
+        """Reads ranges with two bounds; see `Hyperparameter.read_together`."""
+        return BoundedRanges([one.bounds or (0.0, 1.0) for one in specifications], self.log)
 
     def between(self, before: float, after: float, share: float) -> float:
         """A value between two, linear in unconstrained units."""
         (start,), (end,) = self.entries(before), self.entries(after)
         entry = torch.tensor([start + share * (end - start)], dtype=torch.float32, device="cpu")
-        return self.value(entry.double())
+        return float(self.value(entry.double()))
 
     def bound_reached(self, unconstrained: Sequence[float]) -> float | None:
         """As for every range; on a logarithmic scale, zero is no bound."""
@@ -299,12 +309,12 @@ class Integer(_Ranged):
 
     def unrounded(self, unconstrained: Tensor) -> float:
         """The real number, natural units, that is rounded to the value at an entry, `[1]`."""
-        low, number, high = (self.transform(_around(unconstrained)) + self.low).tolist()
+        low, number, high = (self.transform(surroundings(unconstrained)) + self.low).flatten().tolist()
         return shortest_between(low, number, high)
 
-    def curves(self, name: str, unconstrained: Tensor, scale: Tensor) -> dict[str, float]:
+    def curves(self, name: str, values: Tensor, unconstrained: Tensor, scale: Tensor) -> dict[str, float]:
         """As for every number, and the real number before rounding."""
-        curves = super().curves(name, unconstrained, scale)
+        curves = super().curves(name, values, unconstrained, scale)
         return {**curves, f"value_unrounded/{name}": self.unrounded(unconstrained)}
 
     def _position(self, value: float) -> float:

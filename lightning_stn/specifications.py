@@ -3,7 +3,7 @@
 import difflib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_stn.arguments import SMALLEST, is_number
+from lightning_stn.decimals import half_spacing
 
 Value = float | str
 """Value of a hyperparameter in natural units: a number, whole or real, or the name of a choice."""
@@ -21,6 +22,9 @@ Perturb = Literal["example", "batch"]
 ResponseForm = Literal["full", "gates"]
 """Whether layers learn response weights beside their gates, or gates alone."""
 
+
+ReadTogether = Callable[[Tensor], Tensor]
+"""Reads several hyperparameters: entries `[..., k]`, unconstrained units, to values `[..., k]`, natural units."""
 
 LARGEST_SCALE = 1e6
 """Largest initial scale; the layers that read such samples would compute what is not finite."""
@@ -194,9 +198,33 @@ class Hyperparameter(ABC):
     def to_python(self, value: Tensor) -> Value:
         """A scalar that `read` returned, as a number or a string."""
 
+    @property
+    def family(self) -> Hashable | None:
+        """What hyperparameters that `read_together` reads in one go have in common; None for a kind without it."""
+        return None
+
+    def read_together(self, specifications: Sequence["Hyperparameter"]) -> "ReadTogether":
+        """A function that reads hyperparameters of this family, which have one entry each, as `read` does.
+
+        Args:
+            specifications: `k` of them.
+
+        Returns:
+            A function from entries `[..., k]` to values `[..., k]`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has a family, but not read_together; define it.")
+
     def value(self, unconstrained: Tensor) -> Value:
         """The value at entries `[size]`, float64 numbers that float32 holds, as a number or a string."""
-        return self.to_python(self.read(unconstrained))
+        return self.written(self.read(surroundings(unconstrained)))
+
+    def written(self, values: Tensor) -> Value:
+        """The value as a number or a string, natural units.
+
+        Args:
+            values: what `read` returns at `surroundings` of the entries, `[3]`.
+        """
+        return self.to_python(values[1])
 
     def unrounded(self, unconstrained: Tensor) -> float | None:
         """The real number that was rounded to the value at entries `[size]`; None for a value that is not rounded."""
@@ -240,7 +268,7 @@ class Hyperparameter(ABC):
         """
         return None
 
-    def curves(self, name: str, unconstrained: Tensor, scale: Tensor) -> dict[str, float]:
+    def curves(self, name: str, values: Tensor, unconstrained: Tensor, scale: Tensor) -> dict[str, float]:
         """Scalars to log of the hyperparameter `name`, by tag: the value, and one scale below and above it.
 
         A kind with one entry logs its place, too: how far along its range it is, in [0, 1].
@@ -248,11 +276,11 @@ class Hyperparameter(ABC):
 
         Args:
             name: name of the hyperparameter.
+            values: what `read` returns at its entries, one scale below and one above, `[3]`.
             unconstrained: its entries of `lambda`, `[size]`, unconstrained units.
             scale: its entries of `sigma`, `[size]`, unconstrained units.
         """
-        values = self.read(torch.stack([unconstrained, unconstrained - scale, unconstrained + scale])).tolist()
-        curves = {f"{kind}/{name}": value for kind, value in zip(BAND, values, strict=True)}
+        curves = {f"{kind}/{name}": value for kind, value in zip(BAND, values.tolist(), strict=True)}
         if self.has_place:
             curves[f"{PLACE}/{name}"] = float(unconstrained.sigmoid())
         return curves
@@ -265,6 +293,12 @@ class Hyperparameter(ABC):
     def chart(self, name: str) -> Chart:
         """The chart of the hyperparameter `name`, with tags of `curves`."""
         return Chart("Margin", [f"{kind}/{name}" for kind in BAND])
+
+
+def surroundings(unconstrained: Tensor) -> Tensor:
+    """Entries, `[h]` in float64, and the ends of what float32 rounds to them: lower end, entry, upper end, `[3, h]`."""
+    half = half_spacing(unconstrained)
+    return torch.stack([unconstrained - half, unconstrained, unconstrained + half])
 
 
 def check_specifications(specifications: Any, taken: Container[str]) -> None:

@@ -1,6 +1,7 @@
 """Bijections between unconstrained and natural units, built from `torch.distributions.transforms`."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch.distributions.transforms import (
     identity_transform,
 )
 
-_SOFTPLUS = SoftplusTransform()
+_SIGMOID, _SOFTPLUS = SigmoidTransform(), SoftplusTransform()
 
 
 def range_transform(low: float | None, high: float | None, *, log: bool = False) -> Transform:
@@ -63,3 +64,29 @@ def positive_inverse(scale: Tensor) -> Tensor:
 def invert(transform: Transform, value: float) -> float:
     """The unconstrained number that `transform` maps to `value`, computed in float64."""
     return float(transform.inv(torch.tensor(float(value), dtype=torch.float64, device="cpu")))
+
+
+class BoundedRanges:
+    """Values in several ranges with two bounds, never beyond them: `range_transform`, column by column, in one go.
+
+    Args:
+        bounds: lower and upper bound of each range, natural units.
+        log: as for `range_transform`, of all ranges.
+    """
+
+    def __init__(self, bounds: Sequence[tuple[float, float]], log: bool) -> None:
+        self._log = log
+        inner = [(math.log(low), math.log(high)) if log else (low, high) for low, high in bounds]
+        starts, spans = zip(*((low, high - low) for low, high in inner), strict=True)
+        self._numbers = [starts, spans, *zip(*bounds, strict=True)]
+        self._tensors: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def __call__(self, unconstrained: Tensor) -> Tensor:
+        """Natural units, `[..., k]`, of entries `[..., k]`, unconstrained units."""
+        key = unconstrained.device, unconstrained.dtype
+        if key not in self._tensors:
+            self._tensors[key] = torch.tensor(self._numbers, dtype=key[1], device=key[0])
+        start, span, low, high = self._tensors[key]
+        place: Tensor = _SIGMOID(unconstrained)
+        value: Tensor = start + span * place
+        return (value.exp() if self._log else value).clamp(low, high)

@@ -294,3 +294,33 @@ def test_cost_of_a_set_is_linear_in_its_hyperparameters(kind: Callable[[int], Hy
     build_and_read(1)  # imports
     few, more = (calls(lambda n=n: build_and_read(n)) for n in (100, 400))
     assert more < 5 * few
+
+
+def test_hyperparameters_of_one_family_are_read_as_each_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.rand(3, generator=generator, dtype=torch.float64).tolist() for _ in range(20)]
+    kinds: dict[str, Any] = {}
+    for index, (first, second, third) in enumerate(draws):
+        kinds[f"linear{index}"] = Float(10 * first - 5, 10 * first - 4 + 9 * second)
+        kinds[f"log{index}"] = Float(10 ** (-8 * first), 10 ** (-8 * first) * (2 + 1000 * third), log=True)
+    kinds |= {"half": Float(0.0, None, init=1.0), "whole": Integer(0, 9), "choice": Categorical(("a", "b"), "a")}
+    kinds |= {"to_zero": Float(0.0, 1.0, init=0.1, log=True), "wide": Float(-3e38, -1e38)}
+    hyperparameters = HyperparameterSet(kinds)
+    for dtype, tolerance in ((torch.float32, 2e-6), (torch.float64, 1e-13)):
+        for shape in ((), (3,), (2, 5)):
+            entries = 8 * torch.randn(*shape, len(hyperparameters), generator=generator, dtype=torch.float64)
+            values = hyperparameters.constrain(entries.to(dtype))
+            assert list(values) == list(kinds)
+            for name, kind in kinds.items():
+                alone = kind.read(entries.to(dtype)[..., hyperparameters.slices[name]])
+                torch.testing.assert_close(values[name], alone, rtol=tolerance, atol=tolerance)
+
+
+def test_bounds_are_reached_and_never_passed_when_ranges_are_read_together() -> None:
+    kinds = {"first": Float(0.1, 0.7), "second": Float(-0.3, 1e-3), "third": Float(1e-7, 0.3, log=True)}
+    hyperparameters = HyperparameterSet({**kinds, "fourth": Float(1e-5, 0.1, log=True)})
+    for entry in (-1e4, 1e4):
+        for name, value in hyperparameters.constrain(torch.full((4,), entry)).items():
+            low, high = hyperparameters.specifications[name].bounds or (0, 0)
+            assert torch.tensor(low) <= value <= torch.tensor(high)
+    XX

@@ -76,7 +76,7 @@ class Switch(Hyperparameter):
     def to_python(self, value: Tensor) -> str:
         return self.parts[int(value)]
 
-    def curves(self, name: str, unconstrained: Tensor, scale: Tensor) -> dict[str, float]:
+    def curves(self, name: str, values: Tensor, unconstrained: Tensor, scale: Tensor) -> dict[str, float]:
         margin = (unconstrained[1] - unconstrained[0]).item()
         return {f"value/{name}": self.read(unconstrained).item(), f"margin/{name}": margin}
 

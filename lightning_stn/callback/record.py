@@ -233,9 +233,10 @@ class Recorder:
         hyperparameters = self.hyperparameters
         centre, scale = hyperparameters.unconstrained.cpu().double(), hyperparameters.scale.cpu().double()
         metrics: dict[str, float] = {}
+        values = hyperparameters.constrain(torch.stack([centre, centre - scale, centre + scale]))
         for name, specification in hyperparameters.specifications.items():
             own = hyperparameters.slices[name]
-            curves = specification.curves(name, centre[own], scale[own])
+            curves = specification.curves(name, values[name], centre[own], scale[own])
             metrics |= {f"{PREFIX}{tag}": value for tag, value in curves.items()}
         metrics |= _tagged(SCALE, hyperparameters.labels, scale.tolist())
         metrics[ENTROPY] = hyperparameters.entropy().item()
