@@ -323,4 +323,4 @@ def test_bounds_are_reached_and_never_passed_when_ranges_are_read_together() -> 
         for name, value in hyperparameters.constrain(torch.full((4,), entry)).items():
             low, high = hyperparameters.specifications[name].bounds or (0, 0)
             assert torch.tensor(low) <= value <= torch.tensor(high)
-    XX
+            assert value == pytest.approx(low if entry < 0 else high, rel=1e-5, abs=1e-6)

@@ -114,6 +114,13 @@ class RespondingParameters(BoundModule):
         """Effective parameters at a sample of one row, by name."""
         return {name: self._effective(name, sample) for name in self.responding}
 
+    def move_base(self, sample: Tensor) -> None:
+        """Set the base parameters whose response is this layer's to the effective ones at a sample of one row."""
+        for name in self.responding:
+            if self.owns_response(name):
+                response, gated = self.response_weights(name), self._broadcast_gates(name, sample)
+                self.base_parameter(name).addcmul_(response, gated)
+
     def _effective(self, name: str, sample: Tensor) -> Tensor:
         base, response = self.base_parameter(name), self.response_weights(name)
         gated = self._broadcast_gates(name, sample)

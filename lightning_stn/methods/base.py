@@ -196,9 +196,7 @@ def shift_base(root: nn.Module, hyperparameters: HyperparameterSet, shift: Tenso
     read = hyperparameters.gate_scale * shift.unsqueeze(0)
     with torch.no_grad():
         for layer in _layers(root, hyperparameters):
-            for name, moved in layer.effective_parameters(like(read, layer)).items():
-                if layer.owns_response(name):
-                    layer.base_parameter(name).copy_(moved)
+            layer.move_base(like(read, layer))
 
 
 def _layers(root: nn.Module, hyperparameters: HyperparameterSet) -> Iterator[ResponseLayer]:

@@ -24,7 +24,7 @@ NAMES = sorted(public_names(STNModule, L.LightningModule))
 def test_names_of_the_mixin_are_these() -> None:
     """A further name needs a rule for what a user may do with it."""
     assert [
-        *("convert", "export", "hyperparameters", "infer_batch_size", "parameter_groups", "runs_for"),
+        *("convert", "export", "hyperparameters", "infer_batch_size", "parameter_groups", "runs_for", "sweep"),
         *("training_loss", "validation_loss"),
     ] == NAMES
 
