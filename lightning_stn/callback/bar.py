@@ -1,5 +1,7 @@
-"""The current hyperparameters on the Trainer's progress bar."""
+"""Values of hyperparameters on the Trainer's progress bar."""
 
+from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -13,20 +15,17 @@ MOST = 5
 
 
 class BarValues:
-    """Shows hyperparameters on the progress bar, which asks for them when it refreshes.
+    """Shows values on the progress bar, which asks for them when it refreshes.
 
     The values reach neither `trainer.callback_metrics` nor a logger, and cost nothing without a bar.
 
     Args:
         trainer: the Trainer, with or without a bar.
-        hyperparameters: the set to show.
+        values: returns the values now, natural units, by name; a `Categorical` as its choice.
     """
 
-    def __init__(self, trainer: Trainer, hyperparameters: HyperparameterSet) -> None:
-        self._hyperparameters = hyperparameters
-        self._shown = dict(list(hyperparameters.specifications.items())[:MOST])
-        self._version: int | None = None
-        self._values: dict[str, Value] = {}
+    def __init__(self, trainer: Trainer, values: Callable[[], Mapping[str, Value]]) -> None:
+        self._values = values
         self._bar: ProgressBar | None = trainer.progress_bar_callback
         if self._bar is not None:
             self._before = self._bar.__dict__.get("get_metrics")  # where somebody else shows values in the same way
@@ -42,8 +41,25 @@ class BarValues:
                 self._bar.__dict__["get_metrics"] = self._before
             self._bar = None
 
-    def values(self) -> dict[str, Value]:
-        """The values that are shown, in natural units; a `Categorical` as its choice."""
+    def _get_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {**self._metrics(*args, **kwargs), **dict(islice(self._values().items(), MOST))}
+
+
+class CurrentValues:
+    """The first of the current values of a set, computed again when they have changed.
+
+    Args:
+        hyperparameters: the set.
+    """
+
+    def __init__(self, hyperparameters: HyperparameterSet) -> None:
+        self._hyperparameters = hyperparameters
+        self._shown = dict(list(hyperparameters.specifications.items())[:MOST])
+        self._version: int | None = None
+        self._values: dict[str, Value] = {}
+
+    def __call__(self) -> dict[str, Value]:
+        """The values, natural units, by name."""
         unconstrained = self._hyperparameters.unconstrained
         if self._version != unconstrained._version:
             self._version = unconstrained._version
@@ -53,6 +69,3 @@ class BarValues:
                 for name, specification in self._shown.items()
             }
         return self._values
-
-    def _get_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {**self._metrics(*args, **kwargs), **self.values()}

@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_stn.callback.bar import BarValues
 from lightning_stn.callback.interruption import Bookmark, Place
 from lightning_stn.callback.progress import epoch_is_over, epochs_processed
 from lightning_stn.callback.resume import RunState, Surroundings
@@ -15,9 +16,18 @@ from lightning_stn.manual_optimization import MetricSteps, WeightStep
 class InterruptibleCallback(Callback, ABC):
     """The part of a callback that adds the surroundings of a run to its checkpoints, also after an exception.
 
+    It also keeps the values on the progress bar until the run is over.
+
     A subclass calls `_begin` for a new run, sets a bookmark when training starts, moves it after each batch, validation
     and epoch, and calls `_go_back` on an exception.
     """
+
+    _bar: BarValues | None = None
+
+    def _release_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.release()
+            self._bar = None
 
     def _begin(self) -> None:
         """Forget an earlier run."""

@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_stn.binding import BoundModule, unbind
+from lightning_stn.callback.bar import BarValues
 from lightning_stn.callback.checkpointed_replay import CheckpointedReplay
 from lightning_stn.callback.checks import WeightProgress, check_optimizers
 from lightning_stn.callback.frozen_response import FrozenResponse
@@ -135,6 +136,7 @@ class ScheduleReplay(CheckpointedReplay):
         self._log(trainer)
         surroundings.give_back_streams(trainer)
         self._starts = True
+        self._bar = BarValues(trainer, lambda: self.values)
         self._set_bookmark(trainer, pl_module)
         self._restored = None  # until here a checkpoint would hold the state that was loaded
         end_validation(trainer)
@@ -235,6 +237,7 @@ class ScheduleReplay(CheckpointedReplay):
             self._release(pl_module)
 
     def _release(self, module: LightningModule) -> None:
+        self._release_bar()
         self._schedulers.release(module)
         if self._response is not None:
             self._response.release()

@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_stn.binding import attach_all, unbind
-from lightning_stn.callback.bar import BarValues
+from lightning_stn.callback.bar import BarValues, CurrentValues
 from lightning_stn.callback.checkpointed import CheckpointedCallback
 from lightning_stn.callback.checks import (
     WeightProgress,
@@ -110,7 +110,6 @@ class STNCallback(CheckpointedCallback):
         self._schedulers = SchedulerSettings()
         self._handover = Handover()
         self._starts = False  # whether no training batch of this `fit` is over
-        self._bar: BarValues | None = None
 
     @property
     def phases(self) -> PhaseSchedule:
@@ -179,7 +178,7 @@ class STNCallback(CheckpointedCallback):
         surroundings.give_back_streams(trainer)
         module.hyperparameters.forget_reads()
         self._starts = True
-        self._bar = BarValues(trainer, module.hyperparameters)
+        self._bar = BarValues(trainer, CurrentValues(module.hyperparameters))
         self._bookmark = Bookmark(trainer, module, self._settings.weight_step)
         self._restored = None  # Until here a checkpoint would hold the state that was loaded.
         if self._clock.batches:
@@ -288,11 +287,6 @@ class STNCallback(CheckpointedCallback):
         if stage == "fit":
             _stn(pl_module)._stn_phase = None
             self._release_bar()
-
-    def _release_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.release()
-            self._bar = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Go back to where the run can go on; unbind the sample, drop cached weights, leave eval mode, close files."""

@@ -7,7 +7,7 @@ import pytest
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from support import LitSmall, fit, loader, random_gates, trainer
 
-from lightning_stn import Float, STNCallback
+from lightning_stn import Float, ScheduleReplay, STNCallback
 from lightning_stn.callback.bar import MOST
 
 NAMES = ("dropout", "noise", "length")
@@ -86,3 +86,11 @@ def test_run_without_a_bar_shows_nothing() -> None:
     run, callback = fit(LitSmall())
     assert run.progress_bar_callback is None
     assert len(callback.schedule.rows) > 1
+
+
+def test_bar_shows_the_values_of_a_replay() -> None:
+    bar, replay = Bar(), ScheduleReplay({"dropout": 0.2, "noise": 0.3, "length": 1})
+    run = trainer(replay, bar, enable_progress_bar=True)
+    run.fit(module := LitSmall(), loader(24), loader(16, seed=1))
+    assert {name: bar.shown[0][name] for name in NAMES} == {"dropout": 0.2, "noise": 0.3, "length": 1}
+    assert bar.get_metrics(run, module).keys() & {"own", *NAMES} == {"own"}
