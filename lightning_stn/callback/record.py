@@ -28,8 +28,11 @@ from lightning_stn.decimals import shortest
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.schedule import Row
 
-MOST_ROWS = 4096
-"""Rows beyond which a schedule is thinned: every second row is removed, and from then on every second not recorded."""
+MOST_ROWS, MOST_CELLS = 4096, 2**19
+"""Rows and cells beyond which a schedule is thinned: every second row is removed, and from then on not recorded."""
+
+FEWEST_ROWS = 256
+"""Rows that a schedule may have whatever the number of its cells."""
 
 
 class Mean:
@@ -67,7 +70,7 @@ class Recorder:
     Of a `Categorical` loggers get the index of its choice, and how probably the perturbation draws each choice.
 
     Losses and hypergradients are means over the steps since the last record. Loggers get every record; the schedule has
-    at most `MOST_ROWS` rows, so that neither checkpoints nor the file grow without end.
+    at most `MOST_ROWS` rows and `MOST_CELLS` cells, so that neither checkpoints nor the file grow without end.
 
     Loggers get every value at the step that Lightning counts for `self.log`; see `LoggedSteps`. Rows of the schedule
     count training batches always, as `train_steps` does.
@@ -92,6 +95,8 @@ class Recorder:
         self._hypergradient = Mean()
         self._last: Row | None = None  # of the last record, which the schedule may have left out
         self._records, self._stride = 0, 1  # records so far, and from one row to the next
+        rows = min(MOST_ROWS, max(FEWEST_ROWS, MOST_CELLS // len(self.schedule.columns)))
+        self._most_rows = 2 * (rows // 2)  # even, so that thinning keeps the last of one row more
         self._extra = False  # whether the last row is there because a run ended, and goes when the run goes on
         self._steps = LoggedSteps()
         self.path: Path | None = None
@@ -166,7 +171,7 @@ class Recorder:
             self.schedule.rows.pop()
         self.schedule.append(row)
         self._extra = extra
-        if len(self.schedule) > MOST_ROWS:
+        if len(self.schedule) > self._most_rows:
             self.schedule.thin()
             self._stride *= 2
         for file in self._files:

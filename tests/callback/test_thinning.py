@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger
 from support import LitSmall, loader, trainer
 
-from lightning_stn import ResumableLoader, Schedule, STNCallback
+from lightning_stn import Float, HyperparameterSet, ResumableLoader, Schedule, STNCallback
 from lightning_stn.callback import record
 
 
@@ -78,3 +78,10 @@ def test_state_of_version_1_continues(tmp_path: Path) -> None:
     kept = [row for row in other.schedule.rows if row.step <= 9]
     assert [(row.step, row.values) for row in kept] == [(row.step, row.values) for row in stn.schedule.rows[::2]]
     assert other.schedule.rows[-1].step == 15
+
+
+@pytest.mark.parametrize(("count", "rows"), [(1, 4096), (60, 4096), (256, 1016), (3000, 256)])
+def test_wider_schedules_have_fewer_rows(monkeypatch: pytest.MonkeyPatch, count: int, rows: int) -> None:
+    monkeypatch.setattr(record, "MOST_ROWS", 4096)
+    hyperparameters = HyperparameterSet({f"rate{index}": Float(0.0, 1.0) for index in range(count)})
+    assert record.Recorder(hyperparameters, None)._most_rows == rows  # type: ignore[arg-type]

@@ -25,6 +25,11 @@ DRAWN = {"drawn": True}
 RECURRENT = {"module": {"recurrent": True}}
 End = dict[str, Any]
 STATIC = pytest.param("static", marks=pytest.mark.skipif(lightning_before("2.6"), reason="refused"))
+default_method = pytest.mark.parametrize(
+    "method", ["stn", pytest.param("delta-stn", marks=pytest.mark.slow)], indirect=True
+)
+"""Where processes take half a minute to start, other methods than the default are slow."""
+
 FSDP2 = pytest.mark.skipif(torch.__version__ < "2.7", reason="needs CUDA")
 
 
@@ -136,6 +141,7 @@ def test_clipping_and_accumulation_equal_one_process(one: Path, two: Path) -> No
 
 
 @FSDP2
+@default_method
 @pytest.mark.parametrize("name", ["plain", "direct", "recurrent", "shared"])
 def test_fsdp2_equals_one_process_on_the_whole_batch(
     one: Path, sharded: Path, method: dict[str, Any], name: str
@@ -165,6 +171,7 @@ def test_an_interrupted_run_continues_bit_for_bit(two: Path) -> None:
 
 
 @FSDP2
+@default_method
 def test_an_interrupted_run_of_fsdp2_continues_bit_for_bit(sharded: Path) -> None:
     assert_same(ends(sharded, "resumed"), ends(sharded, "whole"))
 
@@ -218,7 +225,7 @@ def test_a_checkpoint_of_two_ranks_loads_on_one(two: Path) -> None:
     assert torch.isfinite(loaded.export()(inputs)).all()
 
 
-@pytest.mark.parametrize("method", ["stn", pytest.param("delta-stn", marks=pytest.mark.slow)], indirect=True)
+@default_method
 def test_started_processes_hand_state_and_schedule_of_ddp_to_the_process_that_called_fit(
     two: Path, tmp_path: Path, method: dict[str, Any]
 ) -> None:
