@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_stn import Float, STNCallback, STNModule, Warmup
 from lightning_stn.layers import ResponseLayer
+from lightning_stn.specifications import ResponseForm
 
 HYPERPARAMETERS = 7
 WARM = 1
@@ -46,10 +47,10 @@ class Plain(L.LightningModule):
 class Tuned(STNModule):
     """`Plain` with seven hyperparameters: tuned dropout if the network has dropout; the others are idle."""
 
-    def __init__(self, net: nn.Module, dropout: float | None) -> None:
+    def __init__(self, net: nn.Module, dropout: float | None, response: ResponseForm = "full") -> None:
         active = {} if dropout is None else {"dropout": Float(0.0, 0.9, init=dropout)}
         idle = {f"idle_{index}": Float(0.0, 1.0, init=0.3) for index in range(HYPERPARAMETERS - len(active))}
-        super().__init__(hyperparameters={**active, **idle})
+        super().__init__(hyperparameters={**active, **idle}, response=response)
         self.net = self.convert(net, dropout=None if dropout is None else "dropout")
 
     def training_loss(self, batch: Batch, batch_idx: int) -> Tensor:

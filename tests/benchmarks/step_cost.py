@@ -1,7 +1,7 @@
 """Cost of a self-tuning step, in units of a plain Lightning step of the same network.
 
     python tests/benchmarks/step_cost.py [--networks alexnet mlp] [--methods stn delta-stn] [--rounds N] [--batches K]
-        [--threads T] [--quick]
+        [--response gates] [--threads T] [--quick]
 
 Plain and self-tuning runs alternate, a few batches each, in rounds. Each round gives a ratio of median times. A cell is
 the median of the ratios, with their quartiles in brackets. On a CPU the unit is CPU time of the process, which other
@@ -22,6 +22,7 @@ from report import Result, machine, tables
 from runs import Plain, Runner, Tuned
 
 from lightning_stn import DeltaSTN, Scales
+from lightning_stn.specifications import ResponseForm
 
 TRAIN_STEPS = 5
 """Weight steps to a hyperparameter step in the whole run."""
@@ -39,11 +40,13 @@ class Bench:
         runner: starts the runs.
         batches: batches counted in a run.
         cycles: weight and hyperparameter phases in the whole run.
+        response: what layers learn beside their weights.
     """
 
     runner: Runner
     batches: int
     cycles: int
+    response: ResponseForm
     plain: Plain = field(init=False)
     tuned: Tuned = field(init=False)
     plain_export: Plain = field(init=False)
@@ -53,7 +56,7 @@ class Bench:
         torch.manual_seed(0)
         case = self.runner.case
         self.plain = Plain(case.build())
-        self.tuned = Tuned(case.build(), case.dropout)
+        self.tuned = Tuned(case.build(), case.dropout, self.response)
         self.plain_export = Plain(self.tuned.export())
 
     def base(self) -> Seconds:
@@ -158,7 +161,7 @@ def results(options: argparse.Namespace) -> Iterator[Result]:
         try:
             case = CASES[network]
             runner = Runner(case, torch.device(options.device))
-            bench = Bench(runner, case.repeats * options.batches, case.repeats * options.cycles)
+            bench = Bench(runner, case.repeats * options.batches, case.repeats * options.cycles, options.response)
             if "stn" in options.methods:
                 weigh(bench, result)
             measure(bench, options.methods, options.rounds, result)
@@ -172,6 +175,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--response", choices=("full", "gates"), default="full")
     parser.add_argument("--rounds", type=int, default=4, help="repetitions of everything")
     parser.add_argument("--batches", type=int, default=2, help="batches counted in each run")
     parser.add_argument("--cycles", type=int, default=1, help="hyperparameter phases in the whole run")
