@@ -55,8 +55,8 @@ class Watch:
             rescales: whether a scaler answers a gradient that is not finite with a smaller scale; no warning then.
             typical: root mean square of the norms so far; None where it is not known yet.
         """
-        finite = bool(torch.isfinite(hypergradient).all())
         square = float(hypergradient.float().square().sum())
+        finite = math.isfinite(square) or bool(torch.isfinite(hypergradient).all())
         spikes = bool(typical) and not self.in_a_row and math.sqrt(square) > SPIKE * (typical or 0.0)
         if finite and math.isfinite(square) and not spikes:
             self.in_a_row = 0
