@@ -24,7 +24,7 @@ def train(folder: Path, epochs: int, checkpoint: Path | None = None) -> tuple[L.
     stn, module = STNCallback(train_steps=2, warmup=1, lr=0.05, anneal=False, seed=1), LitSmall()
     run = trainer(stn, logger=logger, max_epochs=epochs)
     batches = ResumableLoader(loader(24).dataset, batch_size=8, shuffle=True, seed=0)
-    run.fit(module, batches, loader(16, seed=1), ckpt_path=checkpoint, weights_only=True)
+    run.fit(module, batches, loader(16, seed=1), ckpt_path=checkpoint)
     return run, stn, module
 
 
