@@ -135,7 +135,8 @@ def test_cost_is_counted_in_plain_runs_of_the_same_machine(rows: Path, tmp_path:
 
 def test_readme_gives_the_figures_of_the_committed_results(tmp_path: Path) -> None:
     text = python("import report; report.main()", "--out", str(tmp_path))
-    table = [line for line in text.splitlines() if line.endswith("seeds) |")]
+    summary = text[: text.index("What a schedule is worth")]
+    table = [line for line in summary.splitlines() if line.endswith("seeds) |")]
     readme = (SUITE.parents[1] / "README.md").read_text()
     evidence = readme[readme.index("## Evidence") :]
     rows = [line for line in evidence[: evidence.index("A tie means")].splitlines() if line.startswith("|")][2:]
@@ -145,3 +146,11 @@ def test_readme_gives_the_figures_of_the_committed_results(tmp_path: Path) -> No
         cells = [cell.strip() for cell in theirs.strip("|").split("|")][1:]
         differences = [cell.removesuffix(" (5 seeds)") for cell in (none, guess, untuned)]
         assert [score, cost, *differences] == cells
+    worth = [_cells(line) for line in text[len(summary) :].split("\n\n")[1].splitlines()[2:]]
+    shown = [_cells(line) for line in evidence[evidence.index("What a schedule is worth") :].splitlines()]
+    shown = [cells for cells in shown if len(cells) == 4][2:]
+    assert [cells[1:] for cells in shown[: len(worth)]] == [[c.split(", ")[0] for c in cells[1:]] for cells in worth]
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []

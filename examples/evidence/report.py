@@ -209,7 +209,7 @@ def changes_table(found: Mapping[str, Results]) -> list[str]:
     """What each change of the default method does to the test loss: the change minus the default, paired by seed."""
     lines = [f"| change | {' | '.join(found)} |", "|---" * (1 + len(found)) + "|"]
     for method in METHODS:
-        cells = [_change(by_name, method, DEFAULT) for by_name in found.values()]
+        cells = [_change(by_name, method) for by_name in found.values()]
         if method != DEFAULT and any(cells):
             lines.append(f"| {method} | {' | '.join(cells)} |")
     return lines if len(lines) > 2 else []
@@ -222,7 +222,9 @@ def schedules_table(found: Mapping[str, Results]) -> list[str]:
         return []
     constants, lines = f"{DEFAULT}:final", [f"| network | {' | '.join(shown)} |", "|---" * (1 + len(shown)) + "|"]
     for name in ("none", "best guess", DEFAULT, *(f"{DEFAULT}:{replay}" for replay in REPLAYS)):
-        cells = [_change(by_name, name, constants) for by_name in shown.values()]
+        cells = [
+            _verdict(by_name.get(name, {}), by_name.get(constants, {}), decimals(by_name)) for by_name in shown.values()
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     scores = [
         spread([result.test_loss for result in by_name.get(constants, {}).values()], decimals(by_name))
@@ -232,15 +234,15 @@ def schedules_table(found: Mapping[str, Results]) -> list[str]:
     return [*lines, f"| {constants}, test loss | {' | '.join(scores)} |"]
 
 
-def _change(found: Results, name: str, base: str) -> str:
-    """Mean difference to the base, its 95% interval, and the number of seeds."""
-    change, digits = difference(found.get(name, {}), found.get(base, {})), decimals(found)
+def _change(found: Results, method: str) -> str:
+    """Mean difference, its 95% interval, and the number of seeds."""
+    change, digits = difference(found.get(method, {}), found.get(DEFAULT, {})), decimals(found)
     if change is None:
         return ""
     if change.interval is None:
         return f"{change.mean:+.{digits}f} (1 seed)"
     low, high = change.interval
-    seeds = len(found[name].keys() & found[base].keys())
+    seeds = len(found[method].keys() & found[DEFAULT].keys())
     return f"{change.mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}] ({seeds})"
 
 
