@@ -74,7 +74,8 @@ class Hyperparameter(ABC):
         scale: initial standard deviation of the perturbation, unconstrained units.
         perturb: "example" draws a perturbation for each example, "batch" one for the mini-batch.
         unit: name of the natural unit, for the axes of plots; "" where there is none.
-        kinds: every kind by the name of its class, for files that name kinds; of equal names the last one defined.
+        kinds: every kind by the name of its class, for files that name kinds; of equal names that of this package, or
+            the last one defined.
     """
 
     init: Value
@@ -88,7 +89,9 @@ class Hyperparameter(ABC):
         super().__init_subclass__(**kwargs)
         # A module may save its arguments, so checkpoints may hold specifications.
         torch.serialization.add_safe_globals([cls])
-        Hyperparameter.kinds[cls.__name__] = cls
+        known = Hyperparameter.kinds.get(cls.__name__)
+        if known is None or not known.__module__.startswith("lightning_stn."):
+            Hyperparameter.kinds[cls.__name__] = cls
 
     def __post_init__(self) -> None:
         """Check the perturbation; a kind that defines this method calls this one in it."""

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_stn import Categorical, Float, HyperparameterSet, Integer, Schedule
+from lightning_stn import Categorical, Float, Hyperparameter, HyperparameterSet, Integer, Schedule
 from lightning_stn.schedule import Row, text_file
 
 SPECIFICATIONS = {
@@ -224,3 +225,21 @@ def test_kind_whose_fields_json_does_not_hold_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"fields of 'rate' to be finite numbers.*give other fields to its kind"):
         Schedule({"rate": Odd(0.0, 1.0)})
+
+
+def test_another_class_of_the_same_name_does_not_take_the_place_of_a_kind(path: Path) -> None:
+    class Float(Hyperparameter):
+        pass
+
+    assert Hyperparameter.kinds["Float"] is not Float
+    assert Schedule.load(path).specifications == SPECIFICATIONS
+
+
+def test_kind_of_a_user_is_found_by_its_name(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Doubled(Float):
+        """A further kind."""
+
+    schedule = Schedule({"rate": Doubled(0.0, 1.0)})
+    schedule.save(tmp_path / "schedule.json")
+    assert type(Schedule.load(tmp_path / "schedule.json").specifications["rate"]) is Doubled
