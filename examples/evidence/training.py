@@ -105,12 +105,14 @@ class Run:
         seed: fixes weights, the order of the data, and which examples are drawn.
         folders: data and cache.
         epochs: length of the run; None for the task's.
+        rate: factor of the learning rate of the weights.
     """
 
     task: Task
     seed: int
     folders: Folders
     epochs: int | None = None
+    rate: float = 1.0
 
     @property
     def length(self) -> int:
@@ -165,6 +167,8 @@ class Run:
         self, module: L.LightningModule, callbacks: list[L.Callback], arguments: dict[str, Any], prune: Prune | None
     ) -> dict[str, Any]:
         train, valid, test = self.task.loaders(self.seed, self.folders)
+        if self.rate != 1.0:
+            module.optimizer = partial(_at_rate, module.optimizer, self.rate)  # type: ignore[assignment, arg-type]
         trainer = L.Trainer(
             max_epochs=self.length,
             callbacks=[*callbacks, best := BestEpoch(prune)],
@@ -202,6 +206,14 @@ class Run:
         derived = {"perplexity": math.exp(min(loss, 700.0)), "rmse": math.sqrt(loss)}
         metric = self.task.metric
         return {"loss": loss, metric: derived.get(metric, scores.get(f"test_{metric}"))}
+
+
+def _at_rate(build: Callable[[], torch.optim.Optimizer], factor: float) -> torch.optim.Optimizer:
+    """The optimiser of a task, with another learning rate."""
+    optimizer = build()
+    for group in optimizer.param_groups:
+        group["lr"] *= factor
+    return optimizer
 
 
 def provenance() -> dict[str, Any]:

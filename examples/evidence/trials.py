@@ -6,7 +6,7 @@ earlier trials, a control the run whose final values it takes.
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -52,14 +52,20 @@ class Entry(Protocol):
 
 @dataclass(frozen=True)
 class Baseline:
-    """A plain run at constants."""
+    """A plain run at constants.
+
+    Args:
+        constants: of a task.
+        rate: factor of the learning rate of the weights.
+    """
 
     constants: Callable[[Task], Constants]
+    rate: float = 1.0
     searches: bool = False
 
     def train(self, place: Place) -> Row:
         """Train at the constants."""
-        return place.run.plain(self.constants(place.run.task))
+        return replace(place.run, rate=self.rate).plain(self.constants(place.run.task))
 
 
 def guess(fraction: float) -> Callable[[Task], Constants]:
@@ -180,12 +186,14 @@ class Method:
             None for the method's own rule.
         response: argument of `STNModule`.
         start: the guess from which the run starts; see `at_fraction`.
+        rate: factor of the learning rate of the weights.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
     travel: float | None = None
     response: ResponseForm = "full"
     start: float = 0.1
+    rate: float = 1.0
     searches: bool = False
 
     def train(self, place: Place) -> Row:
@@ -198,7 +206,7 @@ class Method:
         if self.travel is not None:
             steps = run.batches * 0.9 / settings.get("train_steps", PhaseSchedule().train_steps)
             settings["lr"] = min(self.travel / steps, 0.1)
-        return run.tuned(settings, start, self.response, keep)
+        return replace(run, rate=self.rate).tuned(settings, start, self.response, keep)
 
 
 def _schedule_file(place: Place) -> Path:
@@ -305,6 +313,7 @@ METHODS: dict[str, Method] = {
     "late-start": Method({"warmup": Warmup(5, "epochs")}),
     "from-0.2": Method(start=0.2),
     "from-0.05": Method(start=0.05),
+    "double-rate": Method(rate=2.0),
 }
 """Self-tuned runs: `stn` with all defaults, Delta-STN, the first version, and `stn` with one setting changed."""
 
@@ -324,6 +333,7 @@ REPLAYS: dict[str, dict[str, Any]] = {
 
 WHAT: dict[str, Entry] = {
     **{name: Baseline(constants) for name, constants in BASELINES.items()},
+    **{f"{name}-double-rate": Baseline(BASELINES[name], rate=2.0) for name in ("none", "guess-0.1", "guess-0.3")},
     **SEARCHES,
     **METHODS,
     **{
