@@ -46,7 +46,7 @@ class ScheduleReplay(CheckpointedReplay):
     `Trainer(log_every_n_steps)` steps; of a choice its index.
 
     A run is resumed from a checkpoint as with `STNCallback`: exactly with a `ResumableLoader`. Gradients that a module
-    accumulates in manual optimisation of its own are not saved.
+    accumulates in its manual optimisation are not saved.
 
     Args:
         values: a `Schedule`; the path of a stored one, JSON or CSV; or constants by name, natural units. A

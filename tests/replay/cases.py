@@ -27,7 +27,7 @@ def recorded(length: int = BATCHES * EPOCHS) -> Schedule:
 
 
 class Plain(L.LightningModule):
-    """A module without hyperparameters of its own."""
+    """A module that has no hyperparameters itself."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
