@@ -230,14 +230,16 @@ class Float(_Ranged):
 
     @property
     def family(self) -> Hashable | None:
-        """Ranges with two bounds, on a linear or a logarithmic scale."""
-        return (
-            (Float, self.log) if self.low is not None and self.high is not None and (self.low or not self.log) else None
-        )
+        """Ranges with two bounds, on a linear or a logarithmic scale; on the latter zero is no bound.
+
+        A subclass may read its entries in another way, and is read alone.
+        """
+        bounded = self.low is not None and self.high is not None and (not self.log or self.low > 0)
+        return (Float, self.log) if bounded and type(self) is Float else None
 
     def read_together(self, specifications: Sequence[Hyperparameter]) -> ReadTogether:
         """Reads ranges with two bounds; see `Hyperparameter.read_together`."""
-        return BoundedRanges([one.bounds or (0.0, 1.0) for one in specifications], self.log)
+        return BoundedRanges([cast(Float, one).bounds for one in specifications], self.log)
 
     def between(self, before: float, after: float, share: float) -> float:
         """A value between two, linear in unconstrained units."""

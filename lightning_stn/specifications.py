@@ -274,8 +274,7 @@ class Hyperparameter(ABC):
     def curves(self, name: str, values: Tensor, unconstrained: Tensor, scale: Tensor) -> dict[str, float]:
         """Scalars to log of the hyperparameter `name`, by tag: the value, and one scale below and above it.
 
-        A kind with one entry logs its place, too: how far along its range it is, in [0, 1].
-
+        A number with one entry logs its place, too: how far along its range it is, in [0, 1].
 
         Args:
             name: name of the hyperparameter.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,11 +82,16 @@ class BoundedRanges:
         self._numbers = [starts, spans, *zip(*bounds, strict=True)]
         self._tensors: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the tensors, whose device a copy may not have."""
+        return {**vars(self), "_tensors": {}}
+
     def __call__(self, unconstrained: Tensor) -> Tensor:
         """Natural units, `[..., k]`, of entries `[..., k]`, unconstrained units."""
         key = unconstrained.device, unconstrained.dtype
         if key not in self._tensors:
-            self._tensors[key] = torch.tensor(self._numbers, dtype=key[1], device=key[0])
+            with torch.inference_mode(False):  # tensors that are made in inference mode cannot be differentiated with
+                self._tensors[key] = torch.tensor(self._numbers, dtype=key[1], device=key[0])
         start, span, low, high = self._tensors[key]
         place: Tensor = _SIGMOID(unconstrained)
         value: Tensor = start + span * place

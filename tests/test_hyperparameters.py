@@ -2,6 +2,7 @@ import copy
 import pickle
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -324,3 +325,24 @@ def test_bounds_are_reached_and_never_passed_when_ranges_are_read_together() -> 
             low, high = hyperparameters.specifications[name].bounds or (0, 0)
             assert torch.tensor(low) <= value <= torch.tensor(high)
             assert value == pytest.approx(low if entry < 0 else high, rel=1e-5, abs=1e-6)
+
+
+def test_subclass_that_reads_in_another_way_is_read_alone() -> None:
+    @dataclass(frozen=True)
+    class Halved(Float):
+        def constrain(self, unconstrained: torch.Tensor) -> torch.Tensor:
+            return super().constrain(unconstrained) / 2
+
+    hyperparameters = HyperparameterSet({"whole": Float(0.0, 0.8), "half": Halved(0.0, 0.8), "other": Float(0.0, 0.8)})
+    values = hyperparameters.constrain(torch.zeros(3))
+    assert [value.item() for value in values.values()] == pytest.approx([0.4, 0.2, 0.4])
+
+
+def test_ranges_that_were_first_read_in_inference_mode_can_be_differentiated() -> None:
+    hyperparameters = HyperparameterSet({"first": Float(0.0, 0.8), "second": Float(0.1, 0.5)})
+    with torch.inference_mode():
+        hyperparameters.constrain(torch.zeros(2))
+    entries = torch.zeros(2, requires_grad=True)
+    values = torch.stack(list(hyperparameters.constrain(entries).values()))
+    (gradient,) = torch.autograd.grad(values.sum(), entries)
+    assert gradient.tolist() == pytest.approx([0.2, 0.1])

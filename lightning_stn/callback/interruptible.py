@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_stn.callback.bar import BarValues
@@ -69,6 +70,11 @@ class InterruptibleCallback(Callback, ABC):
         if self._interruption.inexact:
             rank_zero_info(f"A run that is resumed from here will not be exact: {self._interruption.inexact}.")
         self._bookmark = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the validation after a batch is over."""
+        if self._bookmark is not None and trainer.state.fn == TrainerFn.FITTING:
+            self._bookmark.place(trainer, validated=True)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the surroundings of the run to the state that Lightning has put into the checkpoint."""

@@ -200,11 +200,6 @@ class ScheduleReplay(CheckpointedReplay):
                 "augmentations, or set attributes by ScheduleReplay(attributes={...})."
             )
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that the validation after a batch is over."""
-        if self._bookmark is not None and trainer.state.fn == TrainerFn.FITTING:
-            self._bookmark.place(trainer, validated=True)
-
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Step the schedulers that follow a metric of the epoch; unbind the values of an epoch that ended early."""
         if isinstance(pl_module, STNModule):

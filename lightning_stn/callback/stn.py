@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_stn.binding import attach_all, unbind
@@ -258,11 +257,6 @@ class STNCallback(CheckpointedCallback):
         if self._recorder.is_due(trainer):
             self._recorder.record(trainer, self._clock.batches, self._clock.epoch)
             self._phase.watch.look()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that the validation after a batch is over."""
-        if self._bookmark is not None and trainer.state.fn == TrainerFn.FITTING:
-            self._bookmark.place(trainer, validated=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Step the schedulers that follow a metric of the epoch; unbind the sample of an epoch that ended early."""

@@ -8,12 +8,11 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
-from strategies.worker import BATCHES, EPOCHS, STRATEGIES, WHOLE_BATCH, Stop, _whole, dataset, main
+from strategies.worker import BATCHES, EPOCHS, STRATEGIES, WHOLE_BATCH, Stop, _whole, dataset, main, shard
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_stn import Float, Gaussian, ResumableLoader, Schedule, ScheduleReplay, STNModule, regularizers
-from lightning_stn.layers import ResponseLayer
 from lightning_stn.schedule import Row
 
 KINDS = {"gain": Float(0.0, None, init=0.5), "dropout": Float(0.0, 0.9, init=0.1)}
@@ -50,13 +49,7 @@ class Sharded(Tuned):
     """`Tuned` for FSDP2."""
 
     def configure_model(self) -> None:
-        from torch.distributed.fsdp import fully_shard
-
-        assert self.device_mesh is not None
-        for layer in self.net.modules():
-            if isinstance(layer, ResponseLayer):
-                fully_shard(layer, mesh=self.device_mesh["data_parallel"])
-        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+        shard(self.net, self.device_mesh)
 
 
 class Plain(L.LightningModule):

@@ -103,17 +103,21 @@ class Lit(STNModule):
         return torch.optim.Adam(self.parameters(), lr=0.01)
 
 
+def shard(net: nn.Module, mesh: Any) -> None:
+    """Shard a converted network by FSDP2, layer by layer."""
+    from torch.distributed.fsdp import fully_shard
+
+    for layer in net.modules():
+        if isinstance(layer, ResponseLayer):
+            fully_shard(layer, mesh=mesh["data_parallel"])
+    fully_shard(net, mesh=mesh["data_parallel"])
+
+
 class Sharded(Lit):
     """`Lit` for FSDP2: converted in the constructor, sharded in `configure_model`."""
 
     def configure_model(self) -> None:
-        from torch.distributed.fsdp import fully_shard
-
-        assert self.device_mesh is not None
-        for layer in self.net.modules():
-            if isinstance(layer, ResponseLayer):
-                fully_shard(layer, mesh=self.device_mesh["data_parallel"])
-        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+        shard(self.net, self.device_mesh)
 
 
 class ByExample(STNCallback):
