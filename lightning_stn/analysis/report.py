@@ -3,6 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
+from lightning_stn.schedule.tables import describe
+
 Cell = float | str
 """A number, or text."""
 
@@ -59,8 +61,3 @@ def markdown(rows: Sequence[Mapping[str, Cell]]) -> str:
         "-" * (width + 1) + (":" if numeric[column] else "-") for width, column in zip(widths, columns, strict=True)
     )
     return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
-
-
-def describe(cell: Cell) -> str:
-    """A cell as text; a number has at most four digits."""
-    return cell if isinstance(cell, str) else f"{cell:.4g}"
