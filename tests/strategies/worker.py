@@ -3,6 +3,8 @@
 All noise is a function of the example, so that two ranks with half a batch each see the noise that one process sees.
 """
 
+import atexit
+import multiprocessing
 import os
 import signal
 import socket
@@ -199,7 +201,7 @@ def train(
     if "weight_step" in stn:
         settings["weight_step"] = WeightStep(**stn["weight_step"])
     stn_callback = ByExample(**settings)
-    callbacks: list[L.Callback] = [stn_callback]
+    callbacks: list[L.Callback] = [stn_callback, EndsGroup()]
     callbacks += [] if stop is None else [Stop(stop, kill)]
     if stop_one is not None:
         on_exception = OnExceptionCheckpoint(folder / name)
@@ -289,6 +291,20 @@ def ends(folder: Path, name: str, ranks: int = 2) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 
+def end_group() -> None:
+    """End the process group, whose threads may still run when the interpreter ends, which then aborts."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+class EndsGroup(L.Callback):
+    """Ends the process group of a process that `trainer.fit` has started, when its interpreter ends."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if multiprocessing.parent_process() is not None:
+            atexit.register(end_group)
+
+
 def main(train: Callable[..., None]) -> None:
     """Run the jobs of this process."""
     warnings.simplefilter("ignore")
@@ -296,9 +312,7 @@ def main(train: Callable[..., None]) -> None:
     place = Path(sys.argv[1])
     for job in torch.load(place / "jobs.pt"):
         train(place, **job)
-    # Without this the threads of a process group may still run when the interpreter ends, which then aborts.
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    end_group()
 
 
 if __name__ == "__main__":
