@@ -313,7 +313,6 @@ METHODS: dict[str, Method] = {
     "late-start": Method({"warmup": Warmup(5, "epochs")}),
     "from-0.2": Method(start=0.2),
     "from-0.05": Method(start=0.05),
-    "double-rate": Method(rate=2.0),
 }
 """Self-tuned runs: `stn` with all defaults, Delta-STN, the first version, and `stn` with one setting changed."""
 
@@ -331,11 +330,15 @@ REPLAYS: dict[str, dict[str, Any]] = {
 }
 """For each method `<method>:<replay>`: its schedule, or noise around its final values, in a plain network."""
 
+FACTORS = (0.25, 0.5, 2, 4)
+"""Other learning rates of the weights, in units of the task's: `<baseline or method>:rate-<factor>`."""
+
 WHAT: dict[str, Entry] = {
     **{name: Baseline(constants) for name, constants in BASELINES.items()},
-    **{f"{name}-double-rate": Baseline(BASELINES[name], rate=2.0) for name in ("none", "guess-0.1", "guess-0.3")},
+    **{f"{name}:rate-{factor}": Baseline(BASELINES[name], factor) for name in BASELINES for factor in FACTORS},
     **SEARCHES,
     **METHODS,
+    **{f"{name}:rate-{factor}": replace(METHODS[name], rate=factor) for name in METHODS for factor in FACTORS},
     **{
         f"{method}:{name}": Control(method, values, converted)
         for method in METHODS
