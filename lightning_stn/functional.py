@@ -82,12 +82,29 @@ def gate(sample: Tensor, gates: Tensor) -> Tensor:
     Returns:
         `[n, o]`, in the precision of `gates`.
     """
-    kind = gates.device.type
+    return _without_autocast(F.linear, sample.to(gates.dtype), gates)
+
+
+def gate_row(sample: Tensor, gates: Tensor) -> Tensor:
+    """Gate values `V h` of a sample of one row, in fewer operators than `gate`.
+
+    Args:
+        sample: `h`, `[1, h]`, unconstrained units, counted from the centre of the response.
+        gates: `V`, `[o, h]`.
+
+    Returns:
+        `[o]`, in the precision of `gates`.
+    """
+    return _without_autocast(torch.mv, gates, sample[0].to(gates.dtype))
+
+
+def _without_autocast(product: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
+    """A product in full precision: autocast would round `h`, and so lose the small steps of the hyperparameters."""
+    kind = a.device.type
     if not torch.is_autocast_enabled(kind):  # entering a context costs as much as the product
-        return F.linear(sample.to(gates.dtype), gates)
-    # Autocast would round `h`, and so lose the small steps of the hyperparameters.
+        return product(a, b)
     with torch.autocast(kind, enabled=False):
-        return F.linear(sample.to(gates.dtype), gates)
+        return product(a, b)
 
 
 def effective_parameter(base: Tensor, response: Tensor, gated: Tensor) -> Tensor:

@@ -157,7 +157,7 @@ class AffineResponse(ResponseLayer):
         weight, bias = self.weight, self.bias
         return functional.with_gate_gradient(
             self.affine(input, weight.detach(), None if bias is None else bias.detach(), *args, **kwargs),
-            self.gated("weight", self._hyperparameters.bound_sample())[0] if "weight" in self.responding else None,
+            self.gated_row("weight", self._hyperparameters.bound_sample()) if "weight" in self.responding else None,
             bias if "bias" in self.responding else None,
             input,
             self.response_weights("weight") if "weight" in self.responding else weight,

@@ -110,6 +110,10 @@ class RespondingParameters(BoundModule):
         """`V h_n` of one parameter, `[n, o]`."""
         return functional.gate(sample, self.gate_weights(name))
 
+    def gated_row(self, name: str, sample: Tensor) -> Tensor:
+        """`V h` of one parameter at a sample of one row, `[o]`."""
+        return functional.gate_row(sample, self.gate_weights(name))
+
     def effective_parameters(self, sample: Tensor) -> dict[str, Tensor]:
         """Effective parameters at a sample of one row, by name."""
         return {name: self._effective(name, sample) for name in self.responding}
@@ -135,10 +139,10 @@ class RespondingParameters(BoundModule):
         owner, own = self.response_owner(name)
         attributes = owner.__dict__
         if "_reads_base" in attributes:
-            return owner.broadcast_gates(own, owner.gated(own, sample)[0])
+            return owner.broadcast_gates(own, owner.gated_row(own, sample))
         attributes["_reads_base"] = True  # by hand, since a context manager costs as much as the gates
         try:
-            return owner.broadcast_gates(own, owner.gated(own, sample)[0])
+            return owner.broadcast_gates(own, owner.gated_row(own, sample))
         finally:
             del attributes["_reads_base"]
 
