@@ -166,7 +166,22 @@ class AffineResponse(ResponseLayer):
         )
 
     def forward_per_example(self, sample: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Compute base and response products side by side, and gate the second by example and channel."""
+        """Compute base and response products side by side, and gate the second by example and channel.
+
+        With gates alone both products are one.
+        """
+        if self.responds_as_itself("weight") and not self.gates_elsewhere("weight"):
+            return self._forward_gated(sample, input, *args, **kwargs)
         output = self.affine(input, self.weight, self.bias, *args, **kwargs)
         self._check_rows(sample, input, output)
         return self._respond(output, output, sample, input, *args, **kwargs)
+
+    def _forward_gated(self, sample: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """`(1 + V h_n) * (W x) + b + (C h_n) * r`."""
+        product = self.affine(input, self.weight, None, *args, **kwargs)
+        self._check_rows(sample, input, product)
+        output = product
+        if self.bias is not None:
+            output = output + functional.align(self.bias.expand(len(sample), -1), output, self.channel_dim)
+        gates = functional.align(self.gated("weight", sample), output, self.channel_dim)
+        return self._shift(torch.addcmul(output, gates, product), product, sample)

@@ -199,23 +199,43 @@ class ResponseMultiheadAttention(InnerDropout, nn.MultiheadAttention):
         """`W x + b + (V h_n) * (R x) + (C h_n) * r` for some rows of weight and bias."""
         base = getattr(self, weight)[rows]
         bias = None if self.in_proj_bias is None else self.in_proj_bias[bias_rows]
+        product: Tensor | None
         if not self._linear:
-            return self._respond(F.linear(input, base, bias), sample, input, weight, rows, bias_rows)
+            if self.responds_as_itself(weight):
+                product = F.linear(input, base)
+                start = product if bias is None else product + bias
+            else:
+                product, start = self._response_product(input, weight, rows), F.linear(input, base, bias)
+            return self._respond(start, sample, product, weight, rows, bias_rows)
         primal, tangent = dual.parts(input)
         output = F.linear(primal, base, bias)
         with torch.no_grad():
             tangent = None if tangent is None else F.linear(tangent, base)
-        response = self._respond(output.new_zeros(()), sample, primal.detach(), weight, rows, bias_rows)
+        product = self._response_product(primal.detach(), weight, rows)
+        response = self._respond(output.new_zeros(()), sample, product, weight, rows, bias_rows)
         return dual.respond(output, tangent, response, may_modify=True)
 
+    def _response_product(self, input: Tensor, weight: str, rows: slice) -> Tensor | None:
+        """`R x` for some rows of the weight; None where the weight does not respond."""
+        return F.linear(input, self.response_weights(weight)[rows]) if weight in self.responding else None
+
     def _respond(
-        self, start: Tensor, sample: Tensor, input: Tensor, weight: str, rows: slice, bias_rows: slice
+        self, start: Tensor, sample: Tensor, product: Tensor | None, weight: str, rows: slice, bias_rows: slice
     ) -> Tensor:
-        """`start + (V h_n) * (R x) + (C h_n) * r` for some rows of weight and bias."""
+        """`start + (V h_n) * (R x) + (C h_n) * r` for some rows of weight and bias.
+
+        Args:
+            start: broadcasts with the result.
+            sample: `h`.
+            product: `R x`; None where the weight does not respond.
+            weight: name of the weight.
+            rows: of the weight.
+            bias_rows: of the bias.
+        """
         time_dim = 1 if self.batch_first else 0
-        if weight in self.responding:
+        if product is not None:
             gates = functional.gate(sample, self.gate_weights(weight)[rows]).unsqueeze(time_dim)
-            start = torch.addcmul(start, gates, F.linear(input, self.response_weights(weight)[rows]))
+            start = torch.addcmul(start, gates, product)
         if "in_proj_bias" in self.responding:
             shift = self.gated("in_proj_bias", sample) * self.response_weights("in_proj_bias")
             start = start + shift[:, bias_rows].unsqueeze(time_dim)

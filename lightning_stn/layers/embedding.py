@@ -57,7 +57,9 @@ class ResponseEmbedding(ResponseLayer, nn.Embedding):
         if self._hyperparameters is None or self._hyperparameters.at_centre:
             return base
         rows = self.gated("weight", self._hyperparameters.bound_sample())
-        response = self._look_up(input, self.response_weights("weight"))
+        response = base
+        if not self.responds_as_itself("weight"):
+            response = self._look_up(input, self.response_weights("weight"))
         shared = input.dim() > 1 and len(input) == 1  # such as positions, `[1, t]`, which all examples share
         if len(rows) > 1 and not shared and (base.dim() < 2 or len(base) != len(rows)):
             raise self.rows_error(rows, input)

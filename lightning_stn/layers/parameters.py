@@ -86,6 +86,10 @@ class RespondingParameters(BoundModule):
                 return torch.ones_like(base)
         return base.detach() if self._linear else base  # The base weights learn outside the tangent alone.
 
+    def responds_as_itself(self, name: str) -> bool:
+        """Whether `R` of one parameter is the parameter itself, so that `W x` serves as `R x`."""
+        return name in self.responding and self.response_weights(name) is self.base_parameter(name)
+
     def gate_weights(self, name: str) -> Tensor:
         """`V` of one parameter, `[o, h]`."""
         gates = self._parameters[added_names(name)[1]]

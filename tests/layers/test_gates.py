@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from layers.cases import CASES as LAYERS
 from layers.recurrent_cases import CASES as RECURRENT
 from support import METHODS, LitSmall, fit, response_layers
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_stn import Float, HyperparameterSet, STNCallback, convert
 from lightning_stn.binding import bind
@@ -144,6 +146,31 @@ def test_gates_alone_equal_a_full_response_of_the_weights(plain: Any, call: Call
     assert got.keys() == wanted.keys()
     for name in wanted:
         torch.testing.assert_close(got[name], wanted[name], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("plain", "input"),
+    [
+        (lambda: nn.Linear(64, 48), torch.randn(N, 64, dtype=torch.float64)),
+        (lambda: nn.Conv2d(8, 16, 3), torch.randn(N, 8, 9, 9, dtype=torch.float64)),
+        (lambda: nn.ConvTranspose1d(8, 16, 3), torch.randn(N, 8, 9, dtype=torch.float64)),
+        (lambda: nn.MultiheadAttention(64, 4, batch_first=True), torch.randn(N, 9, 64, dtype=torch.float64)),
+    ],
+    ids=["linear", "conv", "transposed", "attention"],
+)
+def test_gates_alone_take_no_second_product_for_rows_per_example(plain: Any, input: Tensor) -> None:
+    gates, full = pair(plain, N)
+    sample = torch.randn(N, H, dtype=torch.float64)
+    inputs = [input] * (3 if isinstance(gates, nn.MultiheadAttention) else 1)
+    counts = []
+    contexts = (nullcontext(), *(bind(set_of(net), sample) for net in (gates, full)))
+    for net, context in zip((plain().double(), gates, full), contexts, strict=True):
+        with context, FlopCounterMode(display=False) as counter:
+            net(*inputs)
+        counts.append(counter.get_total_flops())
+    plain_count, by_gates, by_weights = counts
+    assert plain_count < by_gates < 1.1 * plain_count
+    assert by_weights > 1.5 * plain_count
 
 
 @every_layer
