@@ -82,4 +82,4 @@ if __name__ == "__main__":
     check_installation()
     with tempfile.TemporaryDirectory() as name:
         check_training(Path(name))
-    print(f"lightning_stn {lightning_stn.__version__} in {sys.prefix}, Python {sys.version.split()[0]}: installed, trains")
+    print(f"lightning_stn {lightning_stn.__version__} in {sys.prefix}, Python {sys.version.split()[0]}: ok")
