@@ -16,7 +16,7 @@ from lightning_stn.resumable import ResumableLoader
 from lightning_stn.schedule import Schedule
 from lightning_stn.specifications import Hyperparameter
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "STN",
