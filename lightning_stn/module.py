@@ -22,6 +22,7 @@ from lightning_stn.methods import parameter_groups
 from lightning_stn.methods.base import check_loss, end_forward
 from lightning_stn.passes import Pass
 from lightning_stn.results import Results
+from lightning_stn.schedule.handover import Handover
 from lightning_stn.specifications import Hyperparameter, ResponseForm
 from lightning_stn.weight_phase import WeightPhase
 
@@ -76,6 +77,7 @@ class STNModule(Results, CachedEvaluation):
         super().__init__(*args, **kwargs)
         self.automatic_optimization = False
         self.hyperparameters = HyperparameterSet(hyperparameters, response=response)
+        self._stn_handover = Handover()
         self._stn_phase: WeightPhase | None = None
         self._stn_muted = False
         self._stn_outputs: dict[str, Any] = {}
