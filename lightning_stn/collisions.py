@@ -9,8 +9,9 @@ from torch import nn
 
 
 def public_names(mixin: type, plain: type) -> frozenset[str]:
-    """The public names that a mixin adds to a plain class."""
-    names = {*vars(mixin), *inspect.get_annotations(mixin)}
+    """The public names that a mixin and its bases add to a plain class."""
+    bases = [base for base in mixin.__mro__ if base not in plain.__mro__]
+    names = {name for base in bases for name in (*vars(base), *inspect.get_annotations(base))}
     return frozenset(name for name in names if not name.startswith("_") and not hasattr(plain, name))
 
 
@@ -29,7 +30,7 @@ def check_class(kind: type, mixin: type, plain: type) -> None:
     _check_order(kind, mixin, plain)
     names = sorted(public_names(mixin, plain))
     _check_definitions(kind, mixin, names)
-    _check_hidden(kind, mixin, plain, names)
+    _check_hidden(kind, mixin, names)
 
 
 def _check_order(kind: type, mixin: type, plain: type) -> None:
@@ -61,10 +62,15 @@ def _check_definitions(kind: type, mixin: type, names: list[str]) -> None:
 def _may_define(value: Any, mixin: type, name: str) -> bool:
     wrapped = isinstance(value, staticmethod | classmethod | functools.partialmethod)
     is_method = wrapped or (callable(value) and not isinstance(value, nn.Module))
-    return inspect.isfunction(vars(mixin).get(name)) and is_method
+    return inspect.isfunction(_member(mixin, name)) and is_method
 
 
-def _check_hidden(kind: type, mixin: type, plain: type, names: list[str]) -> None:
+def _member(mixin: type, name: str) -> Any:
+    """What a mixin or a base of it has under a name; None for a name that is annotated only."""
+    return inspect.getattr_static(mixin, name, None)
+
+
+def _check_hidden(kind: type, mixin: type, names: list[str]) -> None:
     """Check that no base behind the mixin defines a name of the mixin, unless a class in front says what it means."""
     place = kind.__mro__.index(mixin)
     front, behind = kind.__mro__[:place], kind.__mro__[place + 1 :]
@@ -73,12 +79,12 @@ def _check_hidden(kind: type, mixin: type, plain: type, names: list[str]) -> Non
         for name in names
         if not any(name in vars(base) for base in front)
         for base in reversed(behind)
-        if name in vars(base) and base not in plain.__mro__
+        if name in vars(base) and base not in mixin.__mro__
     }
     if not hidden:
         return
     advice = "Give each another name there"
-    methods = [(name, base) for name, base in hidden.items() if inspect.isfunction(vars(mixin).get(name))]
+    methods = [(name, base) for name, base in hidden.items() if inspect.isfunction(_member(mixin, name))]
     if methods:
         name, base = methods[0]
         advice += f", or say in {kind.__name__} which counts: define {name} there, or write {name} = "
@@ -98,7 +104,7 @@ def check_assignment(owner: Any, mixin: type, name: str, value: Any) -> None:
     annotation = inspect.get_annotations(mixin).get(name)
     if isinstance(annotation, type) and isinstance(value, annotation):
         return
-    method = vars(mixin).get(name)
+    method = _member(mixin, name)
     if inspect.isfunction(method) and _has_parameters_of(value, method):
         return
     raise TypeError(
@@ -125,7 +131,7 @@ def _meanings(mixin: type, names: Iterable[str]) -> str:
 
 
 def _meaning(mixin: type, name: str) -> str:
-    member = vars(mixin).get(name)
+    member = _member(mixin, name)
     if inspect.isfunction(member):
         parameters = [one for one in inspect.signature(member).parameters if one != "self"]
         return f"{name}({', '.join(parameters)}) is its method"

@@ -1,7 +1,7 @@
 """`STNModule`: the two losses of a self-tuning network."""
 
 import inspect
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -10,25 +10,24 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
-from lightning_stn.analysis import Sweep, sweep
 from lightning_stn.binding import bind_weight_phase, unbind
 from lightning_stn.checkpoint import check_before_loading, save_hyperparameters
 from lightning_stn.collisions import check_assignment, check_class, public_names
-from lightning_stn.convert import convert
+from lightning_stn.convert import Network, convert
 from lightning_stn.evaluation import CachedEvaluation, evaluate
-from lightning_stn.export import export
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.inherited import accepted, inherited, own_arguments
-from lightning_stn.layers import ResponseLayer
 from lightning_stn.manual_optimization import check_arguments, save_checkpoints_by_time
 from lightning_stn.methods import parameter_groups
 from lightning_stn.methods.base import check_loss, end_forward
 from lightning_stn.passes import Pass
+from lightning_stn.results import Results
+from lightning_stn.schedule.handover import Handover
 from lightning_stn.specifications import Hyperparameter, ResponseForm
 from lightning_stn.weight_phase import WeightPhase
 
 
-class STNModule(CachedEvaluation):
+class STNModule(Results, CachedEvaluation):
     """A LightningModule that tunes its own hyperparameters while it trains, together with `STNCallback`.
 
     Works as the only base, and in front of an existing module, `class Tuned(STNModule, ExistingLitModule)`, whose
@@ -78,6 +77,7 @@ class STNModule(CachedEvaluation):
         super().__init__(*args, **kwargs)
         self.automatic_optimization = False
         self.hyperparameters = HyperparameterSet(hyperparameters, response=response)
+        self._stn_handover = Handover()
         self._stn_phase: WeightPhase | None = None
         self._stn_muted = False
         self._stn_outputs: dict[str, Any] = {}
@@ -116,54 +116,16 @@ class STNModule(CachedEvaluation):
 
     def convert(
         self,
-        net: nn.Module,
+        net: Network,
         *,
         dropout: str | None = None,
         drop_path: str | None = None,
         zero_rates: bool = False,
         exclude: Collection[str | type[nn.Module]] = (),
-    ) -> nn.Module:
+    ) -> Network:
         """Let a network's layers respond to this module's hyperparameters; see `lightning_stn.convert.convert`."""
         rates = {"dropout": dropout, "drop_path": drop_path}
         return convert(net, self.hyperparameters, **rates, zero_rates=zero_rates, exclude=exclude)
-
-    def export(self, net: nn.Module | None = None) -> nn.Module:
-        """A plain copy of a converted network at the current hyperparameters; see `lightning_stn.export.export`.
-
-        A checkpoint of this module loads into this class alone. For the plain module that it was derived from, load it
-        here first: `plain.net.load_state_dict(Tuned.load_from_checkpoint(path).export().state_dict())`.
-
-        Args:
-            net: the network; None for the only one that this module holds.
-
-        Raises:
-            ValueError: there is none, or there are several and `net` does not say which.
-        """
-        if net is not None:
-            return export(net)
-        converted = {
-            name: child
-            for name, child in self.named_children()
-            if any(isinstance(module, ResponseLayer) for module in child.modules())
-        }
-        if len(converted) != 1:
-            raise ValueError(
-                f"Expected one converted network, got {list(converted)}; say which, as in "
-                f"export(self.{next(iter(converted), 'net')})."
-            )
-        return export(*converted.values())
-
-    def sweep(
-        self,
-        loader: Iterable[Any],
-        names: str | Sequence[str] | None = None,
-        *,
-        points: int = 21,
-        width: float = 2.0,
-        batches: int | None = None,
-    ) -> Sweep:
-        """The validation loss as a function of each hyperparameter; see `lightning_stn.analysis.sweep`."""
-        return sweep(self, loader, names, points=points, width=width, batches=batches)
 
     def parameter_groups(
         self, lr: float, *, response_lr: float | None = None, gate_lr: float | None = None
