@@ -1,12 +1,14 @@
 """What self-tuning costs where networks are small: whole runs, by the number of hyperparameters, and the import.
 
-    python tests/benchmarks/small_networks.py [--rounds N] [--parts digits mlp many import] [--bar]
+    python tests/benchmarks/small_networks.py [--rounds N] [--parts digits mlp floor many import] [--bar]
 
 A whole run is `trainer.fit` of the same network, data and number of batches, plain and self-tuned in turns; CPU time,
 one thread. "digits" is the example's network beside its constants, "mlp" a perceptron with four hyperparameters, both
-with default settings and with `train_steps=5`. "many" is the perceptron with 16 to 1,024 hyperparameters, in units of
-the run with four. "import" is what `import lightning_stn` takes beyond `import lightning`, in seconds. A cell is the
-median over the rounds, with quartiles.
+with default settings and with `train_steps=5`. "floor" says where the time of the perceptron goes: the plain network
+whose optimiser steps as many further tensors as the response has, one whose dropouts a `ScheduleReplay` drives, and the
+converted one without hyperparameter steps. "many" is the perceptron with 16 to 1,024 hyperparameters, in units of the
+run with four. "import" is what `import lightning_stn` takes beyond `import lightning`, in seconds. A cell is the median
+over the rounds, with quartiles.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +35,11 @@ from torch.utils.data import DataLoader, TensorDataset
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import digits
 
-from lightning_stn import Float, STNCallback, STNModule
+from lightning_stn import Float, ScheduleReplay, STNCallback, STNModule
 
 BATCHES, EPOCHS = 18, 20
+RATES, ATTRIBUTES = {"first": 0.1, "second": 0.1}, {"net.2.p": "first", "net.5.p": "second"}
+"""Constants of a replay, and the attributes that it sets."""
 SIZES = (16, 64, 256, 1024)
 """Numbers of hyperparameters that are compared with four."""
 
@@ -58,6 +63,21 @@ class LitPerceptron(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam."""
         return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+class HeavyPerceptron(LitPerceptron):
+    """The same with tensors beside the network, of the shapes of the response, which the optimiser steps as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        response = TunedPerceptron(4).named_parameters()
+        shapes = [weights.shape for name, weights in response if "response_" in name or name.endswith("_gate")]
+        self.beside = nn.ParameterList(torch.zeros(shape) for shape in shapes)
+
+    def on_after_backward(self) -> None:
+        """Give each of them a gradient, at no cost."""
+        for weights in self.beside:
+            weights.grad = weights.detach()
 
 
 class TunedPerceptron(STNModule, LitPerceptron):
@@ -97,13 +117,16 @@ def fit(module: L.LightningModule, stn: STNCallback | None, bar: bool, loaders: 
         return time.process_time() - begin
 
 
-def perceptron(count: int | None, bar: bool, **settings: Any) -> float:
-    """Seconds of a run with so many hyperparameters; None for the plain one."""
+def perceptron(module: Callable[[], L.LightningModule], callback: L.Callback | None, bar: bool) -> float:
+    """Seconds of a run of a perceptron."""
     L.seed_everything(0, verbose=False)
     loaders = DataLoader(noise(32 * BATCHES), 32, shuffle=True), DataLoader(noise(128), 64)
-    if count is None:
-        return fit(LitPerceptron(), None, bar, loaders, EPOCHS)
-    return fit(TunedPerceptron(count), STNCallback(**settings), bar, loaders, EPOCHS)
+    return fit(module(), callback, bar, loaders, EPOCHS)
+
+
+def tuned(count: int, bar: bool, **settings: Any) -> float:
+    """Seconds of a run with so many hyperparameters."""
+    return perceptron(partial(TunedPerceptron, count), STNCallback(**settings), bar)
 
 
 def example(name: str, bar: bool, **settings: Any) -> float:
@@ -119,18 +142,25 @@ Runs = Mapping[str, Callable[[], float]]
 
 def rows(parts: list[str], bar: bool) -> Iterator[Runs]:
     """What is compared: in each mapping the unit comes first."""
-    for part, plain, tuned in (
-        ("digits", lambda: example("guess", bar), lambda **settings: example("self-tuned", bar, **settings)),
-        ("mlp", lambda: perceptron(None, bar), lambda **settings: perceptron(4, bar, **settings)),
+    for part, plain, self_tuned in (
+        ("digits", partial(example, "guess", bar), partial(example, "self-tuned", bar)),
+        ("mlp", partial(perceptron, LitPerceptron, None, bar), partial(tuned, 4, bar)),
     ):
         if part in parts:
             yield {
                 f"{part}, plain": plain,
-                f"{part}, defaults": tuned,
-                f"{part}, train_steps=5": lambda tuned=tuned: tuned(train_steps=5),
+                f"{part}, defaults": self_tuned,
+                f"{part}, train_steps=5": partial(self_tuned, train_steps=5),
             }
+    if "floor" in parts:
+        yield {
+            "mlp, plain": partial(perceptron, LitPerceptron, None, bar),
+            "mlp, as many tensors": partial(perceptron, HeavyPerceptron, None, bar),
+            "mlp, replayed": lambda: perceptron(LitPerceptron, ScheduleReplay(RATES, attributes=ATTRIBUTES), bar),
+            "mlp, never tuned": partial(tuned, 4, bar, warmup=EPOCHS),
+        }
     if "many" in parts:
-        yield {f"{count} hyperparameters": lambda count=count: perceptron(count, bar) for count in (4, *SIZES)}
+        yield {f"{count} hyperparameters": partial(tuned, count, bar) for count in (4, *SIZES)}
 
 
 def compare(runs: Runs, rounds: int) -> None:
@@ -163,7 +193,7 @@ def print_import(rounds: int) -> None:
 def main() -> None:
     """Read the arguments, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ["digits", "mlp", "many", "import"]
+    parts = ["digits", "mlp", "floor", "many", "import"]
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--bar", action="store_true", help="with a progress bar")
