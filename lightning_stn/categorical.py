@@ -13,7 +13,7 @@ START_MARGIN = 1.0
 """Margin of the initial choice's logit over the others, in units of `scale`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Categorical(Hyperparameter):
     """One of several named choices: the argmax of perturbed logits, one unconstrained entry for each choice.
 
@@ -44,6 +44,8 @@ class Categorical(Hyperparameter):
         >>> import torch
         >>> from lightning_stn import HyperparameterSet
         >>> operation = Categorical(("none", "mirror", "noise"), init="none")
+        >>> operation
+        Categorical(('none', 'mirror', 'noise'), init='none')
         >>> hyperparameters = HyperparameterSet({"operation": operation})
         >>> def augment(images):
         ...     operated = torch.stack([images, images.flip(-1), images + torch.randn_like(images)])

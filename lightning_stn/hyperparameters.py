@@ -9,17 +9,12 @@ from torch import Tensor, nn
 
 from lightning_stn import functional
 from lightning_stn.entries import Entries
+from lightning_stn.named import check_specifications, describe_unknown
 from lightning_stn.passes import Pass
 from lightning_stn.reading import Reader
 from lightning_stn.schedule import Schedule
-from lightning_stn.specifications import (
-    Hyperparameter,
-    ResponseForm,
-    Value,
-    check_specifications,
-    describe_unknown,
-    surroundings,
-)
+from lightning_stn.schedule.tables import Cell, describe_span, markdown, to_html
+from lightning_stn.specifications import Hyperparameter, ResponseForm, Value, surroundings
 from lightning_stn.transforms import positive_inverse
 
 
@@ -44,7 +39,14 @@ class HyperparameterSet(Entries):
 
     Example:
         >>> from lightning_stn import Float, Integer
-        >>> hyperparameters = HyperparameterSet({"dropout": Float(0.0, 1.0, init=0.5), "holes": Integer(0, 4, init=1)})
+        >>> hyperparameters = HyperparameterSet({"dropout": Float(0.0, 1.0, init=0.5), "holes": Integer(0, 4)})
+        >>> hyperparameters
+        HyperparameterSet(
+          | hyperparameter | specification             | start | value | scale |
+          |----------------|---------------------------|------:|------:|------:|
+          | dropout        | Float(0.0, 1.0, init=0.5) |   0.5 |   0.5 |   0.5 |
+          | holes          | Integer(0, 4)             |     1 |     1 |   0.5 |
+        )
         >>> hyperparameters.values()
         {'dropout': 0.5, 'holes': 1}
         >>> hyperparameters.sample(8).shape
@@ -288,6 +290,31 @@ class HyperparameterSet(Entries):
         self.require(name, "This code")
         return self.specifications[name].read(self.unconstrained[self.slices[name]])
 
+    def table(self) -> list[dict[str, Cell]]:
+        """A row for each hyperparameter: how it is specified, its start and its current value, its current scale.
+
+        Start and value are in natural units, with their unit in a further column where there are units. The scale is in
+        unconstrained units; a `Categorical`, which has one for each choice, shows the smallest and the largest.
+        """
+        has_state = not self.unconstrained.is_meta
+        values, scales = (self.values(), self.scale.tolist()) if has_state else ({}, [])
+        units = any(specification.unit for specification in self.specifications.values())
+        rows: list[dict[str, Cell]] = []
+        for name, specification in self.specifications.items():
+            row: dict[str, Cell] = {
+                "hyperparameter": name,
+                "specification": repr(specification),
+                "start": specification.init,
+                "value": values.get(name, ""),
+                "scale": describe_span(scales[self.slices[name]]) if has_state else "",
+            }
+            rows.append(row | ({"unit": specification.unit} if units else {}))
+        return rows
+
     def extra_repr(self) -> str:
-        """One line per hyperparameter."""
-        return "\n".join(f"{name}={specification!r}" for name, specification in self.specifications.items())
+        """The table; see `table`."""
+        return markdown(self.table())
+
+    def _repr_html_(self) -> str:
+        """The table for notebooks."""
+        return to_html(f"HyperparameterSet of {', '.join(self.names)}", self.table())

@@ -1,12 +1,9 @@
 """Numbers in a range: `Float` and `Integer`."""
 
-import math
-from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from itertools import pairwise
-from types import UnionType
 from typing import Any, cast
 
 import torch
@@ -15,126 +12,19 @@ from torch.distributions.transforms import Transform
 
 from lightning_stn.arguments import LARGEST, SMALLEST, is_whole
 from lightning_stn.decimals import shortest_between
-from lightning_stn.specifications import Axis, Hyperparameter, Perturb, ReadTogether, Value, surroundings
+from lightning_stn.ranged import Ranged
+from lightning_stn.specifications import Axis, Hyperparameter, ReadTogether, surroundings
 from lightning_stn.transforms import BoundedRanges, invert, range_transform
-
-BOUND_REACHED = 7.0
-"""Distance from zero, unconstrained units, beyond which a bound counts as reached: 0.1% of the range is left."""
 
 _LARGEST_INTEGER_RANGE = 2**20
 """Above this, float32 logits no longer reach every integer."""
-
-
-FARTHEST = 100.0
-"""Distance from zero, unconstrained units, of the entry that stands for a bound itself."""
 
 START = 0.1
 """Start of a hyperparameter without `init`, as a share of its range."""
 
 
-@dataclass(frozen=True)
-class _Ranged(Hyperparameter):
-    """Base class of `Float` and `Integer`: a number in a range."""
-
-    low: float | None
-    high: float | None
-    init: float = cast(float, None)
-    _: KW_ONLY
-    scale: float = 0.5
-    perturb: Perturb = "example"
-    unit: str = ""
-
-    def _choose_init(self, init: float | None) -> None:
-        """Set `init` where none was given; None where the range has no default."""
-        if cast(Any, self.init) is None:
-            if init is None:
-                raise ValueError(
-                    f"{self!r}: expected init for a range without a bound or from zero on a logarithmic "
-                    "scale, got None; give the value at which training starts."
-                )
-            object.__setattr__(self, "init", init)
-
-    def _check(self, wanted: type | UnionType, kind: str, optional: Sequence[str] = ()) -> None:
-        for name in ("low", "high", "init"):
-            number: Any = getattr(self, name)
-            if number is None and name in optional:
-                continue
-            if isinstance(number, bool) or not isinstance(number, wanted) or not _is_finite(number):
-                raise ValueError(
-                    f"{self!r}: expected {name} to be a {kind}, got {number!r}; write it as a plain Python number."
-                )
-            self._check_size(name, number)
-        if self.low is not None and self.high is not None and self.low >= self.high:
-            raise ValueError(f"{self!r}: expected low < high, got {self.low!r} and {self.high!r}; the range is empty.")
-        super().__post_init__()
-
-    @abstractmethod
-    def _check_size(self, name: str, number: Any) -> None:
-        """Check that a number is neither too large nor too small to compute with."""
-
-    @property
-    @abstractmethod
-    def transform(self) -> Transform:
-        """From unconstrained to natural units (for an integer: its distance from `low`, before rounding)."""
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """`low` and `high`, infinite where they are None."""
-        return (
-            -math.inf if self.low is None else float(self.low),
-            math.inf if self.high is None else float(self.high),
-        )
-
-    @abstractmethod
-    def constrain(self, unconstrained: Tensor) -> Tensor:
-        """Values in natural units, elementwise."""
-
-    @cached_property
-    def _start(self) -> float:
-        (start,) = self.unconstrained_init()
-        return start
-
-    def unconstrained_init(self) -> list[float]:
-        """`init` in unconstrained units."""
-        return [invert(self.transform, self.init)]
-
-    def entries(self, value: Value) -> list[float]:
-        """The entry at which the hyperparameter has a value; at a bound, one beyond which the value stays the same."""
-        assert not isinstance(value, str)
-        return [max(-FARTHEST, min(FARTHEST, invert(self.transform, self._position(value))))]
-
-    def _position(self, value: float) -> float:
-        """What `transform` returns for a value."""
-        low, high = self.bounds
-        if not low <= value <= high:
-            raise ValueError(f"{self!r}: expected a value from low to high, got {value!r}; give one in the range.")
-        return value
-
-    def read(self, unconstrained: Tensor) -> Tensor:
-        """Values in natural units: `[..., 1]`, unconstrained units, to `[...]`."""
-        return self.constrain(unconstrained.squeeze(-1))
-
-    def to_python(self, value: Tensor) -> Value:
-        """A scalar as a number."""
-        number: float = value.item()
-        return number
-
-    def bound_reached(self, unconstrained: Sequence[float]) -> float | None:
-        """The bound beyond `BOUND_REACHED` whose side the hyperparameter has moved to since its start."""
-        (place,), start = unconstrained, self._start
-        low, high = self.bounds
-        if place > max(BOUND_REACHED, start + 1):
-            return high if math.isfinite(high) else None
-        return low if place < min(-BOUND_REACHED, start - 1) and math.isfinite(low) else None
-
-
-def _is_finite(number: Any) -> bool:
-    """As `math.isfinite`, which whole numbers beyond float64 overflow."""
-    return bool(-math.inf < number < math.inf)
-
-
-@dataclass(frozen=True)
-class Float(_Ranged):
+@dataclass(frozen=True, repr=False)
+class Float(Ranged):
     """A real hyperparameter.
 
     Args:
@@ -154,6 +44,8 @@ class Float(_Ranged):
             argument has a wrong type.
 
     Example:
+        >>> Float(0.0, 0.9, init=0.3), Float(0.0, None, init=0.1), Float(1e-6, 1e-1, log=True)
+        (Float(0.0, 0.9, init=0.3), Float(0.0, None, init=0.1), Float(1e-06, 0.1, log=True))
         >>> [f"{kind.init:.2g}" for kind in (Float(0.0, 0.8), Float(1e-6, 1e-1, log=True))]
         ['0.08', '3.2e-06']
     """
@@ -205,10 +97,10 @@ class Float(_Ranged):
 
     def _default_init(self) -> float | None:
         """A tenth of the range; None for a range without bounds."""
-        if self.low is None or self.high is None or (self.log and not self.low):
+        if self.low is None or self.high is None:
             return None
-        if self.log:
-            return float(self.low * (self.high / self.low) ** START)
+        if self.log is True:
+            return float(self.low * (self.high / self.low) ** START) if 0 < self.low < self.high else None
         return float(self.low + START * (self.high - self.low))
 
     @cached_property
@@ -258,8 +150,8 @@ class Float(_Ranged):
         return self.constrain(centre - scales), self.constrain(centre + scales)
 
 
-@dataclass(frozen=True)
-class Integer(_Ranged):
+@dataclass(frozen=True, repr=False)
+class Integer(Ranged):
     """A whole-number hyperparameter: a real one, rounded, so that each integer has an equal share of the real range.
 
     Args:
@@ -273,6 +165,13 @@ class Integer(_Ranged):
     Raises:
         ValueError: the range has fewer than two integers or more than 2**20, `init` lies outside it, or an argument is
             not a whole number.
+
+    Example:
+        >>> length = Integer(0, 16, unit="pixels")
+        >>> length, length.init
+        (Integer(0, 16, unit='pixels'), 2)
+        >>> length.read(torch.tensor([[-9.0], [0.0], [9.0]]))
+        tensor([ 0,  8, 16])
     """
 
     low: int
@@ -282,7 +181,7 @@ class Integer(_Ranged):
     def __post_init__(self) -> None:
         """Check the range."""
         self._check(int, "whole number", optional=("init",))
-        self._choose_init(self.low + max(1, round(START * min(self.high - self.low, _LARGEST_INTEGER_RANGE))))
+        self._choose_init(self._default_init())
         if self.high - self.low > _LARGEST_INTEGER_RANGE:
             raise ValueError(
                 f"{self!r}: a range of more than {_LARGEST_INTEGER_RANGE} integers cannot be resolved; "
@@ -290,6 +189,10 @@ class Integer(_Ranged):
             )
         if not self.low <= self.init <= self.high:
             raise ValueError(f"{self!r}: expected low <= init <= high, got init={self.init!r}; move it into the range.")
+
+    def _default_init(self) -> int:
+        """A tenth of the range above `low`, and at least one."""
+        return self.low + max(1, round(START * min(self.high - self.low, _LARGEST_INTEGER_RANGE)))
 
     def _check_size(self, name: str, number: Any) -> None:
         if not is_whole(number):

@@ -1,10 +1,10 @@
-"""Kinds of hyperparameters: the base class of all, and checks of a dictionary of them."""
+"""Kinds of hyperparameters: the base class of all."""
 
-import difflib
+import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Hashable, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_stn.arguments import SMALLEST, is_number
 from lightning_stn.decimals import half_spacing
+from lightning_stn.written import constructor
 
 Value = float | str
 """Value of a hyperparameter in natural units: a number, whole or real, or the name of a choice."""
@@ -118,6 +119,18 @@ class Hyperparameter(ABC):
                 f"{self!r}: expected unit to be printable text, got {unit!r}; write for instance 'pixels'."
             )
 
+    def __repr__(self) -> str:
+        """As one would write it: bounds or choices by position, other fields where they differ from their defaults.
+
+        Error messages show a specification before its fields have been checked, so that they may have any values.
+        """
+        own: Any = self
+        return constructor(own, self._derived_defaults()) if is_dataclass(own) else object.__repr__(self)
+
+    def _derived_defaults(self) -> dict[str, Any]:
+        """Defaults that depend on other fields, by name; none where these have no usable values."""
+        return {}
+
     def __getstate__(self) -> dict[str, Any]:
         own: Any = self
         return {f.name: getattr(self, f.name) for f in fields(own)}  # without cached properties
@@ -144,9 +157,10 @@ class Hyperparameter(ABC):
         """
         kind = plain.get("kind") if isinstance(plain, Mapping) else plain
         if not isinstance(plain, Mapping) or not isinstance(kind, str) or kind not in Hyperparameter.kinds:
+            known = sorted(name for name, cls in Hyperparameter.kinds.items() if not inspect.isabstract(cls))
             raise ValueError(
-                f"expected a kind of hyperparameter, one of {sorted(Hyperparameter.kinds)}, got {kind!r}; import the "
-                "module that defines the kind before."
+                f"expected a kind of hyperparameter, one of {known}, got {kind!r}; import the module that defines the "
+                "kind before."
             )
         cls: Any = Hyperparameter.kinds[kind]
         given = {name: value for name, value in plain.items() if name != "kind"}
@@ -301,48 +315,3 @@ def surroundings(unconstrained: Tensor) -> Tensor:
     """Entries, `[h]` in float64, and the ends of what float32 rounds to them: lower end, entry, upper end, `[3, h]`."""
     half = half_spacing(unconstrained)
     return torch.stack([unconstrained - half, unconstrained, unconstrained + half])
-
-
-def check_specifications(specifications: Any, taken: Container[str]) -> None:
-    """Check names and specifications of new hyperparameters.
-
-    Args:
-        specifications: name to specification.
-        taken: names that exist already.
-
-    Raises:
-        TypeError: `specifications` is not a mapping, or a value is not a `Hyperparameter`.
-        ValueError: a name is taken, or is not a Python identifier.
-    """
-    if not isinstance(specifications, Mapping):
-        raise TypeError(
-            "Expected hyperparameters as a dictionary from names to specifications, got "
-            f"{specifications!r}; write {{'dropout': Float(0.0, 0.9, init=0.05)}}."
-        )
-    for name, specification in specifications.items():
-        if not isinstance(name, str) or not name.isidentifier():
-            raise ValueError(
-                f"Expected a hyperparameter's name to be a Python identifier, got {name!r}; "
-                "it becomes a TensorBoard tag and a CSV column."
-            )
-        if name in taken:
-            raise ValueError(f"Hyperparameter {name!r} exists already; choose another name.")
-        if not isinstance(specification, Hyperparameter):
-            raise TypeError(
-                f"Expected hyperparameter {name!r} to be a Hyperparameter, such as a Float, an Integer or a "
-                f"Categorical, got {specification!r}; write for instance Float(0.0, 1.0, init=0.5)."
-            )
-
-
-def describe_unknown(name: Any, known: Sequence[str]) -> str:
-    """What is wrong with a name that no hyperparameter has, for an error message.
-
-    Of two similar names either may be the misspelt one: that of the reader, or that of the hyperparameter.
-    """
-    similar = difflib.get_close_matches(str(name), known, n=1)
-    advice = (
-        f"{name!r} or {similar[0]!r} is misspelt; correct it here, or in hyperparameters={{...}}."
-        if similar
-        else "use one of them, or add it to hyperparameters={...}."
-    )
-    return f"which is not one of {list(known)}: {advice}"

@@ -425,7 +425,9 @@ SPECIFICATIONS = {
         ValueError, "expected low < high, got 3 and 3; the range is empty", lambda: Integer(3, 3, init=3)
     ),
     "Integer: too large a range": building(
-        ValueError, r"high=10000000.*cannot be resolved; use Float\(..., log=True\)", lambda: Integer(0, 10**7, init=1)
+        ValueError,
+        r"Integer\(0, 10000000, .*cannot be resolved; use Float\(..., log=True\)",
+        lambda: Integer(0, 10**7, init=1),
     ),
     "Integer: a bool": building(ValueError, "init to be a whole number, got True", lambda: Integer(0, 4, init=True)),
     "Categorical: text": building(

@@ -220,10 +220,6 @@ def test_unread_counts_only_reads_in_the_weight_phase() -> None:
     assert hyperparameters.unread() == ["count"]
 
 
-def test_repr_shows_the_ranges() -> None:
-    assert "rate=Float(low=0.0, high=1.0, init=0.25" in repr(both())
-
-
 def test_state_is_in_the_state_dict_but_not_in_parameters_or_buffers() -> None:
     """So that weight optimisers, weight averaging and sharding leave it alone."""
     ours, other = (HyperparameterSet({"a": Float(0.0, 1.0, init=init)}) for init in (0.2, 0.7))

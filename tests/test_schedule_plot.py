@@ -142,7 +142,8 @@ def test_plot_of_an_empty_schedule_is_refused() -> None:
 
 def test_plot_without_matplotlib_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    with pytest.raises(ModuleNotFoundError, match=r"Schedule\.plot needs matplotlib; run: pip install matplotlib"):
+    message = r'Schedule\.plot needs matplotlib; run: pip install "lightning-stn\[plot\]"$'
+    with pytest.raises(ModuleNotFoundError, match=message):
         recorded(MIXED).plot()
 
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from lightning_stn.analysis import figures
 from lightning_stn.analysis.evaluation import Batches, evaluating, read_batches, require_module
 from lightning_stn.analysis.positions import Swept, one_by_one, resolve_names, spread, swept_at
-from lightning_stn.analysis.report import Cell, Report
+from lightning_stn.analysis.report import Report
 from lightning_stn.kept import keep_metrics
 from lightning_stn.methods import HyperparameterOptimizer, SharedAdam
+from lightning_stn.schedule.tables import Cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,12 +1,8 @@
 """Results as tables: base class of all results, and their text."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 
-from lightning_stn.schedule.tables import describe
-
-Cell = float | str
-"""A number, or text."""
+from lightning_stn.schedule.tables import Cell, markdown
 
 
 class Report(ABC):
@@ -31,33 +27,3 @@ class Report(ABC):
     def _repr_markdown_(self) -> str:
         """The summary, for notebooks."""
         return str(self)
-
-
-def markdown(rows: Sequence[Mapping[str, Cell]]) -> str:
-    """A table in Markdown with aligned columns; numbers have four digits.
-
-    Args:
-        rows: one or more dictionaries with the same keys, which become the header.
-
-    Example:
-        >>> print(markdown([{"hyperparameter": "dropout", "loss": 0.123456}, {"hyperparameter": "noise", "loss": 2}]))
-        | hyperparameter |   loss |
-        |----------------|-------:|
-        | dropout        | 0.1235 |
-        | noise          |      2 |
-    """
-    columns = list(rows[0])
-    numeric = {column: not any(isinstance(row[column], str) for row in rows) for column in columns}
-    texts = [columns, *([describe(row[column]) for column in columns] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    lines = []
-    for cells in texts:
-        padded = (
-            cell.rjust(width) if numeric[column] else cell.ljust(width)
-            for cell, width, column in zip(cells, widths, columns, strict=True)
-        )
-        lines.append(f"| {' | '.join(padded)} |")
-    rule = "|".join(
-        "-" * (width + 1) + (":" if numeric[column] else "-") for width, column in zip(widths, columns, strict=True)
-    )
-    return "\n".join([lines[0], f"|{rule}|", *lines[1:]])

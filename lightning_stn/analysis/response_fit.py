@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from lightning_stn.analysis import figures
 from lightning_stn.analysis.evaluation import Batches, evaluating, read_batches, require_module
 from lightning_stn.analysis.positions import resolve_names, shifted
-from lightning_stn.analysis.report import Cell, Report
+from lightning_stn.analysis.report import Report
 from lightning_stn.analysis.training import WeightOptimizer, copy_shifted, train_side_by_side
 from lightning_stn.arguments import is_number, is_whole
 from lightning_stn.randomness import random_state, set_random_state
+from lightning_stn.schedule.tables import Cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from lightning_stn.analysis import figures
 from lightning_stn.analysis.evaluation import evaluating, read_batches, require_module
 from lightning_stn.analysis.positions import Swept, one_by_one, resolve_names, spread, swept_at
-from lightning_stn.analysis.report import Cell, Report
-from lightning_stn.schedule.tables import describe
+from lightning_stn.analysis.report import Report
+from lightning_stn.schedule.tables import Cell, describe
 
 if TYPE_CHECKING:
     import numpy

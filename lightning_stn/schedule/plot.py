@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from lightning_stn.named import describe_unknown
 from lightning_stn.schedule.row import Row
-from lightning_stn.specifications import Axis, Hyperparameter, describe_unknown
+from lightning_stn.specifications import Axis, Hyperparameter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +43,7 @@ def pyplot(what: str) -> Any:
     try:
         import matplotlib.pyplot as plt
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{what} needs matplotlib; run: pip install matplotlib") from error
+        raise ModuleNotFoundError(f'{what} needs matplotlib; run: pip install "lightning-stn[plot]"') from error
     return plt
 
 

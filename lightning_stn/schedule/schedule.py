@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, get_args
 
 from lightning_stn.arguments import is_whole
+from lightning_stn.named import check_specifications
 from lightning_stn.schedule import csv_form, json_form, tables
 from lightning_stn.schedule.columns import Cell, Columns
 from lightning_stn.schedule.plot import plot
 from lightning_stn.schedule.row import Row
 from lightning_stn.schedule.text_file import ENCODING, read_text
 from lightning_stn.schedule.unspecified import Unspecified
-from lightning_stn.specifications import Hyperparameter, Value, check_specifications
+from lightning_stn.specifications import Hyperparameter, Value
 
 if TYPE_CHECKING:
     import pandas
@@ -291,4 +292,4 @@ class Schedule:
 
     def _repr_html_(self) -> str:
         """A table for notebooks: range, start, end and extremes of each hyperparameter."""
-        return tables.to_html(repr(self), self.specifications, [row.values for row in self.rows])
+        return tables.to_html(repr(self), tables.extremes(self.specifications, [row.values for row in self.rows]))

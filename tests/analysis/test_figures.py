@@ -131,5 +131,5 @@ def test_plot_without_matplotlib_says_how_to_install_it(monkeypatch):
 
     real = builtins.__import__
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(ModuleNotFoundError, match="pip install matplotlib"):
+    with pytest.raises(ModuleNotFoundError, match=r'needs matplotlib; run: pip install "lightning-stn\[plot\]"$'):
         make_sweep(1).plot()
