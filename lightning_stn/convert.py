@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -18,6 +18,9 @@ from lightning_stn.regularizers import Dropout, DropPath, Regularizer, Tunable, 
 from lightning_stn.regularizers.registry import is_tunable
 
 PER_LAYER = "per-layer"
+
+Network = TypeVar("Network", bound=nn.Module)
+"""Class of a network, which conversion leaves as it is, for type checkers."""
 
 _TYPICAL: dict[str, type[Tunable]] = {"dropout": Dropout, "drop_path": DropPath}
 """A class of each keyword; a hyperparameter must suit it even if the network has no module to tune."""
@@ -86,14 +89,14 @@ class _Tuning:
 
 
 def convert(
-    net: nn.Module,
+    net: Network,
     hyperparameters: HyperparameterSet,
     *,
     dropout: str | None = None,
     drop_path: str | None = None,
     zero_rates: bool = False,
     exclude: Collection[str | type[nn.Module]] = (),
-) -> nn.Module:
+) -> Network:
     """Make the layers of a network respond to the hyperparameters, in place.
 
     Layers with a registered response (see `lightning_stn.layers`) change their class and gain response weights; their

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_stn.arguments import is_whole
 from lightning_stn.randomness import derive_seed
@@ -51,7 +51,7 @@ class ResumableLoader:
 
     def __init__(
         self,
-        dataset: Sized,
+        dataset: "Dataset[Any] | Sized",
         batch_size: int,
         *,
         shuffle: bool = True,
@@ -62,7 +62,7 @@ class ResumableLoader:
     ) -> None:
         _check_counts(batch_size=(batch_size, 1), num_workers=(num_workers, 0), seed=(seed, None))
         _check(dataset, {"shuffle": shuffle, "drop_last": drop_last}, settings)
-        self.dataset = dataset
+        self.dataset: Sized = dataset  # type: ignore[assignment]
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
