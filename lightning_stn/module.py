@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_stn.binding import bind_weight_phase, unbind
 from lightning_stn.checkpoint import check_before_loading, save_hyperparameters
 from lightning_stn.collisions import check_assignment, check_class, public_names
-from lightning_stn.convert import convert
+from lightning_stn.convert import Network, convert
 from lightning_stn.evaluation import CachedEvaluation, evaluate
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.inherited import accepted, inherited, own_arguments
@@ -22,6 +22,7 @@ from lightning_stn.methods import parameter_groups
 from lightning_stn.methods.base import check_loss, end_forward
 from lightning_stn.passes import Pass
 from lightning_stn.results import Results
+from lightning_stn.schedule.handover import Handover
 from lightning_stn.specifications import Hyperparameter, ResponseForm
 from lightning_stn.weight_phase import WeightPhase
 
@@ -76,6 +77,7 @@ class STNModule(Results, CachedEvaluation):
         super().__init__(*args, **kwargs)
         self.automatic_optimization = False
         self.hyperparameters = HyperparameterSet(hyperparameters, response=response)
+        self._stn_handover = Handover()
         self._stn_phase: WeightPhase | None = None
         self._stn_muted = False
         self._stn_outputs: dict[str, Any] = {}
@@ -114,13 +116,13 @@ class STNModule(Results, CachedEvaluation):
 
     def convert(
         self,
-        net: nn.Module,
+        net: Network,
         *,
         dropout: str | None = None,
         drop_path: str | None = None,
         zero_rates: bool = False,
         exclude: Collection[str | type[nn.Module]] = (),
-    ) -> nn.Module:
+    ) -> Network:
         """Let a network's layers respond to this module's hyperparameters; see `lightning_stn.convert.convert`."""
         rates = {"dropout": dropout, "drop_path": drop_path}
         return convert(net, self.hyperparameters, **rates, zero_rates=zero_rates, exclude=exclude)

@@ -1,4 +1,4 @@
-"""What a trained `STNModule` gives: a plain network, and curves of its validation loss."""
+"""What a trained `STNModule` gives: its schedule, a plain network, and curves of its validation loss."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,12 +9,34 @@ from lightning_stn.analysis import Sweep, sweep
 from lightning_stn.export import export
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.layers import ResponseLayer
+from lightning_stn.schedule import Schedule
+from lightning_stn.schedule.handover import Handover
 
 
 class Results(nn.Module):
     """The part of `STNModule` that is asked after the training."""
 
     hyperparameters: HyperparameterSet
+    _stn_handover: Handover
+
+    @property
+    def schedule(self) -> Schedule:
+        """The hyperparameters over the last run of `STNCallback` that trained this module: `STNCallback.schedule`.
+
+        A module that was loaded from a checkpoint has none.
+
+        Raises:
+            RuntimeError: no `STNCallback` has trained this module.
+        """
+        schedule = self._stn_handover.receive()
+        if schedule is None:
+            name = type(self).__name__
+            raise RuntimeError(
+                f"Expected {name} to be trained by STNCallback, which records its schedule, got {name} before such a "
+                "run; call trainer.fit with Trainer(callbacks=[STNCallback()]), or read the file of an earlier run "
+                "with Schedule.load(path)."
+            )
+        return schedule
 
     def export(self, net: nn.Module | None = None) -> nn.Module:
         """A plain copy of a converted network at the current hyperparameters; see `lightning_stn.export.export`.

@@ -1,6 +1,7 @@
 """Shared by several test files: a small self-tuning module on synthetic data, and a quiet Trainer."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -124,12 +125,17 @@ def trainer(*callbacks: L.Callback, **kwargs: Any) -> L.Trainer:
 
 
 def fit(
-    module: L.LightningModule, callback: STNCallback | None = None, *, n: int = 24, **kwargs: Any
+    module: L.LightningModule,
+    callback: STNCallback | None = None,
+    *,
+    n: int = 24,
+    ckpt_path: Path | None = None,
+    **kwargs: Any,
 ) -> tuple[L.Trainer, STNCallback]:
     """Train on three batches an epoch by default."""
     callback = callback or STNCallback(train_steps=2, valid_steps=1, warmup=0, lr=0.05, seed=1)
     run = trainer(callback, **kwargs)
-    run.fit(module, loader(n), loader(16, seed=1))
+    run.fit(module, loader(n), loader(16, seed=1), ckpt_path=ckpt_path)
     return run, callback
 
 

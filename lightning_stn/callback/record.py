@@ -27,6 +27,7 @@ from lightning_stn.callback.tensorboard import (
 from lightning_stn.decimals import shortest
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.schedule import Row
+from lightning_stn.schedule.handover import Handover
 
 MOST_ROWS, MOST_CELLS = 4096, 2**19
 """Rows and cells beyond which a schedule is thinned: every second row is removed, and from then on not recorded."""
@@ -111,12 +112,12 @@ class Recorder:
         if step.hypergradient is not None:
             self._hypergradient.update(step.hypergradient)
 
-    def open(self, trainer: Trainer, handover: Path | None) -> None:
+    def open(self, trainer: Trainer, handovers: Iterable[Handover]) -> None:
         """Write the layout, and begin `schedule.json` in the folder of the first logger that has one.
 
         Args:
             trainer: the Trainer of the run.
-            handover: a further file for the process that started this one; None if there is no such process.
+            handovers: hand the schedule to the process that started this one, if there is such a process.
         """
         if not trainer.is_global_zero:
             return
@@ -126,7 +127,7 @@ class Recorder:
         folders = [] if trainer.fast_dev_run else map(_folder, trainer.loggers)  # type: ignore[attr-defined]
         folder = next((folder for folder in folders if folder is not None), None)
         self.path = None if folder is None else folder / "schedule.json"
-        paths = (self.path, handover)
+        paths = (self.path, *(handover.file for handover in handovers))
         self._files = [ScheduleFile(path, self.schedule) for path in paths if path is not None]
         for file in self._files:
             file.update()

@@ -1,10 +1,11 @@
 """What a run found, in words, at its end."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Protocol
 
 from lightning_stn.callback.statistics import ONE_DIRECTION, HypergradientStatistics
+from lightning_stn.callback.underfitting import underfitting
 from lightning_stn.hyperparameters import HyperparameterSet
 from lightning_stn.schedule import Schedule
 from lightning_stn.schedule.tables import describe
@@ -57,13 +58,18 @@ def _findings(
         for name, specification in hyperparameters.specifications.items()
         if (bound := specification.bound_reached(entries[hyperparameters.slices[name]])) is not None
     }
-    if bounds:
+    slight = statistics.slight(SLIGHT)
+    off: Collection[str] = ()
+    if (cause := underfitting(schedule, slight)) is not None:
+        yield str(cause)
+        off = cause.names  # neither a wider range nor another start would help
+    if bounds := {name: bound for name, bound in bounds.items() if name not in off}:
         found = ", ".join(f"{name} at {describe(bound)}" for name, bound in bounds.items())
         yield f"Ended at a bound: {found}. Widen the range if values beyond make sense."
-    if pulled := {label: way for label, way in statistics.pulled().items() if label not in bounds}:
+    if pulled := {label: way for label, way in statistics.pulled().items() if label not in (*bounds, *off)}:
         found = ", ".join(f"{label} {way}" for label, way in pulled.items())
         yield f"Still moving at the end: {found}. Start them further that way, or train for longer."
-    if slight := statistics.slight(SLIGHT):
+    if slight:
         yield f"Hardly mattered for the validation loss: {', '.join(slight)}."
     share = statistics.first_direction
     if share is not None and share > ONE_DIRECTION and len(schedule.names) > 2:

@@ -11,6 +11,9 @@ from lightning_stn.callback.settings import Settings
 from lightning_stn.manual_optimization import WeightStep
 from lightning_stn.phases import PhaseSchedule, Warmup
 
+LEAST_REACH = 1.0
+"""Distance, unconstrained units, that a hyperparameter should be able to cover in a run: from a rate of 0.1 to 0.23."""
+
 
 def resolve(trainer: Trainer, settings: Settings) -> tuple[Settings, PhaseSchedule, float]:
     """Choose, equally on all ranks, the values that the arguments leave to the run.
@@ -23,6 +26,8 @@ def resolve(trainer: Trainer, settings: Settings) -> tuple[Settings, PhaseSchedu
     settings = replace(settings, warmup=settings.warmup.resolve(batches, epochs))
     phases = settings.phases.immediate() if trainer.fast_dev_run else settings.phases  # type: ignore[attr-defined]
     steps = expected_steps(trainer, phases, batches)
+    if steps and settings.lr is None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        _warn_of_few_steps(settings, steps, int(batches))
     settings = replace(
         settings,
         lr=settings.method.rates.derive(steps) if settings.lr is None else settings.lr,
@@ -62,7 +67,23 @@ def expected_steps(trainer: Trainer, schedule: PhaseSchedule, batches: float) ->
     if steps == 0:
         warnings.warn(
             f"This run of {int(batches)} training batches ends before its first hyperparameter step, so nothing "
-            "will be tuned; lower warmup, or train for longer.",
+            "will be tuned; lower warmup or train_steps, or train for longer.",
             stacklevel=2,
         )
     return steps
+
+
+def _warn_of_few_steps(settings: Settings, steps: int, batches: int) -> None:
+    """Warn where hyperparameters can hardly move within the run, although their rate is chosen for its length."""
+    rates = settings.method.rates
+    share = 0.5 if settings.anneal else 1.0  # mean of a half cosine
+    reach = share * rates.derive(steps) * steps
+    if reach < LEAST_REACH:
+        rate = 1 / (1 + 9 * math.exp(-reach))
+        warnings.warn(
+            f"This run of {batches} training batches has {steps} hyperparameter steps, in which a hyperparameter moves "
+            f"by about {reach:.2g} unconstrained units, as from a rate of 0.1 to one of {rate:.2g}: it is too short to "
+            f"tune. Let it have {math.ceil(LEAST_REACH / (share * rates.largest))} steps or more: train for longer, or "
+            "lower train_steps or warmup.",
+            stacklevel=3,
+        )

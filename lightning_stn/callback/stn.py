@@ -18,7 +18,6 @@ from lightning_stn.callback.checks import (
     is_converted,
     require_stn_module,
 )
-from lightning_stn.callback.handover import Handover
 from lightning_stn.callback.hyperparameter_phase import HyperparameterPhase
 from lightning_stn.callback.interruption import Bookmark
 from lightning_stn.callback.modes import restore_modes, warn_unread
@@ -28,11 +27,13 @@ from lightning_stn.callback.report import report
 from lightning_stn.callback.row_check import check_rows
 from lightning_stn.callback.run_length import resolve
 from lightning_stn.callback.settings import Settings, check_objects, check_on_resume_use
+from lightning_stn.callback.text import arguments_text, run_text
 from lightning_stn.manual_optimization import SchedulerSettings, WeightStep, explain
 from lightning_stn.methods import Method, OptimizerFactory, Scales, SharedAdam
 from lightning_stn.module import STNModule
 from lightning_stn.phases import Phase, PhaseSchedule, Warmup
 from lightning_stn.schedule import Schedule
+from lightning_stn.schedule.handover import Handover
 from lightning_stn.specifications import Perturb
 
 
@@ -71,6 +72,13 @@ class STNCallback(CheckpointedCallback):
 
     Raises:
         ValueError: an argument is out of its range.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> stn = STNCallback(train_steps=5, method="delta-stn")
+        >>> trainer = Trainer(max_epochs=50, callbacks=[stn], logger=False)
+        >>> stn  # after `trainer.fit`, warm-up and learning rate of the run as well
+        STNCallback(train_steps=5, method=DeltaSTN())
     """
 
     def __init__(
@@ -128,6 +136,12 @@ class STNCallback(CheckpointedCallback):
             raise RuntimeError("There is no schedule yet; it is recorded while trainer.fit runs.")
         return self._recorder.schedule
 
+    def __repr__(self) -> str:
+        """The arguments that differ from their defaults; in a run also what it has derived from its length."""
+        given = (self._arguments, self._factory, self._dataloader, self._on_resume_use)
+        run = run_text(self._arguments, self._settings)
+        return arguments_text(type(self).__name__, STNCallback.__init__, *given) + (f"  # {run}" if run else "")
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check module and Trainer, and begin the run, or go on with it."""
         if stage != "fit":
@@ -137,7 +151,8 @@ class STNCallback(CheckpointedCallback):
         goes_on = self._restored is not None or (trainer.global_step > 0 and self._records(module))
         earlier = self.state_dict() if goes_on else {}
         self._begin()
-        self._handover.forget()
+        for handover in (self._handover, module._stn_handover):
+            handover.forget()
         self.load_state_dict(earlier)
         if is_converted(module):  # Lightning's Tuner trains before `on_fit_start`.
             self._attach(module)
@@ -171,7 +186,8 @@ class STNCallback(CheckpointedCallback):
             entries.copy_(trainer.strategy.broadcast(entries))
         surroundings.give_back_metrics(trainer)
         surroundings.give_back_gradients(module)
-        self._recorder.open(trainer, self._handover.file)
+        self._recorder.open(trainer, (self._handover, module._stn_handover))
+        module._stn_handover.keep(self._recorder.schedule)
         if not self._recorder.schedule.rows:  # A resumed run records when one run without interruption would.
             self._recorder.record(trainer, self._clock.batches, trainer.current_epoch)
         surroundings.give_back_streams(trainer)

@@ -12,8 +12,8 @@ import pytest
 from support import LitSmall, fit
 
 from lightning_stn import Float, Schedule, STNCallback
-from lightning_stn.callback.handover import Handover
 from lightning_stn.schedule import Row
+from lightning_stn.schedule.handover import Handover
 
 RATE = {"rate": Float(0.0, 1.0)}
 
@@ -79,6 +79,56 @@ class Received(Handover):
 
     def receive(self) -> Schedule | None:
         return self._received
+
+
+def test_module_has_the_schedule_of_the_callback_that_trained_it() -> None:
+    module = LitSmall()
+    with pytest.raises(
+        RuntimeError, match=r"Expected LitSmall to be trained by STNCallback.*callbacks=\[STNCallback\("
+    ):
+        module.schedule  # noqa: B018
+    _, callback = fit(module)
+    assert module.schedule is callback.schedule
+    assert len(module.schedule) == 7
+    _, second = fit(module)
+    assert module.schedule is second.schedule
+
+
+def test_copy_of_a_trained_module_has_its_schedule() -> None:
+    module = LitSmall()
+    fit(module)
+    assert copy.deepcopy(module).schedule is module.schedule
+    assert pickle.loads(pickle.dumps(module)).schedule == module.schedule
+
+
+def test_module_shows_its_schedule_while_it_trains() -> None:
+    class Watches(LitSmall):
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            super().on_train_batch_end(outputs, batch, batch_idx)
+            rows.append(len(self.schedule))
+
+    rows: list[int] = []
+    fit(Watches(), max_epochs=1)
+    assert rows == [2, 3, 4]
+
+
+def test_module_that_a_checkpoint_resumes_has_the_whole_schedule(tmp_path: Path) -> None:
+    run, callback = fit(LitSmall())
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    module, second = LitSmall(), STNCallback(train_steps=2, warmup=0, lr=0.05, seed=1)
+    fit(module, second, max_epochs=3, ckpt_path=tmp_path / "last.ckpt")
+    assert module.schedule is second.schedule
+    assert module.schedule.rows[:7] == callback.schedule.rows
+    assert len(module.schedule) == 10
+
+
+def test_run_that_fails_before_its_first_batch_leaves_no_schedule_of_an_earlier_one() -> None:
+    module = LitSmall()
+    fit(module)
+    with pytest.raises(ValueError, match="limit_val_batches"):
+        fit(module, limit_val_batches=0)
+    with pytest.raises(RuntimeError, match="trained by STNCallback"):
+        module.schedule  # noqa: B018
 
 
 def test_later_run_in_this_process_replaces_a_schedule_that_was_received(tmp_path: Path) -> None:

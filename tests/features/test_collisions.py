@@ -24,8 +24,8 @@ NAMES = sorted(public_names(STNModule, L.LightningModule))
 def test_names_of_the_mixin_are_these() -> None:
     """A further name needs a rule for what a user may do with it."""
     assert [
-        *("convert", "export", "hyperparameters", "infer_batch_size", "parameter_groups", "runs_for", "sweep"),
-        *("training_loss", "validation_loss"),
+        *("convert", "export", "hyperparameters", "infer_batch_size", "parameter_groups", "runs_for", "schedule"),
+        *("sweep", "training_loss", "validation_loss"),
     ] == NAMES
 
 
@@ -58,6 +58,9 @@ def test_other_names_are_free_for_attributes_and_methods(name: str) -> None:
     setattr(Defines, name, lambda self: 1 / 0)
     fit(Defines())
 
+
+ATTRIBUTES = ["hyperparameters", "runs_for", "schedule"]
+"""Names of the mixin that are no methods."""
 
 CRITERIA: list[Any] = [nn.CrossEntropyLoss(), F.cross_entropy, torch.tensor(1.0), None, [], nn.Parameter(torch.ones(1))]
 
@@ -133,6 +136,7 @@ BODIES: dict[str, Any] = {
     "convert": True,
     "export": property(lambda self: None),
     "infer_batch_size": 8,
+    "schedule": "cosine",
 }
 
 
@@ -172,7 +176,7 @@ def method(*_: Any) -> None:
     """Stands for a method of another meaning."""
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("hyperparameters", "runs_for")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ATTRIBUTES])
 def test_method_of_an_existing_module_that_the_mixin_would_hide_is_refused(name: str) -> None:
     base = type("Base", (Existing,), {name: method})
     message = f"Base.{name} would be hidden by STNModule in Tuned.*or write {name} = Base.{name}"
@@ -182,7 +186,7 @@ def test_method_of_an_existing_module_that_the_mixin_would_hide_is_refused(name:
     assert getattr(kept, name) is method
 
 
-@pytest.mark.parametrize("name", ["hyperparameters", "runs_for"])
+@pytest.mark.parametrize("name", ATTRIBUTES)
 def test_attribute_of_an_existing_module_that_collides_with_one_of_the_mixin_is_refused(name: str) -> None:
     base = type("Base", (Existing,), {name: property(method)})
     with pytest.raises(TypeError, match=f"Base.{name} would be hidden.*Give each another name there"):

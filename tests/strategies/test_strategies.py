@@ -237,6 +237,7 @@ def test_started_processes_hand_state_and_schedule_of_ddp_to_the_process_that_ca
         (end,) = ends(tmp_path, job["name"], ranks=1)
         assert_equal_states(end["state"], expected["state"])
         assert end["schedule"] == expected["schedule"]
+        assert end["same schedule"]
         assert len(end["schedule"]) == BATCHES * EPOCHS + 1
 
 

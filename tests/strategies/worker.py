@@ -233,6 +233,7 @@ def train(
         "gradients": lit.gradients,
         "callback": {k: v for k, v in stn_callback.state_dict().items() if k != "record"},
         "schedule": [stn_callback.schedule.cells(row) for row in stn_callback.schedule.rows],
+        "same schedule": lit.schedule == stn_callback.schedule,
         "optimizers": tree_map_only(Tensor, _whole, [optimizer.state_dict() for optimizer in trainer.optimizers]),
         "wrapped": sorted(lit.wrapped),
         "warnings": [str(warning.message) for warning in caught],

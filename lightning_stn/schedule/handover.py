@@ -9,14 +9,15 @@ from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 from typing import Any
 
-from lightning_stn.schedule import Schedule
+from lightning_stn.schedule.schedule import Schedule
 
 
 class Handover:
-    """A temporary file that a started process writes, and the process that started it reads.
+    """The schedule of a run, for the process that has called `trainer.fit`.
 
-    With `strategy="ddp_spawn"`, `"ddp_fork"` or `"ddp_notebook"` copies of the callback train in started
-    processes. Lightning brings the weights back from there, but no state of a callback.
+    With `strategy="ddp_spawn"`, `"ddp_fork"` or `"ddp_notebook"` copies of module and callback train in started
+    processes. Lightning brings the weights back from there, but nothing else of them. The started process writes the
+    schedule to a temporary file, and the process that started it reads the file.
 
     Args:
         path: the file; None for a new name.
@@ -34,14 +35,24 @@ class Handover:
         arguments = () if get_spawning_popen() is None else (self._path, self._reader)
         return Handover, arguments, {"_received": self._received}
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Handover":
+        """A new file, and the same schedule: whoever copies a module to train it on does not change the record."""
+        copied = Handover()
+        copied._received = self._received
+        return copied
+
     @property
     def file(self) -> Path | None:
         """The file, in a process that was started by the one that reads it; None in any other."""
         parent = multiprocessing.parent_process()
         return None if parent is None or parent.pid != self._reader else self._path
 
+    def keep(self, schedule: Schedule) -> None:
+        """Keep the schedule of a run in this process, for `receive`."""
+        self._received = schedule
+
     def receive(self) -> Schedule | None:
-        """The schedule of the last run in started processes; None if there was no such run."""
+        """The schedule of the last run, kept or written by started processes; None if there was no such run."""
         if os.getpid() == self._reader and self._path.exists():
             self._received = Schedule.load(self._path)
             self._path.unlink()
