@@ -60,9 +60,9 @@ def _findings(
     }
     slight = statistics.slight(SLIGHT)
     off: Collection[str] = ()
-    if (found_underfitting := underfitting(schedule, slight)) is not None:
-        yield str(found_underfitting)
-        off = found_underfitting.names  # explained
+    if (cause := underfitting(schedule, slight)) is not None:
+        yield str(cause)
+        off = cause.names  # neither a wider range nor another start would help
     if bounds := {name: bound for name, bound in bounds.items() if name not in off}:
         found = ", ".join(f"{name} at {describe(bound)}" for name, bound in bounds.items())
         yield f"Ended at a bound: {found}. Widen the range if values beyond make sense."

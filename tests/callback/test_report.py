@@ -13,6 +13,7 @@ from support import LitSmall, fit
 from lightning_stn import Categorical, Float, HyperparameterSet, Integer, Schedule
 from lightning_stn.callback.report import MOST, report
 from lightning_stn.callback.statistics import HypergradientStatistics
+from lightning_stn.callback.underfitting import Underfitting
 from lightning_stn.schedule import Row
 from lightning_stn.specifications import Hyperparameter
 
@@ -85,6 +86,20 @@ def test_report_of_a_run_within_its_warmup_says_so() -> None:
     lines = told(THREE, {}, warmup=None)
     assert lines[1:] == [
         "No hyperparameter step was taken: the run ended within the warm-up. Train for longer, or lower warmup."
+    ]
+
+
+def test_report_of_an_underfitting_network_advises_no_wider_range_and_no_other_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cause = Underfitting(["rate"], 0.9, 0.8)
+    monkeypatch.setattr("lightning_stn.callback.report.underfitting", lambda schedule, slight: cause)
+    gradients = noise(100, 3)
+    gradients[:, :2] += 5
+    lines = told(THREE, {0: -12.0}, gradients)
+    assert lines[1:] == [
+        str(cause),
+        "Still moving at the end: length down. Start them further that way, or train for longer.",
     ]
 
 
