@@ -14,6 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,12 @@ class Worker:
 
     def __init__(self, root: Path, network: str) -> None:
         command = [sys.executable, __file__, "--work", str(root), network]
+        self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self.errors,
             text=True,
             cwd="/",
             env=os.environ | KEEPS_MEMORY,
@@ -90,7 +92,8 @@ class Worker:
                 if "error" in seconds:
                     raise RuntimeError(f"{part}: {seconds['error']}")
                 return seconds
-        raise RuntimeError(f"{part}: the process ended")
+        self.errors.seek(0)
+        raise RuntimeError(f"{part}: the process ended:\n{self.errors.read()[-2000:]}")
 
     def close(self) -> None:
         """End the process."""

@@ -46,7 +46,7 @@ class Bench:
     runner: Runner
     batches: int
     cycles: int
-    response: ResponseForm
+    response: ResponseForm = "full"
     plain: Plain = field(init=False)
     tuned: Tuned = field(init=False)
     plain_export: Plain = field(init=False)
