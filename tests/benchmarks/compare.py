@@ -66,7 +66,7 @@ class Worker:
 
     def __init__(self, root: Path, network: str) -> None:
         command = [sys.executable, __file__, "--work", str(root), network]
-        self.errors = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
