@@ -87,7 +87,11 @@ def response_type(plain: type[nn.Module]) -> type[ResponseLayer] | None:
     return _RESPONSES[plain]
 
 
-_FREE = {"__init__", "__repr__", "extra_repr", "__doc__", "__module__", "__qualname__", "__annotations__"}
+_FREE = {
+    *("__init__", "__repr__", "extra_repr"),
+    *("__doc__", "__module__", "__qualname__", "__annotations__"),
+    *("__firstlineno__", "__static_attributes__"),  # of every class, from Python 3.13 on
+}
 """What a subclass may override and still compute what its base class does."""
 
 
