@@ -133,23 +133,27 @@ def test_cost_is_counted_in_plain_runs_of_the_same_machine(rows: Path, tmp_path:
     assert "| none | 1.010 ± 0.010 |" in text  # the loss of the first machine
 
 
-def test_readme_gives_the_figures_of_the_committed_results(tmp_path: Path) -> None:
+def test_readme_and_docs_give_the_figures_of_the_committed_results(tmp_path: Path) -> None:
     text = python("import report; report.main()", "--out", str(tmp_path))
     summary = text[: text.index("What a schedule is worth")]
     table = [line for line in summary.splitlines() if line.endswith("seeds) |")]
-    readme = (SUITE.parents[1] / "README.md").read_text()
-    evidence = readme[readme.index("## Evidence") :]
-    rows = [line for line in evidence[: evidence.index("A tie means")].splitlines() if line.startswith("|")][2:]
+    readme, page = ((SUITE.parents[1] / name).read_text() for name in ("README.md", "docs/evidence.md"))
+    for text_of_page in (readme, page):
+        before = text_of_page[: text_of_page.index("A tie means")].split("minus never tuned |")[1]
+        _compare_summary(table, [line for line in before.splitlines() if line.startswith("|")][1:])
+    worth = [_cells(line) for line in text[len(summary) :].split("\n\n")[1].splitlines()[2:]]
+    shown = [_cells(line) for line in page[page.index("## What a schedule is worth") :].splitlines()]
+    shown = [cells for cells in shown if len(cells) == 4][2:]
+    assert [cells[1:] for cells in shown[: len(worth)]] == [[c.split(", ")[0] for c in cells[1:]] for cells in worth]
+
+
+def _compare_summary(table: list[str], rows: list[str]) -> None:
     assert len(table) == len(rows) == 6
     for ours, theirs in zip(table, rows, strict=True):
         (_, score, cost, none, guess, *_, untuned) = [cell.strip() for cell in ours.strip("|").split("|")]
         cells = [cell.strip() for cell in theirs.strip("|").split("|")][1:]
         differences = [cell.removesuffix(" (5 seeds)") for cell in (none, guess, untuned)]
         assert [score, cost, *differences] == cells
-    worth = [_cells(line) for line in text[len(summary) :].split("\n\n")[1].splitlines()[2:]]
-    shown = [_cells(line) for line in evidence[evidence.index("What a schedule is worth") :].splitlines()]
-    shown = [cells for cells in shown if len(cells) == 4][2:]
-    assert [cells[1:] for cells in shown[: len(worth)]] == [[c.split(", ")[0] for c in cells[1:]] for cells in worth]
 
 
 def _cells(line: str) -> list[str]:

@@ -20,7 +20,7 @@ from figure import plot
 from results import Key, Row, plain_runs
 from scipy.stats import t as student
 from tasks import TASKS
-from trials import GUESSES, METHODS, REPLAYS, SEARCHES, WHAT
+from trials import FACTORS, GUESSES, METHODS, REPLAYS, SEARCHES, WHAT
 
 DEFAULT = "stn"
 """The method with all defaults."""
@@ -260,6 +260,33 @@ def correlations_table(found: Mapping[str, Results]) -> list[str]:
     return lines if len(lines) > 2 else []
 
 
+def rates_table(found: Mapping[str, Results]) -> list[str]:
+    """Validation losses of the guesses at other learning rates of the weights: the best mean over the common seeds."""
+    shown = {task: rates for task, by_name in found.items() if len(rates := _by_rate(by_name)) > 1}
+    if not shown:
+        return []
+    lines = [f"| learning rate, in the task's | {' | '.join(shown)} |", "|---" * (1 + len(shown)) + "|"]
+    for factor in sorted({1, *FACTORS}):
+        cells = [rates.get(factor, "") for rates in shown.values()]
+        if any(cells):
+            lines.append(f"| {factor} | {' | '.join(cells)} |")
+    return lines
+
+
+def _by_rate(found: Results) -> dict[float, str]:
+    """For each factor of the learning rate the lower of the mean validation losses of the guesses of 0.1 and 0.3."""
+    names = {factor: "" if factor == 1 else f":rate-{factor}" for factor in (1, *FACTORS)}
+    runs = {factor: [found.get(f"guess-{g}{name}", {}) for g in ("0.1", "0.3")] for factor, name in names.items()}
+    runs = {factor: guesses for factor, guesses in runs.items() if all(guesses)}
+    seeds = set.intersection(*(set(guess) for guesses in runs.values() for guess in guesses)) if runs else set()
+    means = {
+        factor: [statistics.mean(guess[seed].row["best_val_loss"] for seed in seeds) for guess in guesses]
+        for factor, guesses in runs.items()
+        if seeds
+    }
+    return {factor: f"{min(values):.{decimals(found)}f} ({len(seeds)})" for factor, values in means.items()}
+
+
 def headroom_line(task: str, found: Results, rows: Mapping[Key, Row]) -> str:
     """The gain of random search over the best guess, at most 50 trials: the room that a task leaves for tuning."""
     guesses = found.get("best guess", {})
@@ -285,6 +312,7 @@ def report(rows: Mapping[Key, Row], methods: Sequence[str], trials: int) -> str:
     for title, table in (
         (f"Each change of the default, test loss minus that of {DEFAULT}, 95% interval (seeds):", changes_table(found)),
         ("What a schedule is worth, test loss minus that of its final values as constants:", schedules_table(found)),
+        ("Lowest validation loss of the guesses of 0.1 and 0.3, mean over (seeds):", rates_table(found)),
         ("Median correlation between the hypergradients of two hyperparameters:", correlations_table(found)),
     ):
         if table:
