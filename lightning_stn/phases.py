@@ -163,9 +163,10 @@ class PhaseSchedule:
     def trace(self, epochs: int, batches_per_epoch: int) -> Iterator[Event]:
         """Every step of a run, in order.
 
-        >>> schedule = PhaseSchedule(train_steps=2, valid_steps=1, warmup=1)
-        >>> [event.phase.value for event in schedule.trace(epochs=2, batches_per_epoch=2)]
-        ['warm-up', 'warm-up', 'weight', 'weight', 'hyperparameter']
+        Example:
+            >>> schedule = PhaseSchedule(train_steps=2, valid_steps=1, warmup=1)
+            >>> [event.phase.value for event in schedule.trace(epochs=2, batches_per_epoch=2)]
+            ['warm-up', 'warm-up', 'weight', 'weight', 'hyperparameter']
         """
         clock = PhaseClock(self.resolve(epochs * batches_per_epoch))
         for epoch in range(epochs):
