@@ -20,11 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from lightning_stn import STN, Method, Scales
 from lightning_stn.layers import ResponseLayer
 
-pytestmark = [
-    # Dynamo reads it inside its own warning filter, which has no effect where warnings are errors.
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-    pytest.mark.filterwarnings("ignore:.torch.cpu.amp.autocast:FutureWarning"),  # torch 2.4's checkpoints use it
-]
+# Dynamo reads it inside its own warning filter, which has no effect where warnings are errors.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
 whole_graphs = pytest.mark.skipif(
     torch.__version__ < "2.6", reason="torch 2.4 specialises more graphs than fullgraph=True lets it keep"
