@@ -104,7 +104,7 @@ def convert(
     parameters get a generic response, which needs a sample that the batch shares (`STNCallback(perturb="batch")`).
     Parameters that do not require a gradient do not respond, so a frozen backbone stays plain. Modules without
     parameters stay as they are, except those registered with `lightning_stn.regularizers.register_tunable`. A parameter
-    that two modules share has one response, and stays shared in the export.
+    that two modules share has one response, and stays shared in the export. After an error nothing has changed.
 
     Args:
         net: the network; it is changed and returned.
@@ -129,8 +129,6 @@ def convert(
         KeyError: `dropout` or `drop_path` names an unknown hyperparameter.
         ValueError: `dropout` or `drop_path` names a hyperparameter that is not a rate in [0, 1].
         RuntimeError: "per-layer" would add hyperparameters after layers have been converted.
-
-        After an error nothing has changed.
     """
     _check_arguments(net, hyperparameters)
     names = {key: name for key, name in (("dropout", dropout), ("drop_path", drop_path)) if name is not None}

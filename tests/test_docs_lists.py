@@ -1,7 +1,7 @@
 """The lists on the pages of `docs/` are those of the package: tags, messages, names, the reference."""
 
 import ast
-import importlib
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,9 +130,21 @@ REFERENCE = [
 
 
 def found(path: str) -> Any:
-    """The object that a name stands for; a function where a module has the same name."""
+    """The object that a name stands for."""
     package, _, name = path.rpartition(".")
     return getattr(importlib.import_module(package), name)
+
+
+def test_reference_names_modules_where_no_object_is_meant() -> None:
+    modules = {name for name in REFERENCE if is_module(name)}  # `lightning_stn.export` is one, and hides the function
+    assert modules <= {f"lightning_stn{package}" for package in PACKAGES}
+
+
+def is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def test_reference_names_each_object_once() -> None:
