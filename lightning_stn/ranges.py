@@ -87,7 +87,7 @@ class Float(Ranged):
             )
         if self.low is not None and self.high is not None and self.high - self.low > LARGEST:
             raise ValueError(
-                f"{self!r}: expected a range of at most {LARGEST:.2g}, which float32 holds, got {ordered}; narrow it."
+                f"{self!r}: expected high - low of at most {LARGEST:.2g}, which float32 holds, got {ordered}; narrow it."
             )
 
     @property
@@ -184,8 +184,8 @@ class Integer(Ranged):
         self._choose_init(self._default_init())
         if self.high - self.low > _LARGEST_INTEGER_RANGE:
             raise ValueError(
-                f"{self!r}: a range of more than {_LARGEST_INTEGER_RANGE} integers cannot be resolved; "
-                "use Float(..., log=True) and round where it is read."
+                f"{self!r}: expected high - low of at most {_LARGEST_INTEGER_RANGE}, got {self.high - self.low}, whose "
+                "integers cannot be resolved; use Float(..., log=True) and round where it is read."
             )
         if not self.low <= self.init <= self.high:
             raise ValueError(f"{self!r}: expected low <= init <= high, got init={self.init!r}; move it into the range.")
