@@ -87,7 +87,8 @@ class Float(Ranged):
             )
         if self.low is not None and self.high is not None and self.high - self.low > LARGEST:
             raise ValueError(
-                f"{self!r}: expected high - low of at most {LARGEST:.2g}, which float32 holds, got {ordered}; narrow it."
+                f"{self!r}: expected high - low of at most {LARGEST:.2g}, which float32 holds, got {ordered}; "
+                "narrow the range."
             )
 
     @property

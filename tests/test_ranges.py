@@ -53,7 +53,7 @@ HUGE = 10**400
         (lambda: Float(0.0, 1e-50, init=1e-51), "expected high to be 0, or between"),
         (lambda: Float(0.0, 1.0, init=1e-50), "expected init to be 0, or between"),
         (lambda: Float(1e-60, 1.0, init=0.1, log=True), "expected low to be 0, or between"),
-        (lambda: Float(-3e38, 3e38, init=0.0), "expected a range of at most 3.4e.38"),
+        (lambda: Float(-3e38, 3e38, init=0.0), "expected high - low of at most 3.4e.38"),
         (lambda: Float(0.0, 1.0, init=1 - 1e-9), "expected low, init and high to differ in float32, got"),
         (lambda: Float(1e8, 1e8 + 1, init=1e8 + 0.5), "to differ in float32, .*give the distance from low"),
         (lambda: Float(1e8, None, init=1e8 + 0.5), "to differ in float32"),
