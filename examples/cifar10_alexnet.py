@@ -18,17 +18,15 @@ test images, which are read once for each network, after its training.
 """
 
 import argparse
-import logging
 import time
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
-import torch
 import torch.nn.functional as F
 from cifar10_data import Batch, CIFAR10Data, LitCIFAR10
+from command_line import positive, set_up
 from comparison import Scores, compare, print_summary
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
@@ -149,7 +147,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="train/<class>/* and test/<class>/*")
     parser.add_argument("--subset", type=int, default=5000, help="images, a fifth of them for tuning; 0 for all")
     parser.add_argument("--width", type=float, default=0.25, help="of the layers; 1 for AlexNet's")
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=positive, default=60)
     parser.add_argument("--lr", type=float, default=0.03, help="of SGD with momentum; 0.01 in the paper")
     parser.add_argument("--hyperparameter-lr", type=float, help="by default from the length of the run")
     parser.add_argument("--method", choices=("stn", "delta-stn"), default="stn")
@@ -165,9 +163,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10"), help="folder of the logs and pictures")
     args = parser.parse_args()
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"lightning\.")  # tips on data workers, deprecations inside Lightning
-    torch.set_num_threads(args.threads)
+    set_up(args.threads)
     runs = [compare_networks(seed, args) for seed in args.seed]
     if len(runs) > 1:
         print_summary(runs, ["val_loss", "test_loss", "test_accuracy"])

@@ -5,6 +5,7 @@ from pathlib import Path
 import lightning as L
 import torch
 import torch.nn.functional as F
+from command_line import downloading
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
@@ -57,8 +58,9 @@ class CIFAR10Data(L.LightningDataModule):
     def prepare_data(self) -> None:
         """Download the data set, unless `data_dir` has folders of images."""
         if not self.is_folder:
-            for train in (True, False):
-                CIFAR10(self.data_dir, train=train, download=True)
+            with downloading("CIFAR-10", "put train/<class>/* and test/<class>/* into --data-dir"):
+                for train in (True, False):
+                    CIFAR10(self.data_dir, train=train, download=True)
 
     def setup(self, stage: str) -> None:
         """Read the images that are used, on the first call."""

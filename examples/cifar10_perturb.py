@@ -9,16 +9,14 @@ images are read once for each network, after its training.
 """
 
 import argparse
-import logging
 import statistics
 import time
-import warnings
 from pathlib import Path
 
 import lightning as L
-import torch
 import torch.nn.functional as F
 from cifar10_data import CIFAR10Data, LitCIFAR10
+from command_line import positive, set_up
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
@@ -114,13 +112,11 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="train/<class>/* and test/<class>/*")
     parser.add_argument("--subset", type=int, default=6250, help="images, a fifth of them for tuning")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=positive, default=40)
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10_perturb"), help="folder of the logs")
     args = parser.parse_args()
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"lightning\.")  # tips on data workers, deprecations inside Lightning
-    torch.set_num_threads(1)
+    set_up()
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in RUNS}
     for seed in args.seeds:
         for name in RUNS:

@@ -171,16 +171,14 @@ def compare_over_seeds(
     load: Callable[[int], Loaders],
     args: argparse.Namespace,
     title: str,
-    columns: Sequence[str],
 ) -> None:
-    """Train networks from the same seeds on the same batches; print tables, and save a picture of each schedule.
+    """Train classifiers from the same seeds on the same batches; print tables, and save a picture of each schedule.
 
     Args:
         networks: by name; `SELF_TUNED` is trained with `STNCallback` and all its defaults.
         load: gives the batches of a seed.
         args: of `example_parser`.
         title: of the pictures.
-        columns: scores to print.
     """
     set_up()
     runs = []
@@ -194,7 +192,7 @@ def compare_over_seeds(
             module = networks[name]()
             return module, train_and_test(name, module, load(seed), args.epochs, out, callbacks)
 
-        runs.append(compare(list(networks), train, stn, out / "schedules.png", title, columns))
+        runs.append(compare(list(networks), train, stn, out / "schedules.png", title, COLUMNS))
     if len(runs) > 1:
-        print_summary(runs, [column for column in columns if column.startswith("test_")])
+        print_summary(runs, [column for column in COLUMNS if column.startswith("test_")])
     print(f"\nAll hyperparameters over time: tensorboard --logdir {args.out}")

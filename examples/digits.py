@@ -14,10 +14,7 @@ validation score favours the self-tuned network. Compare by the test images, whi
     tensorboard --logdir runs/digits             # every hyperparameter over time, during training
 """
 
-import argparse
-import logging
 import time
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,6 +22,7 @@ from pathlib import Path
 import lightning as L
 import torch
 import torch.nn.functional as F
+from command_line import example_parser, set_up
 from comparison import Scores, print_hyperparameters, print_scores, print_summary, save_picture
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -183,15 +181,8 @@ def compare(seed: int, epochs: int, out: Path) -> dict[str, Scores]:
 
 def main() -> None:
     """Read the arguments and run."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", "--seeds", type=int, nargs="+", default=[0], help="one comparison for each of them")
-    parser.add_argument("--epochs", type=int, default=200, help="for each of the three networks")
-    parser.add_argument("--out", type=Path, default=Path("runs/digits"), help="folder of the logs and pictures")
-    args = parser.parse_args()
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"lightning\.")  # tips on data workers, deprecations inside Lightning
-    torch.set_num_threads(1)  # more threads slow down layers as small as these
+    args = example_parser(__doc__, epochs=200, out=Path("runs/digits")).parse_args()
+    set_up()
     runs = [compare(seed, args.epochs, args.out / f"seed{seed}") for seed in args.seed]
     if len(runs) > 1:
         print_summary(runs, ["test_loss"])

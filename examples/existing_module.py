@@ -49,8 +49,7 @@ class LitImages(L.LightningModule):
 
     def evaluate(self, batch: Batch, stage: str) -> None:
         """Log loss and accuracy."""
-        images, labels = batch
-        logits = self.net(images)
+        logits, labels = self.net(batch[0]), batch[1]
         self.log(f"{stage}_loss", F.cross_entropy(logits, labels))
         self.log(f"{stage}_accuracy", self.accuracy(logits, labels))
 
@@ -90,13 +89,11 @@ MODULES: dict[str, Callable[[], LitImages]] = {SELF_TUNED: Tuned, "existing": Li
 def run(name: str, callbacks: list[L.Callback], seed: int, args: argparse.Namespace) -> tuple[LitImages, Scores]:
     """The script of the existing module; `callbacks` is what the tuned one adds."""
     L.seed_everything(seed, verbose=False)
-    train, valid, test = load_data(seed)
-    best = ModelCheckpoint(monitor="val_loss")
+    (train, valid, test), best = load_data(seed), ModelCheckpoint(monitor="val_loss")
     trainer = L.Trainer(
         max_epochs=args.epochs,
         callbacks=[*callbacks, Progress(name), EarlyStopping("val_loss", patience=25), best],
         default_root_dir=args.out / f"seed{seed}" / name,
-        accelerator="cpu",
         log_every_n_steps=5,
         enable_progress_bar=False,
     )

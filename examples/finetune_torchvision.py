@@ -24,7 +24,7 @@ from urllib.error import URLError
 import torch.nn.functional as F
 from classifier import Batch, LitClassifier
 from command_line import example_parser
-from comparison import COLUMNS, SELF_TUNED, compare_over_seeds
+from comparison import SELF_TUNED, compare_over_seeds
 from images import count_classes, load_images
 from torch import Tensor, nn
 from torch.hub import get_dir
@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
         "none": lambda: LitFineTuning(weights, classes, dict.fromkeys(GUESS, 0)),
     }
     title = "Regularisation schedules that one self-tuned run of ResNet-18 found"
-    compare_over_seeds(networks, lambda seed: load_images(seed, args.data_dir, SIZE), args, title, COLUMNS)
+    compare_over_seeds(networks, lambda seed: load_images(seed, args.data_dir, SIZE), args, title)
 
 
 if __name__ == "__main__":

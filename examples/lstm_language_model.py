@@ -18,9 +18,7 @@ test text, which is read once for each network, after its training.
 """
 
 import argparse
-import logging
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from pathlib import Path
 import lightning as L
 import torch
 import torch.nn.functional as F
+from command_line import positive, set_up
 from comparison import Scores, compare, print_summary
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
@@ -367,7 +366,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=35, help="tokens through which gradients are propagated")
     parser.add_argument("--lr", type=float, default=10.0, help="of plain SGD; 30 in the paper")
     parser.add_argument("--clip", type=float, default=0.25, help="largest norm of the gradient")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=positive, default=30)
     parser.add_argument("--method", choices=("stn", "delta-stn"), default="stn")
     parser.add_argument("--perturb", choices=("batch", "example"), default="batch", help="example: unrolled, slower")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
@@ -379,9 +378,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/language"), help="folder of the logs and pictures")
     args = parser.parse_args()
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"lightning\.")  # tips on data workers, deprecations inside Lightning
-    torch.set_num_threads(args.threads)
+    set_up(args.threads)
     runs = [compare_networks(seed, args) for seed in args.seed]
     if len(runs) > 1:
         print_summary(runs, ["val_perplexity", "test_loss", "test_perplexity"])

@@ -10,10 +10,8 @@ the start, and the cost. The test images are read once for each network, after i
 """
 
 import argparse
-import logging
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from cifar10_data import CIFAR10Data, LitCIFAR10
 from cifar10_perturb import LR, augmentation, small_cnn
+from command_line import positive, set_up
 from comparison import Scores
 from digits import DigitsCNN, LitDigits, load_data
 from torch import Tensor
@@ -166,13 +165,11 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["stn", "delta-stn"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--spread-seeds", type=int, nargs="+", help="seeds to run from every start; by default all")
-    parser.add_argument("--epochs", type=int, help="of each network; by default 200 on digits, 40 on CIFAR-10")
+    parser.add_argument("--epochs", type=positive, help="of each network; by default 200 on digits, 40 on CIFAR-10")
     parser.add_argument("--lr", type=float, help="of the hyperparameters; by default from the length of the run")
     args = parser.parse_args()
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"lightning\.")  # tips on data workers, deprecations inside Lightning
-    torch.set_num_threads(1)
+    set_up()
     task = TASKS[args.task]
     results: Results = {}
     for seed in args.seeds:

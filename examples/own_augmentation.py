@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from command_line import example_parser
-from comparison import COLUMNS, SELF_TUNED, Loaders, compare_over_seeds
+from comparison import SELF_TUNED, Loaders, compare_over_seeds
 from digits import Batch, LitDigits, load_data
 from lightning import LightningModule
 from torch import Tensor
@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Read the arguments and run."""
     args = example_parser(__doc__, epochs=100, out=Path("runs/own_augmentation")).parse_args(arguments)
     title = "Strengths of one's own augmentation, tuned on 250 digits"
-    compare_over_seeds(NETWORKS, lambda seed: Loaders(*load_data(seed)), args, title, COLUMNS)
+    compare_over_seeds(NETWORKS, lambda seed: Loaders(*load_data(seed)), args, title)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from classifier import Batch, LitClassifier
 from command_line import example_parser, require
-from comparison import COLUMNS, SELF_TUNED, Loaders, compare_over_seeds
+from comparison import SELF_TUNED, Loaders, compare_over_seeds
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Read the arguments and run."""
     args = example_parser(__doc__, epochs=60, out=Path("runs/tabular")).parse_args(arguments)
     title = "Regularisation schedules that one self-tuned run found on 500 diamonds"
-    compare_over_seeds(NETWORKS, load, args, title, COLUMNS)
+    compare_over_seeds(NETWORKS, load, args, title)
 
 
 if __name__ == "__main__":

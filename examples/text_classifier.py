@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from classifier import Batch, LitClassifier
 from command_line import example_parser
-from comparison import COLUMNS, SELF_TUNED, Loaders, compare_over_seeds
+from comparison import SELF_TUNED, Loaders, compare_over_seeds
 from documentation import LIBRARIES, PADDING, encode, read_texts
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Read the arguments and run."""
     args = example_parser(__doc__, epochs=12, out=Path("runs/text")).parse_args(arguments)
     title = "Regularisation schedules that one self-tuned run of a Transformer found on 1,500 texts"
-    compare_over_seeds(NETWORKS, load, args, title, COLUMNS)
+    compare_over_seeds(NETWORKS, load, args, title)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from packaging.version import Version
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_stn import Float, Integer, STNCallback, STNModule
+from lightning_stn import DeltaSTN, Float, Integer, STNCallback, STNModule
 from lightning_stn.augment import Cutout, GaussianNoise
 from lightning_stn.layers import ResponseLayer
 from lightning_stn.specifications import ResponseForm
@@ -25,6 +25,18 @@ METHODS: dict[str, dict[str, Any]] = {
     "uncentred": {"method": {"name": "stn", "centred": False}},
 }
 """Settings of `STNCallback` by method."""
+
+FORMS: dict[str, dict[str, Any]] = {
+    "stn": {},
+    "delta-stn": {"method": "delta-stn"},
+    "delta-stn, not linearised": {"method": DeltaSTN(linearize=False)},
+}
+each_setting = pytest.mark.parametrize(
+    "settings",
+    [{**settings, "perturb": perturb} for settings in FORMS.values() for perturb in ("example", "batch")],
+    ids=[f"{form}, {perturb}" for form in FORMS for perturb in ("example", "batch")],
+)
+"""Settings of `STNCallback` for what users write: methods, each with both ways to perturb."""
 
 METHOD_PARAMS = [*list(METHODS)[:2], pytest.param("uncentred", marks=pytest.mark.slow)]
 every_method = pytest.mark.parametrize("method", METHOD_PARAMS)

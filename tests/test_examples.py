@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.error import URLError
 
 import lightning as L
 import pytest
@@ -190,8 +191,32 @@ def test_example_prints_a_table_and_saves_a_picture(
     assert (tmp_path / "seed0" / "schedules.png").stat().st_size > 10_000
 
 
+COMMANDS = {
+    **{name: [name] for name in SHORT},
+    **{name: [name] for name in ("digits", "cifar10_alexnet", "cifar10_perturb", "lstm_language_model")},
+    "methods": ["methods", "digits"],
+}
+"""Command lines of all examples, without options."""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("epochs", ["0", "-1", "two"])
-def test_example_refuses_a_run_without_epochs(epochs: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_example_refuses_a_run_without_epochs(
+    name: str, epochs: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [*COMMANDS[name], "--epochs", epochs])
     with pytest.raises(SystemExit):
-        example("tabular").main(["--epochs", epochs])
+        example(name).main()
     assert f"expected a whole number of at least 1, got {epochs}; give 1 or more" in capsys.readouterr().err
+
+
+def test_failed_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = example("cifar10_data")
+
+    def unreachable(*args: Any, **kwargs: Any) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(data, "CIFAR10", unreachable)
+    message = "Expected to download CIFAR-10, but it failed: no route to host; put train/<class>/.* into --data-dir"
+    with pytest.raises(ConnectionError, match=message):
+        data.CIFAR10Data(tmp_path).prepare_data()

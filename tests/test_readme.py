@@ -13,25 +13,13 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from pages import DOCS, ROOT, blocks, check_shell
-from support import loader
+from support import each_setting, loader
 from torch import Tensor, nn
 
-from lightning_stn import DeltaSTN, Float, Schedule, STNCallback, STNModule
+from lightning_stn import Float, Schedule, STNCallback, STNModule
 
 README = ROOT / "README.md"
 QUICK_START, OWN_MODULE = (block.code for block in blocks(README, "python"))
-
-METHODS: dict[str, dict[str, Any]] = {
-    "stn": {},
-    "delta-stn": {"method": "delta-stn"},
-    "delta-stn, not linearised": {"method": DeltaSTN(linearize=False)},
-}
-
-each_setting = pytest.mark.parametrize(
-    "settings",
-    [{**settings, "perturb": perturb} for settings in METHODS.values() for perturb in ("example", "batch")],
-    ids=[f"{method}, {perturb}" for method in METHODS for perturb in ("example", "batch")],
-)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*GPU available but not used"),

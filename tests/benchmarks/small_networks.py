@@ -3,12 +3,15 @@
     python tests/benchmarks/small_networks.py [--rounds N] [--parts digits mlp floor many import] [--bar]
 
 A whole run is `trainer.fit` of the same network, data and number of batches, plain and self-tuned in turns; CPU time,
-one thread. "digits" is the example's network beside its constants, "mlp" a perceptron with four hyperparameters, both
-with default settings and with `train_steps=5`. "floor" says where the time of the perceptron goes: the plain network
-whose optimiser steps as many further tensors as the response has, one whose dropouts a `ScheduleReplay` drives, and the
-converted one without hyperparameter steps. "many" is the perceptron with 16 to 1,024 hyperparameters, in units of the
-run with four. "import" is what `import lightning_stn` takes beyond `import lightning`, in seconds. A cell is the median
-over the rounds, with quartiles.
+one thread. A cell is the median over the rounds, with quartiles.
+
+- "digits" is the example's network beside its constants, with default settings and with `train_steps=5`.
+- "mlp" is the same for a perceptron with four hyperparameters.
+- "floor" says where the time of the perceptron goes: the plain network whose optimiser steps as many further tensors as
+  the response has, one whose dropouts a `ScheduleReplay` drives, the converted one without hyperparameter steps, and
+  the self-tuned one with gates alone.
+- "many" is the perceptron with 16 to 1,024 hyperparameters, in units of the run with four.
+- "import" is what `import lightning_stn` takes beyond `import lightning`, in seconds.
 """
 
 import argparse
@@ -36,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import digits
 
 from lightning_stn import Float, ScheduleReplay, STNCallback, STNModule
+from lightning_stn.specifications import ResponseForm
 
 BATCHES, EPOCHS = 18, 20
 RATES, ATTRIBUTES = {"first": 0.1, "second": 0.1}, {"net.2.p": "first", "net.5.p": "second"}
@@ -83,9 +87,9 @@ class HeavyPerceptron(LitPerceptron):
 class TunedPerceptron(STNModule, LitPerceptron):
     """The same with tuned dropouts; further hyperparameters take part in every step and act on nothing."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, response: ResponseForm = "full") -> None:
         idle = {f"idle{index}": Float(0.0, 0.9) for index in range(count - 2)}
-        super().__init__(hyperparameters=idle)
+        super().__init__(hyperparameters=idle, response=response)
         self.net = self.convert(self.net, dropout="per-layer")
 
     def validation_loss(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -158,6 +162,7 @@ def rows(parts: list[str], bar: bool) -> Iterator[Runs]:
             "mlp, as many tensors": partial(perceptron, HeavyPerceptron, None, bar),
             "mlp, replayed": lambda: perceptron(LitPerceptron, ScheduleReplay(RATES, attributes=ATTRIBUTES), bar),
             "mlp, never tuned": partial(tuned, 4, bar, warmup=EPOCHS),
+            "mlp, gates alone": lambda: perceptron(partial(TunedPerceptron, 4, "gates"), STNCallback(), bar),
         }
     if "many" in parts:
         yield {f"{count} hyperparameters": partial(tuned, count, bar) for count in (4, *SIZES)}
