@@ -32,7 +32,7 @@ class LitDigits(Classifier):
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam."""
-        return torch.optim.Adam(self.parameters(), lr=1e-3)
+        return torch.optim.Adam(self.parameters(), lr=4e-3)
 
 
 class TunedDigits(SelfTuned, LitDigits):

@@ -57,7 +57,7 @@ class LitLSTM(PlainModule):
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam."""
-        return torch.optim.Adam(self.parameters(), lr=3e-3)
+        return torch.optim.Adam(self.parameters(), lr=6e-3)
 
 
 class TunedLSTM(SelfTuned, LitLSTM):
