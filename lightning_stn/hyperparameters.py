@@ -177,7 +177,7 @@ class HyperparameterSet(Entries):
                 "own code."
             )
 
-    def constrain(self, unconstrained: Tensor) -> dict[str, Tensor]:
+    def constrain(self, unconstrained: Tensor) -> Mapping[str, Tensor]:
         """Values in natural units, by name.
 
         Args:
@@ -260,13 +260,10 @@ class HyperparameterSet(Entries):
         sample = self.current_pass.sample
         return self.gate_input(self.current()) if sample is None else sample
 
-    def bound_values(self, sample: Tensor) -> dict[str, Tensor]:
+    def bound_values(self, sample: Tensor) -> Mapping[str, Tensor]:
         """Natural units of a sample, by name: `[n]`, or a scalar for what the batch shares."""
-        if sample.shape[0] == 1:
-            return self.constrain(sample.detach()[0])
-        values = self.constrain(sample.detach())
-        shared = {name: values[name][0] for name, s in self.specifications.items() if s.perturb == "batch"}
-        return values | shared
+        rows = sample.detach()
+        return self._reader.read(rows[0]) if rows.shape[0] == 1 else self._reader.read_rows(rows)
 
     def forget_reads(self) -> None:
         """Count from now on what is read, for `unread`."""

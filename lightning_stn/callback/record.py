@@ -143,20 +143,22 @@ class Recorder:
     def record(self, trainer: Trainer, batches: int, epoch: int, *, final: bool = False) -> None:
         """Record the present, once after so many training batches; at the end of the run into the schedule as well."""
         if self._last is None or self._last.step < batches:
-            metrics = self._metrics()
-            self._last = self._row(trainer, batches, epoch, metrics)
+            losses, statistics = self._losses(), self._phase.statistics.metrics()
+            hypergradient = self._hypergradient.pop()
+            self._last = self._row(trainer, batches, epoch, losses)
             if self._records % self._stride == 0:
                 self._append(self._last)
             self._records += 1
-            self._log(trainer, metrics)  # last, since a logger may raise
+            if trainer.is_global_zero and trainer.loggers:  # last, since a logger may raise
+                self._log(trainer, {**self._metrics(hypergradient), **statistics, **losses})
         if final and self.schedule.rows[-1].step < self._last.step:
             self._append(self._last, extra=True)
 
-    def _row(self, trainer: Trainer, batches: int, epoch: int, metrics: dict[str, float]) -> Row:
+    def _row(self, trainer: Trainer, batches: int, epoch: int, losses: dict[str, float]) -> Row:
         scales = map(shortest, self.hyperparameters.scale.tolist())
-        losses = [_finite(metrics.get(tag)) for tag in (TRAIN_LOSS, VALID_LOSS)]
+        finite = [_finite(losses.get(tag)) for tag in (TRAIN_LOSS, VALID_LOSS)]
         # Those of the first rank, whose means a checkpoint holds.
-        train_loss, valid_loss = trainer.strategy.broadcast(losses) if trainer.world_size > 1 else losses
+        train_loss, valid_loss = trainer.strategy.broadcast(finite) if trainer.world_size > 1 else finite
         return Row(
             batches,
             epoch,
@@ -180,8 +182,6 @@ class Recorder:
 
     def _log(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         """Give a record to all loggers."""
-        if not trainer.is_global_zero:
-            return
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=self._steps.number)
         if TRAIN_LOSS in metrics:
@@ -235,7 +235,13 @@ class Recorder:
             "hypergradient": self._hypergradient,
         }
 
-    def _metrics(self) -> dict[str, float]:
+    def _losses(self) -> dict[str, float]:
+        """Mean losses since the last record, by tag; of those that were computed."""
+        means = {TRAIN_LOSS: self.train_loss.pop(), VALID_LOSS: self._valid_loss.pop()}
+        return {tag: loss.item() for tag, loss in means.items() if loss is not None}
+
+    def _metrics(self, hypergradient: Tensor | None) -> dict[str, float]:
+        """What loggers get beside the losses and the statistics of the hypergradients."""
         hyperparameters = self.hyperparameters
         centre, scale = hyperparameters.unconstrained.cpu().double(), hyperparameters.scale.cpu().double()
         metrics: dict[str, float] = {}
@@ -249,13 +255,8 @@ class Recorder:
         metrics |= {f"stn/{name}": rate for name, rate in self._phase.optimizer.rates.items()}
         if self._phase.watch.skipped:
             metrics[SKIPPED] = self._phase.watch.skipped
-        metrics |= self._phase.statistics.metrics()
-        hypergradient = self._hypergradient.pop()
         if hypergradient is not None:
             metrics |= _tagged(HYPERGRADIENT, hyperparameters.labels, hypergradient[0].tolist())
-        for tag, loss in ((TRAIN_LOSS, self.train_loss.pop()), (VALID_LOSS, self._valid_loss.pop())):
-            if loss is not None:
-                metrics[tag] = loss.item()
         return metrics
 
 
