@@ -50,7 +50,7 @@ def export(net: nn.Module) -> nn.Module:
 
 def _without_regularizers(module: nn.Module) -> nn.Module:
     """Replace every regulariser, including the module itself, by its plain counterpart, and undo `torch.compile`."""
-    compiled = module._modules.get("_orig_mod")  # the name in torch 2.4 to 2.14; importing its class takes seconds
+    compiled = module._modules.get("_orig_mod")  # the name in torch 2.6 to 2.14; importing its class takes seconds
     if compiled is not None:
         return _without_regularizers(compiled)
     for name, child in module._modules.items():

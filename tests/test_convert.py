@@ -234,7 +234,6 @@ def test_state_dict_of_a_converted_network_has_no_hyperparameters() -> None:
     assert set(net.state_dict()) == {f"0.{name}" for name in names}
 
 
-@pytest.mark.skipif(torch.__version__ < "2.6", reason="torch 2.4 breaks graphs that newer versions keep whole")
 @pytest.mark.parametrize("rows", [1, 5])
 def test_converted_network_compiles_without_graph_breaks(rows: int) -> None:
     hyperparameters = one()

@@ -73,7 +73,7 @@ class _ResponseRNN(InnerDropout, nn.RNNBase):
                 _like_trained(*pair)
                 for pair in zip(flat, map(self.base_parameter, self._flat_weights_names), strict=True)
             ]
-        # Private names of nn.RNNBase, the same in torch 2.4 to 2.14: the list that `forward` reads, and the weak
+        # Private names of nn.RNNBase, the same in torch 2.6 to 2.14: the list that `forward` reads, and the weak
         # references that it compares with the parameters. None in their place keeps it from rebuilding the list after
         # a functional_call.
         shadows: dict[str, Any] = {"_flat_weights": flat, "_flat_weight_refs": [None] * len(flat)}

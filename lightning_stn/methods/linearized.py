@@ -8,7 +8,7 @@ constants: backward differentiates the primal, and response layers share its gra
 import copy
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from typing import Any
@@ -75,9 +75,9 @@ def _load_rules() -> None:
 
 
 def eager() -> AbstractContextManager[None]:
-    """Run compiled modules in eager mode; before version 2.6 torch has no such switch, and nothing is changed."""
-    stance = getattr(torch.compiler, "set_stance", None)
-    return nullcontext() if stance is None else stance("force_eager")
+    """Run compiled modules in eager mode."""
+    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 @dataclass

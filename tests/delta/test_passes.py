@@ -295,16 +295,7 @@ def test_networks_that_cannot_be_linearised_train_without_linearisation(build: A
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize(
-    "settings",
-    [
-        pytest.param(
-            DELTA, marks=pytest.mark.skipif(torch.__version__ < "2.6", reason="torch cannot force eager mode")
-        ),
-        pytest.param(DIRECT, marks=pytest.mark.skipif(torch.__version__ < "2.5", reason="values taken as constants")),
-    ],
-    ids=["linearised", "direct"],
-)
+@pytest.mark.parametrize("settings", [DELTA, DIRECT], ids=["linearised", "direct"])
 def test_compiled_network_trains_as_the_eager_one(settings: dict[str, Any]) -> None:
     states = []
     for compiled in (False, True):

@@ -1,7 +1,6 @@
 """Compiled networks, activation checkpoints and `torch.export`: each run compared with the same run without it."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,21 +22,14 @@ from lightning_stn.layers import ResponseLayer
 # Dynamo reads it inside its own warning filter, which has no effect where warnings are errors.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
-whole_graphs = pytest.mark.skipif(
-    torch.__version__ < "2.6", reason="torch 2.4 specialises more graphs than fullgraph=True lets it keep"
-)
-
 PERTURB = ("example", "batch")
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
 @pytest.fixture(autouse=True)
 def _reset_compiler() -> Iterator[None]:
-    # The default from torch 2.5 on; without it, Dynamo treats values that a module has recorded as constants.
-    inlined = torch._dynamo.config.patch(inline_inbuilt_nn_modules=True) if torch.__version__ < "2.5" else nullcontext()
     torch.compiler.reset()
-    with inlined:
-        yield
+    yield
     torch.compiler.reset()
 
 
@@ -160,7 +152,6 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(("perturb", "centred"), [("example", True), ("batch", True), ("example", False)])
-@whole_graphs
 def test_compiled_network_trains_as_the_eager_one(perturb: str, centred: bool) -> None:
     """Four graphs for a run of any length.
 
@@ -195,7 +186,6 @@ def test_compiled_wrapper_of_network_or_module_trains_as_the_eager_one(how: str,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("perturb", PERTURB)
-@whole_graphs
 def test_compiled_network_trains_as_the_eager_one_in_automatic_optimisation(perturb: str) -> None:
     compiled = train(build(automatic=True), perturb, "net.compile", backend="aot_eager", fullgraph=True)
     assert_same(compiled, train(build(automatic=True), perturb), **CLOSE)
@@ -203,7 +193,6 @@ def test_compiled_network_trains_as_the_eager_one_in_automatic_optimisation(pert
 
 @pytest.mark.slow  # half a minute of C++ compiler
 @pytest.mark.parametrize("perturb", PERTURB)
-@whole_graphs
 def test_network_of_the_default_compiler_trains_as_the_eager_one(perturb: str) -> None:
     with torch._inductor.config.patch(fallback_random=True):  # random numbers drawn as torch draws them
         compiled = train(build(), perturb, "net.compile", fullgraph=True)
@@ -211,7 +200,6 @@ def test_network_of_the_default_compiler_trains_as_the_eager_one(perturb: str) -
 
 
 @pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization")
-@whole_graphs
 def test_compiled_network_is_saved_and_exported_as_an_eager_one(tmp_path: Path) -> None:
     """With a smaller last batch in every epoch."""
     module = build()

@@ -120,7 +120,7 @@ class Following(lr_scheduler.LRScheduler):
 
 
 @pytest.mark.parametrize("case", SCHEDULERS)
-@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")  # torch 2.4 warns of its SequentialLR
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")  # torch 2.6 warns of its SequentialLR
 def test_schedulers_step_at_the_times_and_on_the_metrics_of_the_trainer(case: str) -> None:
     configure, settings = SCHEDULERS[case]
     manual, automatic = in_both_modes(configure, LogsLate, max_epochs=5, **settings)

@@ -305,7 +305,6 @@ class SelfAttention(nn.Module):
         return output
 
 
-@pytest.mark.skipif(torch.__version__ < "2.6", reason="torch 2.4 breaks graphs that newer versions keep whole")
 @pytest.mark.parametrize("build", [SelfAttention, encoder])
 @pytest.mark.parametrize("n", [1, N])
 @pytest.mark.filterwarnings("ignore")
