@@ -174,8 +174,8 @@ def _shade_warmup(axes: "Axes", schedules: Sequence["Schedule"], label: bool) ->
     if label:
         axes.annotate(
             "warm-up",
-            (0, 0),
-            (3, 3),
+            (0, 1),  # above the axes, where no legend lies
+            (0, 3),
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
             fontsize="x-small",
