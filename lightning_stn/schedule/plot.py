@@ -174,8 +174,8 @@ def _shade_warmup(axes: "Axes", schedules: Sequence["Schedule"], label: bool) ->
     if label:
         axes.annotate(
             "warm-up",
-            (0, 0),
-            (3, 3),
+            (0, 1),
+            (0, 2),  # above the panel, where neither lines nor the legend can cover it
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
             fontsize="x-small",
