@@ -26,7 +26,7 @@ from pathlib import Path
 import lightning as L
 import torch.nn.functional as F
 from cifar10_data import Batch, CIFAR10Data, LitCIFAR10
-from command_line import positive, set_up
+from command_line import positive, set_up, summary
 from comparison import Scores, compare, print_summary
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
@@ -143,7 +143,7 @@ def compare_networks(seed: int, args: argparse.Namespace) -> dict[str, Scores]:
 
 def main() -> None:
     """Read the arguments and run."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="train/<class>/* and test/<class>/*")
     parser.add_argument("--subset", type=int, default=5000, help="images, a fifth of them for tuning; 0 for all")
     parser.add_argument("--width", type=float, default=0.25, help="of the layers; 1 for AlexNet's")

@@ -1,6 +1,7 @@
 """Data and plain classifier that the CIFAR-10 examples in this folder share."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -93,7 +94,7 @@ class CIFAR10Data(L.LightningDataModule):
             images = torch.from_numpy(listing.data)[indices].permute(0, 3, 1, 2).contiguous()
         return TensorDataset(images, labels)
 
-    def loader(self, data: TensorDataset, batch_size: int, **settings: object) -> DataLoader:
+    def loader(self, data: TensorDataset, batch_size: int, **settings: Any) -> DataLoader:
         """Batches of one part."""
         return DataLoader(data, batch_size, num_workers=self.num_workers, **settings)
 

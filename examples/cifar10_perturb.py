@@ -16,7 +16,7 @@ from pathlib import Path
 import lightning as L
 import torch.nn.functional as F
 from cifar10_data import CIFAR10Data, LitCIFAR10
-from command_line import positive, set_up
+from command_line import positive, set_up, summary
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
@@ -62,12 +62,12 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
     """Train one network, and return its scores; the test images are read once."""
     L.seed_everything(seed, verbose=False)
     data = CIFAR10Data(args.data_dir, args.subset, seed=seed)
-    module, callbacks = LitCIFAR10(small_cnn(), augmentation(), LR), []
-    if name != "fixed":
-        module, callbacks = SelfTunedCIFAR10(), [STNCallback(perturb=name)]
+    tuned = name != "fixed"
+    module = SelfTunedCIFAR10() if tuned else LitCIFAR10(small_cnn(), augmentation(), LR)
+    stn = STNCallback(perturb="example" if name == "example" else "batch")
     trainer = L.Trainer(
         max_epochs=args.epochs,
-        callbacks=callbacks,
+        callbacks=[stn] if tuned else [],
         logger=TensorBoardLogger(args.out, name=f"{name}_seed{seed}"),
         log_every_n_steps=10,
         check_val_every_n_epoch=5,
@@ -88,8 +88,8 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
         f" {scores['seconds']:.0f} s, {scores['cpu_seconds']:.0f} s of CPU",
         flush=True,
     )
-    for callback in callbacks:
-        values = callback.schedule.rows[-1].values.items()
+    if tuned:
+        values = stn.schedule.rows[-1].values.items()
         print("  ends at " + ", ".join(f"{name} {value:.3g}" for name, value in values), flush=True)
     return scores
 
@@ -108,7 +108,7 @@ def print_summary(scores: dict[str, list[dict[str, float]]]) -> None:
 
 def main() -> None:
     """Read the arguments and run."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="train/<class>/* and test/<class>/*")
     parser.add_argument("--subset", type=int, default=6250, help="images, a fifth of them for tuning")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

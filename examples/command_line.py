@@ -36,6 +36,11 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def summary(doc: str | None) -> str:
+    """The first line of a docstring."""
+    return (doc or "").partition("\n")[0]
+
+
 def example_parser(doc: str | None, epochs: int, out: Path) -> argparse.ArgumentParser:
     """A parser with the arguments of every example.
 
@@ -44,7 +49,7 @@ def example_parser(doc: str | None, epochs: int, out: Path) -> argparse.Argument
         epochs: default length of each run.
         out: default folder of logs and pictures.
     """
-    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(description=summary(doc))
     parser.add_argument("--seed", "--seeds", type=int, nargs="+", default=[0], help="one comparison for each of them")
     parser.add_argument("--epochs", type=positive, default=epochs, help="of each network")
     parser.add_argument("--out", type=Path, default=out, help="folder of the logs and pictures")

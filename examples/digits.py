@@ -127,9 +127,9 @@ NETWORKS: dict[str, Callable[[], LitDigits]] = {
 
 def load_data(seed: int) -> tuple[DataLoader, DataLoader, DataLoader]:
     """Loaders of 250 training, 500 validation and 1,047 test images; `seed` fixes the order of the training images."""
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16  # pixels in [0, 1]
-    labels = torch.tensor(digits.target)
+    pixels, classes = load_digits(return_X_y=True)
+    images = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16  # pixels in [0, 1]
+    labels = torch.tensor(classes)
     seen, test = train_test_split(range(len(labels)), train_size=750, stratify=labels, random_state=0)
     train, valid = train_test_split(seen, train_size=250, stratify=labels[seen], random_state=0)
     train_set, valid_set, test_set = (TensorDataset(images[part], labels[part]) for part in (train, valid, test))
@@ -168,7 +168,7 @@ def compare(seed: int, epochs: int, out: Path) -> dict[str, Scores]:
     stn = STNCallback()
     scores = {}
     for name in NETWORKS:
-        callbacks = [stn] if name == "self-tuned" else []
+        callbacks: list[L.Callback] = [stn] if name == "self-tuned" else []
         _, scores[name] = run(name, seed, epochs, out, callbacks)
     print_hyperparameters(stn.schedule)
     print_scores(scores, COLUMNS)

@@ -35,7 +35,7 @@ class LitImages(L.LightningModule):
     def __init__(self, width: int = 16, dropout: float = 0.3, lr: float = 3e-3, augment: bool = True) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.augment: nn.Module = v2.RandomAffine(10, (0.1, 0.1)) if augment else nn.Identity()
+        self.augment: nn.Module = v2.RandomAffine((-10, 10), (0.1, 0.1)) if augment else nn.Identity()
         self.net: nn.Module = nn.Sequential(
             *(nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Conv2d(width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width), nn.ReLU(), nn.Dropout2d(dropout)),
@@ -101,7 +101,7 @@ def run(name: str, callbacks: list[L.Callback], seed: int, args: argparse.Namesp
     trainer.fit(module, train, valid)
     scores: Scores = {"seconds": time.perf_counter() - begin, "epochs": trainer.current_epoch}
     loaded = type(module).load_from_checkpoint(best.best_model_path)
-    scores |= trainer.validate(loaded, valid, verbose=False)[0] | trainer.test(loaded, test, verbose=False)[0]
+    scores |= {**trainer.validate(loaded, valid, verbose=False)[0], **trainer.test(loaded, test, verbose=False)[0]}
     return loaded, scores
 
 

@@ -59,7 +59,7 @@ class LitFineTuning(LitClassifier):
 
     def __init__(self, weights: str | None, classes: int, strengths: Mapping[str, Any]) -> None:
         net = resnet18(weights=weights)
-        net.fc = nn.Sequential(nn.Dropout(strengths["dropout"]), nn.Linear(512, classes))
+        net.add_module("fc", nn.Sequential(nn.Dropout(strengths["dropout"]), nn.Linear(512, classes)))  # replaces fc
         super().__init__(nn.Sequential(NORMALISE, net), classes, lr=5e-4)
         move = RandomAffine(strengths["degrees"], strengths["translate"])
         self.augment = nn.Sequential(move, Cutout(strengths["cutout"]))

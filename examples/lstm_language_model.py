@@ -28,7 +28,7 @@ from pathlib import Path
 import lightning as L
 import torch
 import torch.nn.functional as F
-from command_line import positive, set_up
+from command_line import positive, set_up, summary
 from comparison import Scores, compare, print_summary
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
@@ -356,7 +356,7 @@ def compare_networks(seed: int, args: argparse.Namespace) -> dict[str, Scores]:
 
 def main() -> None:
     """Read the arguments and run."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument("--data-dir", type=Path, help="folder of train.txt, valid.txt and test.txt")
     parser.add_argument("--level", choices=("word", "char"), default="char", help="unit of the tokens")
     parser.add_argument("--train-tokens", type=int, default=50_000, help="number of training tokens to use; 0 for all")

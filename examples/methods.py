@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from cifar10_data import CIFAR10Data, LitCIFAR10
 from cifar10_perturb import LR, augmentation, small_cnn
-from command_line import positive, set_up
+from command_line import positive, set_up, summary
 from comparison import Scores
 from digits import DigitsCNN, LitDigits, load_data
 from torch import Tensor
@@ -158,7 +158,7 @@ def _spread(values: list[float]) -> str:
 
 def main() -> None:
     """Read the arguments and run."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=summary(__doc__))
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="train/<class>/* and test/<class>/*")
     parser.add_argument("--subset", type=int, default=6250, help="images of CIFAR-10, a fifth of them for tuning")

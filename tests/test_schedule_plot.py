@@ -87,6 +87,15 @@ def test_warmup_is_shaded_on_every_panel() -> None:
         assert shade.get_extents().transformed(one.transData.inverted()).intervalx == pytest.approx([0, 20])
 
 
+@pytest.mark.parametrize("losses", [True, False])
+def test_name_of_the_warmup_lies_above_the_first_panel(losses: bool) -> None:
+    figure, axes = recorded(MIXED, losses=losses).plot()
+    figure.canvas.draw()
+    (name,) = axes[0].texts
+    assert name.get_text() == "warm-up"
+    assert name.get_window_extent().y0 >= axes[0].get_window_extent().y1  # so that no legend covers it
+
+
 def test_schedule_without_losses_has_no_panel_for_them() -> None:
     _, axes = recorded(MIXED, losses=False).plot()
     assert titles(axes) == list(MIXED)
