@@ -68,7 +68,7 @@ class TunedImages(STNModule, LitImages):
     """Noise, weight decay, and a rate for each dropout."""
 
     def __init__(self, channels: int = 4, dropout: float = 0.3, lr: float = 3e-3) -> None:
-        hyperparameters = {"noise": Float(0.0, 2.0), "decay": Float(1e-6, 1e-1, log=True)}
+        hyperparameters = {"noise": Float(0.0, 2.0), "decay": Float(1e-6, 1e-1, init=1e-4, log=True)}
         super().__init__(hyperparameters=hyperparameters, channels=channels, dropout=dropout, lr=lr)
         self.augment = GaussianNoise(std="noise")
         self.decay = L2Penalty("decay")
