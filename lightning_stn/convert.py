@@ -127,7 +127,8 @@ def convert(
         ConversionError: modules cannot respond, are converted already, or are dropouts that cannot be tuned; all that
             could be tuned are switched off; or `exclude` names a module that the network does not have.
         KeyError: `dropout` or `drop_path` names an unknown hyperparameter.
-        ValueError: `dropout` or `drop_path` names a hyperparameter that is not a rate in [0, 1].
+        ValueError: `dropout` or `drop_path` names a hyperparameter that is not a rate in [0, 1]; or there is no
+            hyperparameter, and "per-layer" generates none.
         RuntimeError: "per-layer" would add hyperparameters after layers have been converted.
     """
     _check_arguments(net, hyperparameters)

@@ -22,7 +22,8 @@ class HyperparameterSet(Entries):
     """The hyperparameters of one network: current values, perturbation scales, and the bound sample.
 
     Args:
-        specifications: name to `Float`, `Integer`, `Categorical` or another kind. A name is a Python identifier.
+        specifications: name to `Float`, `Integer`, `Categorical` or another kind. A name is a Python identifier. May be
+            empty until a layer responds, for `convert(net, hyperparameters, dropout="per-layer")`.
         response: what layers that respond to the set learn beside their weights: "full", gates and response weights, or
             "gates" alone; see `lightning_stn.layers.ResponseLayer`.
 
@@ -33,8 +34,7 @@ class HyperparameterSet(Entries):
         slices: name to the slice of its entries.
 
     Raises:
-        ValueError: there are no hyperparameters, a name is not usable, columns of its schedule would collide, or
-            `response` is unknown.
+        ValueError: a name is not usable, columns of its schedule would collide, or `response` is unknown.
         TypeError: `specifications` is not a mapping, or one of them is not a `Hyperparameter`.
 
     Example:
@@ -58,8 +58,6 @@ class HyperparameterSet(Entries):
         if response not in get_args(ResponseForm):
             raise ValueError(f"Expected response to be 'full' or 'gates', got {response!r}.")
         self.response = response
-        if isinstance(specifications, Mapping) and not specifications:
-            raise ValueError("hyperparameters: expected at least one hyperparameter, got none; name what to tune.")
         self._specifications: dict[str, Hyperparameter] = {}
         self.slices: dict[str, slice] = {}
         self._size = 0
@@ -71,7 +69,8 @@ class HyperparameterSet(Entries):
 
     def _extend(self, specifications: Mapping[str, Hyperparameter]) -> None:
         check_specifications(specifications, self._specifications)
-        Schedule({**self._specifications, **specifications})  # Refuses columns that collide, before any change.
+        if specifications:
+            Schedule({**self._specifications, **specifications})  # Refuses columns that collide, before any change.
         end = self._size
         for name, specification in specifications.items():
             self.slices[name] = slice(end, end := end + specification.size)
@@ -98,7 +97,16 @@ class HyperparameterSet(Entries):
         self._extend(specifications)
 
     def freeze(self) -> None:
-        """Fix the number of hyperparameters; called by the first layer that responds to them."""
+        """Fix the number of hyperparameters; called by the first layer that responds to them.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if not self._size:
+            raise ValueError(
+                "hyperparameters: expected at least one hyperparameter, got none; name what to tune, or give each "
+                "dropout one with convert(net, dropout='per-layer')."
+            )
         self._frozen = True
 
     def reset_parameters(self) -> None:

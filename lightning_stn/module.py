@@ -37,7 +37,8 @@ class STNModule(Results, CachedEvaluation):
 
     Args:
         *args: passed to the next base, as is `**kwargs`, so that an existing module keeps its constructor.
-        hyperparameters: name to `Float`, `Integer` or `Categorical`.
+        hyperparameters: name to `Float`, `Integer` or `Categorical`; `{}` if `self.convert(net, dropout="per-layer")`
+            generates all of them.
         response: what layers learn beside their weights: "full", gates and response weights, or "gates" alone, so
             that conversion adds no parameters as large as the weights.
 

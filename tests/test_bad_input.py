@@ -464,7 +464,9 @@ def without(state: dict[str, Tensor], key: str) -> dict[str, Tensor]:
 
 SETS = {
     "set: no hyperparameters": building(
-        ValueError, "at least one hyperparameter, got none; name what", lambda: HyperparameterSet({})
+        ValueError,
+        "at least one hyperparameter, got none; name what",
+        lambda: convert(nn.Linear(2, 2), HyperparameterSet({})),
     ),
     "set: a list": building(
         TypeError, r"as a dictionary from names to .*got \[Float.*; write \{", lambda: HyperparameterSet([ONE["a"]])

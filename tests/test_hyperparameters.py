@@ -78,7 +78,7 @@ def test_the_largest_integer_range_is_resolved() -> None:
         (lambda: Integer(3, 3, init=3), "range is empty"),
         (lambda: Integer(0, 4, init=5), "low <= init <= high"),
         (lambda: Integer(0, 2**21, init=5), "cannot be resolved"),
-        (lambda: HyperparameterSet({}), "at least one hyperparameter"),
+        (lambda: convert(nn.Linear(2, 2), HyperparameterSet({})), "at least one hyperparameter"),
         (lambda: HyperparameterSet({"a b": Float(0.0, 1.0, 0.5)}), "Python identifier"),
         (lambda: HyperparameterSet({"step": Float(0.0, 1.0, 0.5)}), "collides"),
         (lambda: HyperparameterSet({"a": Float(0.0, 1.0, 0.5), "a_scale": Float(0.0, 1.0, 0.5)}), "collides"),
@@ -92,6 +92,22 @@ def test_specifications_refuse_wrong_arguments(build: Any, message: str) -> None
 def test_set_refuses_a_value_that_is_no_specification() -> None:
     with pytest.raises(TypeError, match=r"'x' to be a Hyperparameter, such as a Float, .*, got 0\.5; write"):
         HyperparameterSet({"x": 0.5})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("rate", [0.25, 0.0])
+def test_set_may_be_empty_until_a_conversion_generates_its_hyperparameters(rate: float) -> None:
+    hyperparameters, net = HyperparameterSet({}), nn.Sequential(nn.Linear(2, 2), nn.Dropout(rate), nn.Dropout(0.5))
+    assert (repr(hyperparameters), len(hyperparameters), hyperparameters.values()) == ("HyperparameterSet()", 0, {})
+    assert "<tr></tr>" in hyperparameters._repr_html_()
+    convert(net, hyperparameters, dropout="per-layer")
+    assert hyperparameters.values() == ({"dropout_1": 0.25} if rate else {}) | {"dropout_2": 0.5}
+
+
+def test_conversion_that_generates_nothing_leaves_the_network_plain() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    with pytest.raises(ValueError, match=r"at least one .*or give each dropout one with convert\(net, dropout="):
+        convert(net, HyperparameterSet({}), dropout="per-layer")
+    assert type(net[0]) is nn.Linear
 
 
 def test_add_appends_until_layers_respond() -> None:

@@ -90,17 +90,38 @@ class YourLitModule(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.05)
 
 
+def names_of_own_module(module: type[YourLitModule], settings: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **{"L": L, "F": F, "Float": Float, "STNModule": STNModule, "STNCallback": STNCallback},
+        **{"ModelCheckpoint": ModelCheckpoint, "YourLitModule": module},
+        **{"train_data": loader(24), "valid_data": loader(16, seed=1)},
+        "settings": {**settings, "train_steps": 1, "warmup": 0, "lr": 0.05, "seed": 1},
+    }
+
+
+def test_own_module_that_was_cut_off_goes_on_with_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = []
+
+    class Starts(YourLitModule):
+        def on_train_start(self) -> None:
+            starts.append(self.trainer.global_step)
+
+    monkeypatch.chdir(tmp_path)
+    exec(shortened(OWN_MODULE, 20, 2), names_of_own_module(Starts, {}))
+    goes_on = OWN_MODULE.replace("valid_data)", 'valid_data, ckpt_path="last")')
+    exec(shortened(goes_on, 20, 3), names := names_of_own_module(Starts, {}))
+    assert starts == [0, 6]
+    assert names["stn"].schedule.rows[-1].step == 9
+
+
 @each_setting
 def test_own_module_is_tuned_loaded_and_exported(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {
-        **{"L": L, "F": F, "Float": Float, "STNModule": STNModule, "STNCallback": STNCallback},
-        **{"ModelCheckpoint": ModelCheckpoint, "YourLitModule": YourLitModule},
-        **{"train_data": loader(24), "valid_data": loader(16, seed=1)},
-        "settings": {**settings, "train_steps": 1, "warmup": 0, "lr": 0.05, "seed": 1},
-    }
+    names = names_of_own_module(YourLitModule, settings)
     exec(shortened(OWN_MODULE, 20, 2), names)
     assert {"train_loss", "val_loss"} <= set(names["trainer"].callback_metrics)
     rows, module = names["stn"].schedule.rows, names["module"]

@@ -1,9 +1,11 @@
 """Checks before the first step, so that a mistake costs seconds and not a run."""
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
@@ -227,6 +229,24 @@ class WeightProgress:
                 "training_loss, which takes the place of the weight step. Rename it to training_loss, return "
                 "super().training_step(batch, batch_idx) from it, or step the optimisers in it by hand."
             )
+
+
+def warn_of_untrained_loss(module: STNModule, outputs: Any) -> None:
+    """Warn of a `training_step` that returns another loss than the one on which the weight step has been taken.
+
+    Manual optimisation steps inside `STNModule.training_step`, so that a term added behind it trains nothing.
+    """
+    trained, returned = module._stn_last_loss, (outputs or {}).get("loss")
+    owner = next(base for base in type(module).__mro__ if "training_step" in base.__dict__)
+    if owner is STNModule or module.automatic_optimization or trained is None or returned is None:
+        return
+    if not torch.allclose(trained, returned.to(trained), rtol=0.0, atol=0.0, equal_nan=True):
+        warnings.warn(
+            f"{owner.__name__}.training_step returns another loss than super().training_step(batch, batch_idx), which "
+            "has taken the weight step already, so that the difference trains nothing; change the loss in "
+            "training_loss(self, batch, batch_idx), with super().training_loss(batch, batch_idx).",
+            stacklevel=3,
+        )
 
 
 def tuning_loader(trainer: Trainer, module: STNModule, dataloader: Iterable[Any] | None) -> Iterable[Any]:

@@ -17,6 +17,7 @@ from lightning_stn.callback.checks import (
     check_trainer,
     is_converted,
     require_stn_module,
+    warn_of_untrained_loss,
 )
 from lightning_stn.callback.hyperparameter_phase import HyperparameterPhase
 from lightning_stn.callback.interruption import Bookmark
@@ -242,6 +243,7 @@ class STNCallback(CheckpointedCallback):
             check_rows(trainer, module, batch, batch_idx)
         if self._starts:
             warn_unread(module)
+            warn_of_untrained_loss(module, outputs)
             self._starts = False
         self._count(module, (outputs or {}).get("training_loss", (outputs or {}).get("loss")), batch_idx)
         self._weights.check(trainer, module, self._clock.batches)

@@ -53,9 +53,9 @@ def to_html(title: str, rows: Sequence[Mapping[str, Cell]]) -> str:
 
     Args:
         title: the caption.
-        rows: one or more dictionaries with the same keys, which become the header.
+        rows: dictionaries with the same keys, which become the header; without rows there is none.
     """
-    header = "".join(f"<th>{html.escape(column)}</th>" for column in rows[0])
+    header = "".join(f"<th>{html.escape(column)}</th>" for row in rows[:1] for column in row)
     lines = ("".join(f"<td>{html.escape(describe(cell))}</td>" for cell in row.values()) for row in rows)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f"<table><caption>{html.escape(title)}</caption><tr>{header}</tr>{body}</table>"
@@ -71,7 +71,7 @@ def markdown(rows: Sequence[Mapping[str, Cell]]) -> str:
     """A table in Markdown with aligned columns; numbers have four digits.
 
     Args:
-        rows: one or more dictionaries with the same keys, which become the header.
+        rows: dictionaries with the same keys, which become the header; without rows there is none.
 
     Example:
         >>> print(markdown([{"hyperparameter": "dropout", "loss": 0.123456}, {"hyperparameter": "noise", "loss": 2}]))
@@ -80,6 +80,8 @@ def markdown(rows: Sequence[Mapping[str, Cell]]) -> str:
         | dropout        | 0.1235 |
         | noise          |      2 |
     """
+    if not rows:
+        return ""
     columns = list(rows[0])
     numeric = {column: not any(isinstance(row[column], str) for row in rows) for column in columns}
     texts = [columns, *([describe(row[column]) for column in columns] for row in rows)]

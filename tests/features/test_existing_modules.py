@@ -162,6 +162,29 @@ def test_a_skipped_batch_is_refused_in_words(build: Callable[[], Any], automatic
         fit(module)
 
 
+class Adds(LitSmall):
+    """Adds to the loss in `training_step`; in manual optimisation, behind the weight step."""
+
+    def __init__(self, term: float, automatic: bool) -> None:
+        super().__init__()
+        self.term, self.automatic_optimization = term, automatic
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx) + self.term
+
+
+def test_term_that_a_step_adds_behind_the_weight_step_is_named() -> None:
+    with pytest.warns(
+        UserWarning, match=r"Adds\.training_step returns another loss .* trains nothing; .*training_loss"
+    ):
+        fit(Adds(1.0, automatic=False))
+
+
+@pytest.mark.parametrize(("term", "automatic"), [(0.0, False), (1.0, True)])
+def test_step_whose_loss_is_trained_is_not_warned_of(term: float, automatic: bool) -> None:
+    fit(Adds(term, automatic))
+
+
 class WithoutLoss(Existing):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         return {"train_loss": super().training_step(batch, batch_idx)}
