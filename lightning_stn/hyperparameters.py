@@ -1,7 +1,6 @@
 """The set that holds the hyperparameters' current values, scales and bound sample."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import get_args
 
 import torch
@@ -249,14 +248,9 @@ class HyperparameterSet(Entries):
         distance = sample - self.unconstrained if self.centred else sample
         return distance if self.gate_scale == 1.0 else self.gate_scale * distance
 
-    @contextmanager
-    def running(self, run: Pass) -> Iterator[None]:
+    def running(self, run: Pass) -> "Running":
         """Enter a pass; on exit the previous pass is current again."""
-        before, self.current_pass = self.current_pass, run
-        try:
-            yield
-        finally:
-            self.current_pass = before
+        return Running(self, run)
 
     @property
     def at_centre(self) -> bool:
@@ -323,3 +317,22 @@ class HyperparameterSet(Entries):
     def _repr_html_(self) -> str:
         """The table for notebooks."""
         return to_html(f"HyperparameterSet of {', '.join(self.names)}", self.table())
+
+
+class Running:
+    """A context in which a pass is the current one of a set; a class, since older compilers cannot trace a generator.
+
+    Args:
+        hyperparameters: the set.
+        run: the pass.
+    """
+
+    def __init__(self, hyperparameters: HyperparameterSet, run: Pass) -> None:
+        self._hyperparameters, self._run = hyperparameters, run
+
+    def __enter__(self) -> None:
+        self._before = self._hyperparameters.current_pass
+        self._hyperparameters.current_pass = self._run
+
+    def __exit__(self, *exception: object) -> None:
+        self._hyperparameters.current_pass = self._before

@@ -96,6 +96,7 @@ class ResponseLayer(RespondingParameters):
                     added = [owner._parameters[shared] for shared in added_names(own)]
             for new_name, parameter in zip(added_names(name), added, strict=True):
                 self.register_parameter(new_name, parameter)
+        self.__dict__["_base_readers"] = []
         self.responding = tuple(name for name, base in parameters.items() if base is not None and base.requires_grad)
         self.__dict__["_tied"] = tied  # not an attribute, which would make the owner a child
         self.reset_response()
@@ -113,7 +114,7 @@ class ResponseLayer(RespondingParameters):
         """Turn this layer into the plain layer with its base parameters, in place."""
         for added in [added for name in self._parameters for added in added_names(name)]:
             self._parameters.pop(added, None)
-        for attribute in ("responding", "_tied"):
+        for attribute in ("responding", "_tied", "_base_readers"):
             self.__dict__.pop(attribute, None)
         self.detach()
         self.__class__ = self.plain_type  # type: ignore[assignment]

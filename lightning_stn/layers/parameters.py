@@ -1,7 +1,6 @@
 """Parameters that respond: base, response weights and gates, and what an attribute reads during a pass."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -16,6 +15,25 @@ from lightning_stn.hyperparameters import HyperparameterSet
 def added_names(name: str) -> tuple[str, str]:
     """Names of the response weights and of the gate of a parameter."""
     return f"response_{name}", f"{name}_gate"
+
+
+class ReadingBase:
+    """A context in which a layer's parameters read as they are.
+
+    A class and a list, since a generator costs as much as the gates, and older compilers break their graphs at it.
+
+    Args:
+        readers: of the layer; it has an entry for each context that is open.
+    """
+
+    def __init__(self, readers: list[None]) -> None:
+        self._readers = readers
+
+    def __enter__(self) -> None:
+        self._readers.append(None)
+
+    def __exit__(self, *exception: object) -> None:
+        self._readers.pop()
 
 
 class RespondingParameters(BoundModule):
@@ -141,19 +159,13 @@ class RespondingParameters(BoundModule):
     def _broadcast_gates(self, name: str, sample: Tensor) -> Tensor:
         """`V h` of one row, in a shape that broadcasts over the parameter."""
         owner, own = self.response_owner(name)
-        attributes = owner.__dict__
-        if "_reads_base" in attributes:
+        with owner.reading_base():
             return owner.broadcast_gates(own, owner.gated_row(own, sample))
-        attributes["_reads_base"] = True  # by hand, since a context manager costs as much as the gates
-        try:
-            return owner.broadcast_gates(own, owner.gated_row(own, sample))
-        finally:
-            del attributes["_reads_base"]
 
     def __getattr__(self, name: str) -> Any:
         """A parameter as the current pass has it, and every other attribute as it is."""
         value: Any = super().__getattr__(name)
-        if name not in self.__dict__.get("responding", ()) or "_reads_base" in self.__dict__:
+        if name not in self.__dict__.get("responding", ()) or self.__dict__["_base_readers"]:
             return value
         return self._read(name, value)
 
@@ -207,17 +219,9 @@ class RespondingParameters(BoundModule):
         with self.reading_base():
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
-    @contextmanager
-    def reading_base(self) -> Iterator[None]:
+    def reading_base(self) -> "ReadingBase":
         """Inside this context `self.<name>` is the base parameter, whatever the current pass."""
-        if "_reads_base" in self.__dict__:
-            yield
-            return
-        self.__dict__["_reads_base"] = True
-        try:
-            yield
-        finally:
-            del self.__dict__["_reads_base"]
+        return ReadingBase(self.__dict__.get("_base_readers", []))  # a plain module has none
 
     @property
     def _frozen(self) -> bool:

