@@ -45,6 +45,27 @@ def titles(axes: list[Any]) -> list[str]:
     return [one.get_title() for one in axes]
 
 
+@pytest.mark.parametrize("name", ["rate", "dropout_encoder_layers_0_self_attn"])
+def test_legend_of_a_shared_panel_is_no_wider_than_the_panel(name: str) -> None:
+    figure, axes = recorded({f"{name}_{index}": Float(0.0, 0.9, init=0.1) for index in range(10)}).plot()
+    figure.canvas.draw()
+    for panel in axes[1:]:
+        legend, inside = panel.get_legend().get_window_extent(), panel.get_window_extent()
+        assert inside.x0 <= legend.x0 < legend.x1 <= inside.x1
+        assert inside.y0 <= legend.y0 < legend.y1 <= inside.y1
+        assert inside.width > figure.get_window_extent().width / 4
+
+
+def test_whole_number_that_does_not_move_has_whole_ticks() -> None:
+    schedule = recorded({"length": Integer(0, 16, init=4), "rate": Float(0.0, 0.9, init=0.1)})
+    for row in schedule.rows:
+        row.values["length"] = 4
+    figure, axes = schedule.plot()
+    figure.canvas.draw()
+    assert "4" in (labels := [text.get_text() for text in axes[1].get_yticklabels()])
+    assert all(label.isdigit() for label in labels)
+
+
 def test_plot_draws_losses_above_a_panel_for_each_hyperparameter() -> None:
     schedule = recorded(MIXED)
     figure, axes = schedule.plot()

@@ -22,6 +22,9 @@ MOST_PANELS = 9
 MOST_LINES = 8
 """Hyperparameters in one panel, so that colours stay apart."""
 
+LONGEST_SIDE_BY_SIDE = 20
+"""Characters of the longest name in a legend of two columns that is no wider than its panel."""
+
 COLUMNS = 3
 RUN_ALPHA = 0.7
 """Of lines where several runs lie over one another."""
@@ -71,7 +74,8 @@ def plot(
         _draw_panel(axes[-1], panel, schedules, labels)
         _shade_warmup(axes[-1], schedules, label=len(axes) == 1)
         if len(panel.names) > 1 or (len(schedules) > 1 and len(axes) == 1):
-            axes[-1].legend(fontsize="x-small", ncols=2 if len(panel.names) > 4 else 1)
+            side_by_side = len(panel.names) > 4 and max(map(len, panel.names)) <= LONGEST_SIDE_BY_SIDE
+            axes[-1].legend(fontsize="x-small", ncols=2 if side_by_side else 1)
         if index >= len(panels) - columns:
             axes[-1].set_xlabel("training batches")
     return figure, axes
@@ -191,7 +195,7 @@ def _scale(axes: "Axes", axis: Axis) -> None:
     elif axis.log:
         axes.set_yscale("log")
     elif axis.whole:
-        axes.locator_params("y", integer=True)
+        axes.locator_params("y", integer=True, min_n_ticks=1)
     if axis.unit:
         axes.set_ylabel(axis.unit)
 
