@@ -16,7 +16,7 @@ from trials import GUESSES, METHODS, SEARCHES
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-COLOURS = {name: f"C{number}" for number, name in enumerate([*METHODS, "guesses", *SEARCHES])}
+COLOURS = {"guesses": "0.4"} | {name: f"C{number}" for number, name in enumerate([*METHODS, *SEARCHES])}
 """Colour of each line, the same in every panel and for every choice of methods."""
 
 Curve = list[tuple[float, float]]
@@ -71,11 +71,12 @@ class Line(NamedTuple):
 
 
 def _panel(axes: Axes, lines: Mapping[str, Line], methods: Sequence[str]) -> None:
-    """Draw the lines, and show the part in which they end."""
+    """Draw the lines, and show the part in which they end, no closer than the spread of the seeds allows to tell."""
     if not lines:
         return
     ends = np.array([line.losses.mean(0)[-1] for line in lines.values()])
-    margin = np.ptp(ends) or 0.1 * abs(ends[0])
+    spread = max(line.losses[:, -1].std() for line in lines.values())
+    margin = max(np.ptp(ends), spread) or 0.1 * abs(ends[0])
     top, first = ends.max() + margin, math.inf
     for name, line in lines.items():
         mean, tuned = line.losses.mean(0), name in methods
@@ -86,7 +87,7 @@ def _panel(axes: Axes, lines: Mapping[str, Line], methods: Sequence[str]) -> Non
             axes.fill_between(line.costs, lowest, highest, color=drawn.get_color(), alpha=0.15, linewidth=0)
         first = min(first, line.costs[mean <= top][0])
     last = max(line.costs[-1] for line in lines.values())
-    axes.set(ylim=(ends.min() - 0.3 * margin, top), xlim=(0.8 * first, 1.25 * last))
+    axes.set(ylim=(ends.min() - margin, top), xlim=(0.8 * first, 1.25 * last))
 
 
 def over_seeds(found: Sequence[Curve]) -> Line:
