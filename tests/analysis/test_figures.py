@@ -52,7 +52,7 @@ def _close_figures():
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("count", [1, 3, 40])
+@pytest.mark.parametrize("count", [1, 3, pytest.param(40, marks=pytest.mark.slow)])
 def test_sweep_has_a_panel_for_each_hyperparameter(count, style):
     with plt.style.context(style):
         figure, panels = make_sweep(count).plot()

@@ -29,7 +29,7 @@ class Counts(L.Callback):
 
 
 @every_method
-@pytest.mark.parametrize("perturb", ["batch", "example"])
+@pytest.mark.parametrize("perturb", ["batch", pytest.param("example", marks=pytest.mark.slow)])
 def test_a_run_holds_as_many_tensors_after_many_steps_as_after_few(
     method: str, perturb: Literal["batch", "example"]
 ) -> None:

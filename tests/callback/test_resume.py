@@ -283,7 +283,7 @@ def with_method(method: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 @every_method
-@pytest.mark.parametrize("save_at", [6, 8])
+@pytest.mark.parametrize("save_at", [6, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_killed_process_continues_bit_for_bit(tmp_path: Path, save_at: int, method: str) -> None:
     """SIGKILL two batches after the checkpoint: the checkpoint and the schedule file are complete."""
     code = (

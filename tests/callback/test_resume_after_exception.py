@@ -126,7 +126,7 @@ def test_run_interrupted_around_validation_and_schedulers_resumes_bit_for_bit(
     assert_resumes(tmp_path, place, [batch], **options)
 
 
-@pytest.mark.parametrize("index", [0, 20, 47])
+@pytest.mark.parametrize("index", [0, pytest.param(20, marks=pytest.mark.slow), 47])
 def test_run_interrupted_in_a_data_worker_resumes_bit_for_bit(tmp_path: Path, index: int) -> None:
     assert_resumes(tmp_path, "worker", [index], workers=2)
 

@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import (
     Strategy,
 )
 from strategies.worker import BATCHES, EPOCHS, Lit, dataset, ends, launch
-from support import METHOD_PARAMS, METHODS, LitSmall, lightning_before, loader, trainer
+from support import METHODS, LitSmall, lightning_before, loader, trainer
 from torch import Tensor
 
 from lightning_stn import Schedule, STNCallback
@@ -25,15 +25,13 @@ DRAWN = {"drawn": True}
 RECURRENT = {"module": {"recurrent": True}}
 End = dict[str, Any]
 STATIC = pytest.param("static", marks=pytest.mark.skipif(lightning_before("2.6"), reason="refused"))
-default_method = pytest.mark.parametrize(
-    "method", ["stn", pytest.param("delta-stn", marks=pytest.mark.slow)], indirect=True
-)
+SOME_METHODS = ["stn", *(pytest.param(name, marks=pytest.mark.slow) for name in METHODS if name != "stn")]
 """Where processes take half a minute to start, other methods than the default are slow."""
 
 FSDP2 = pytest.mark.skipif(torch.__version__ < "2.7", reason="needs CUDA")
 
 
-@pytest.fixture(scope="module", params=METHOD_PARAMS)
+@pytest.fixture(scope="module", params=SOME_METHODS)
 def method(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Settings of a method."""
     return METHODS[request.param]
@@ -141,7 +139,6 @@ def test_clipping_and_accumulation_equal_one_process(one: Path, two: Path) -> No
 
 
 @FSDP2
-@default_method
 @pytest.mark.parametrize("name", ["plain", "direct", "recurrent", "shared"])
 def test_fsdp2_equals_one_process_on_the_whole_batch(
     one: Path, sharded: Path, method: dict[str, Any], name: str
@@ -171,7 +168,6 @@ def test_an_interrupted_run_continues_bit_for_bit(two: Path) -> None:
 
 
 @FSDP2
-@default_method
 def test_an_interrupted_run_of_fsdp2_continues_bit_for_bit(sharded: Path) -> None:
     assert_same(ends(sharded, "resumed"), ends(sharded, "whole"))
 
@@ -225,7 +221,6 @@ def test_a_checkpoint_of_two_ranks_loads_on_one(two: Path) -> None:
     assert torch.isfinite(loaded.export()(inputs)).all()
 
 
-@default_method
 def test_started_processes_hand_state_and_schedule_of_ddp_to_the_process_that_called_fit(
     two: Path, tmp_path: Path, method: dict[str, Any]
 ) -> None:
