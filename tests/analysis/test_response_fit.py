@@ -37,7 +37,9 @@ def fitted_ridge(problem: Ridge, log_decays: Tensor) -> LitRidge:
     return module
 
 
-@pytest.mark.parametrize("centred", [False, True], ids=["uncentred", "centred"])
+@pytest.mark.parametrize(
+    "centred", [pytest.param(False, id="uncentred", marks=pytest.mark.slow), pytest.param(True, id="centred")]
+)
 @pytest.mark.parametrize("problem", [ONE, TWO], ids=["one decay", "two decays"])
 def test_exact_response_of_ridge_regression_predicts_training_to_convergence(problem, centred):
     module = fitted_ridge(problem, problem.grid_optimum() + 1.0)

@@ -245,7 +245,7 @@ def test_exact_jacobian_gives_the_hypergradient_of_retrained_solutions(problem: 
     torch.testing.assert_close(found, problem.retrained_hypergradient(), rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("linearize", [True, False])
+@pytest.mark.parametrize("linearize", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_delta_stn_learns_the_jacobian_of_the_best_response(problem: Problem, linearize: bool) -> None:
     found = learn(problem, method="delta-stn", linearize=linearize)
     print(f"\nDelta-STN, linearize={linearize}: {found}")

@@ -151,7 +151,9 @@ def assert_same(ours: LitSmall, theirs: LitSmall, **tolerance: Any) -> None:
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("perturb", "centred"), [("example", True), ("batch", True), ("example", False)])
+@pytest.mark.parametrize(
+    ("perturb", "centred"), [("example", True), ("batch", True), pytest.param("example", False, marks=SLOW)]
+)
 def test_compiled_network_trains_as_the_eager_one(perturb: str, centred: bool) -> None:
     """Four graphs for a run of any length.
 
@@ -168,7 +170,7 @@ def test_compiled_network_trains_as_the_eager_one(perturb: str, centred: bool) -
     ("how", "perturb"),
     [
         ("torch.compile(net)", "batch"),
-        ("torch.compile(module)", "batch"),
+        pytest.param("torch.compile(module)", "batch", marks=SLOW),
         pytest.param("torch.compile(net)", "example", marks=SLOW),
         pytest.param("torch.compile(module)", "example", marks=SLOW),
     ],

@@ -50,10 +50,9 @@ NETWORKS: dict[str, tuple[Build, tuple[int, ...]]] = {
 for _name in IMAGES:
     _settings = {"num_classes": 5} | ({"image_size": 64} if _name == "vit_b_16" else {})
     NETWORKS[_name] = (partial(torchvision.models.get_model, _name, **_settings), (3, 64, 64))
-SLOW = {"alexnet", "resnet18", "convnext_tiny", "vit_b_16"}
 every_network = pytest.mark.parametrize(
     ("build", "shape"),
-    [pytest.param(*case, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, case in NETWORKS.items()],
+    [pytest.param(*case, id=name, marks=[pytest.mark.slow] * (name in IMAGES)) for name, case in NETWORKS.items()],
 )
 
 

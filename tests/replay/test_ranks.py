@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader
 
 from lightning_stn import ResumableLoader, Schedule, STNCallback
 
+pytestmark = pytest.mark.slow
+
 SILENT = {"dropout": 0.0}
 
 
@@ -66,7 +68,6 @@ def test_schedule_of_a_tuned_run_has_every_row_in_force_in_new_processes(two: Pa
         assert end["seen"] == end["current"] == rows[:-1]
 
 
-@pytest.mark.slow
 def test_ddp_equals_one_process_on_the_whole_batch(two: Path, one: dict[str, Any]) -> None:
     for end in ends(two, "silent"):
         torch.testing.assert_close(end["state"], one["state"], rtol=0, atol=1e-9)
@@ -79,7 +80,6 @@ def test_interrupted_replay_on_two_ranks_continues_bit_for_bit(two: Path) -> Non
         assert resumed["seen"] == whole["seen"][-len(resumed["seen"]) :]
 
 
-@pytest.mark.slow
 @FSDP2
 def test_fsdp2_equals_one_process_on_the_whole_batch(tmp_path: Path, one: dict[str, Any]) -> None:
     assert launch(tmp_path, {"name": "sharded", "strategy": "fsdp", **SILENT}, worker=WORKER) == [0, 0]

@@ -148,7 +148,13 @@ RUNS = {
 """Problem, start as a multiple of the optimum, and `perturb`."""
 
 
-@pytest.mark.parametrize(("problem", "multiple", "perturb"), RUNS.values(), ids=RUNS)
+SLOW = {"one decay, near", "one decay, far above", "two decays, below and above"}
+
+
+@pytest.mark.parametrize(
+    ("problem", "multiple", "perturb"),
+    [pytest.param(*run, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, run in RUNS.items()],
+)
 def test_self_tuned_run_ends_within_ten_percent_of_the_grid_optimum(problem, multiple, perturb):
     optimum = problem.grid_optimum().exp()
     found = self_tuned(problem, multiple * optimum, perturb)

@@ -180,6 +180,7 @@ def test_killed_processes_continue_bit_for_bit(two: Path, tmp_path: Path, method
     assert_same(ends(tmp_path, "resumed"), ends(two, "example"))
 
 
+@pytest.mark.slow
 def test_rank_that_raises_alone_writes_a_checkpoint_that_resumes(tmp_path: Path) -> None:
     """The generators of the other rank are not in it, and a run that is resumed says so."""
     jobs = {"strategy": "ddp", "module": DRAWN}
@@ -195,6 +196,7 @@ def test_rank_that_raises_alone_writes_a_checkpoint_that_resumes(tmp_path: Path)
     assert [end["callback"]["clock"]["batches"] for end in ends(tmp_path, "resumed")] == [BATCHES * EPOCHS] * 2
 
 
+@pytest.mark.slow
 def test_run_resumed_on_fewer_processes_says_that_generators_begin_anew(two: Path, tmp_path: Path) -> None:
     job = {"strategy": "one", "name": "alone", "module": DRAWN, "checkpoint": saved(two, 20), "seed": 9}
     assert launch(tmp_path, job, ranks=1) == [0]
@@ -221,6 +223,7 @@ def test_a_checkpoint_of_two_ranks_loads_on_one(two: Path) -> None:
     assert torch.isfinite(loaded.export()(inputs)).all()
 
 
+@pytest.mark.slow
 def test_started_processes_hand_state_and_schedule_of_ddp_to_the_process_that_called_fit(
     two: Path, tmp_path: Path, method: dict[str, Any]
 ) -> None:
