@@ -22,6 +22,9 @@ _LARGEST_INTEGER_RANGE = 2**20
 START = 0.1
 """Start of a hyperparameter without `init`, as a share of its range."""
 
+LOG_START = 0.5
+"""The same on a logarithmic scale, where a tenth of the way is often a strength without any effect."""
+
 
 @dataclass(frozen=True, repr=False)
 class Float(Ranged):
@@ -30,8 +33,8 @@ class Float(Ranged):
     Args:
         low: lower bound, natural units; None for no bound.
         high: upper bound, natural units; None for no bound.
-        init: initial value, strictly between the bounds, natural units; None for a tenth of the range, of its
-            logarithm with `log`.
+        init: initial value, strictly between the bounds, natural units; None for a tenth of the range, with `log` for
+            the middle of its logarithm.
         scale: initial standard deviation of the perturbation, unconstrained units.
         perturb: "example" draws a perturbation for each example, "batch" one for the mini-batch (for strengths that act
             on the batch as a whole, such as the weight of a penalty).
@@ -47,7 +50,7 @@ class Float(Ranged):
         >>> Float(0.0, 0.9, init=0.3), Float(0.0, None, init=0.1), Float(1e-6, 1e-1, log=True)
         (Float(0.0, 0.9, init=0.3), Float(0.0, None, init=0.1), Float(1e-06, 0.1, log=True))
         >>> [f"{kind.init:.2g}" for kind in (Float(0.0, 0.8), Float(1e-6, 1e-1, log=True))]
-        ['0.08', '3.2e-06']
+        ['0.08', '0.00032']
     """
 
     _: KW_ONLY
@@ -97,11 +100,11 @@ class Float(Ranged):
         return super().axis._replace(log=self.log)
 
     def _default_init(self) -> float | None:
-        """A tenth of the range; None for a range without bounds."""
+        """A tenth of the range, or the middle of its logarithm; None for a range without bounds."""
         if self.low is None or self.high is None:
             return None
         if self.log is True:
-            return float(self.low * (self.high / self.low) ** START) if 0 < self.low < self.high else None
+            return float(self.low * (self.high / self.low) ** LOG_START) if 0 < self.low < self.high else None
         return float(self.low + START * (self.high - self.low))
 
     @cached_property

@@ -15,13 +15,15 @@ from lightning_stn import Categorical, Float, HyperparameterSet, Integer
         (Float(0.0, 0.8), 0.08),
         (Float(-1.0, 1.0), -0.8),
         (Float(0.5, 1.5, perturb="batch"), 0.6),
-        (Float(1e-6, 1e-1, log=True), 1e-6 * 10**0.5),
+        (Float(1e-6, 1e-2, log=True), 1e-4),  # the middle of the logarithm
         (Integer(0, 20), 2),
         (Integer(0, 4), 1),  # not on the bound
         (Integer(3, 4), 4),
     ],
 )
-def test_range_without_init_starts_a_tenth_above_its_lower_bound(specification: Float | Integer, start: float) -> None:
+def test_range_without_init_starts_in_its_lower_part_or_in_the_middle_of_its_logarithm(
+    specification: Float | Integer, start: float
+) -> None:
     assert math.isclose(specification.init, start, rel_tol=1e-12)
     assert math.isclose(float(HyperparameterSet({"a": specification}).values()["a"]), start, rel_tol=1e-6)
 

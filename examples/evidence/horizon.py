@@ -23,7 +23,7 @@ import torch
 from results import Row
 from tasks import TASKS, Constants, Folders, Task
 from training import QUIET
-from trials import METHODS, guess
+from trials import METHODS
 
 from lightning_stn import STNCallback, STNModule, Warmup
 from lightning_stn.binding import bind
@@ -89,7 +89,7 @@ def trainer(task: Task, callbacks: list[L.Callback], clip: bool = True) -> L.Tra
 def predict(task: Task, seed: int, folders: Folders) -> dict[str, list[float]]:
     """By name, the hypergradient in each epoch of the middle third, per unconstrained unit."""
     L.seed_everything(seed, verbose=False)
-    module = task.tuned(guess(METHODS["stn"].start)(task), folders, "full")
+    module = task.tuned(METHODS["stn"].start_values(task), folders, "full")
     train, valid, _ = task.loaders(seed, folders)
     seen = Predictions(task.epochs)
     trainer(task, [STNCallback(warmup=Warmup(task.epochs, "epochs")), seen], clip=False).fit(module, train, valid)
@@ -98,7 +98,7 @@ def predict(task: Task, seed: int, folders: Folders) -> dict[str, list[float]]:
 
 def shifted(task: Task, name: str, sign: int, folders: Folders) -> Constants:
     """The start values, one of them shifted."""
-    hyperparameters = task.tuned(guess(METHODS["stn"].start)(task), folders, "full").hyperparameters
+    hyperparameters = task.tuned(METHODS["stn"].start_values(task), folders, "full").hyperparameters
     hyperparameters.unconstrained[hyperparameters.slices[name]] += sign * SHIFT
     return hyperparameters.values()
 
@@ -109,7 +109,7 @@ def train_on(task: Task, seed: int, folders: Folders, epochs: int, repeats: int)
     begin = round(BEGIN * task.epochs)
     L.seed_everything(seed, verbose=False)
     plain = trainer(task, [Losses(begin)])
-    plain.fit(task.build(guess(METHODS["stn"].start)(task), folders), train, valid)
+    plain.fit(task.build(METHODS["stn"].start_values(task), folders), train, valid)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "begin.ckpt"
         plain.save_checkpoint(checkpoint)

@@ -13,10 +13,10 @@ from typing import Any, Literal, Protocol
 import torch
 from results import Key, Row
 from results import trials as rows_of_search
-from tasks import Constants, Task, at_fraction, bounds
+from tasks import Constants, Task, at_fraction, bounds, is_logarithmic
 from training import Prune, Run
 
-from lightning_stn import STN, Float, Hyperparameter, Integer, PhaseSchedule, Scales, ScheduleReplay, Warmup
+from lightning_stn import STN, Hyperparameter, Integer, PhaseSchedule, Scales, ScheduleReplay, Warmup
 from lightning_stn.policies import Gaussian, Noise, Sinusoid
 from lightning_stn.specifications import ResponseForm
 
@@ -86,7 +86,7 @@ def _draw(specification: Hyperparameter, generator: random.Random) -> float:
     low, high = bounds(specification)
     if isinstance(specification, Integer):
         return generator.randint(int(low), int(high))
-    if isinstance(specification, Float) and specification.log:
+    if is_logarithmic(specification):
         return low * (high / low) ** generator.random()
     return generator.uniform(low, high)
 
@@ -136,13 +136,9 @@ def _suggest(trial: Any, space: Mapping[str, Hyperparameter]) -> Constants:
     return {
         name: trial.suggest_int(name, *map(int, bounds(specification)))
         if isinstance(specification, Integer)
-        else trial.suggest_float(name, *bounds(specification), log=_is_log(specification))
+        else trial.suggest_float(name, *bounds(specification), log=is_logarithmic(specification))
         for name, specification in space.items()
     }
-
-
-def _is_log(specification: Hyperparameter) -> bool:
-    return isinstance(specification, Float) and specification.log
 
 
 def _finished(task: Task, row: Row) -> Any:
@@ -153,7 +149,7 @@ def _finished(task: Task, row: Row) -> Any:
     distributions = {
         name: IntDistribution(*map(int, bounds(specification)))
         if isinstance(specification, Integer)
-        else FloatDistribution(*bounds(specification), log=_is_log(specification))
+        else FloatDistribution(*bounds(specification), log=is_logarithmic(specification))
         for name, specification in task.space.items()
     }
     losses = {epoch: loss for epoch, loss, _ in row["curve"] if loss is not None}
@@ -185,20 +181,24 @@ class Method:
         travel: sets the learning rate to this distance, divided by the number of hyperparameter steps, at most 0.1;
             None for the method's own rule.
         response: argument of `STNModule`.
-        start: the guess from which the run starts; see `at_fraction`.
+        start: the guess from which the run starts, see `at_fraction`; None for `Task.start`.
         rate: factor of the learning rate of the weights.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
     travel: float | None = None
     response: ResponseForm = "full"
-    start: float = 0.1
+    start: float | None = None
     rate: float = 1.0
     searches: bool = False
 
     def train(self, place: Place) -> Row:
         """Train once."""
-        return self.run(place.run, guess(self.start)(place.run.task), _schedule_file(place))
+        return self.run(place.run, self.start_values(place.run.task), _schedule_file(place))
+
+    def start_values(self, task: Task) -> Constants:
+        """Where the run starts, natural units."""
+        return task.start if self.start is None else guess(self.start)(task)
 
     def run(self, run: Run, start: Constants, keep: Path | None = None, **settings: Any) -> Row:
         """Train once from these values, with further settings; save the schedule where `keep` says."""
@@ -238,7 +238,7 @@ class Control:
                 raise Waiting(f"the final values of {self.method}")
             constants = tuned["final"]
         else:
-            constants = guess(METHODS[self.method].start)(place.run.task)
+            constants = METHODS[self.method].start_values(place.run.task)
         if not self.converted:
             return place.run.plain(constants)
         never = Warmup(place.run.length, "epochs")
@@ -307,12 +307,9 @@ METHODS: dict[str, Method] = {
     "adam": Method({"optimizer": torch.optim.Adam}),
     "constant-rate": Method({"anneal": False}),
     "tuned-scales": Method({"scales": Scales(tune=True)}),
-    "slower": Method(travel=3.0),
     "faster": Method(travel=27.0),
     "more-steps": Method({"train_steps": 2}),
-    "late-start": Method({"warmup": Warmup(5, "epochs")}),
-    "from-0.2": Method(start=0.2),
-    "from-0.05": Method(start=0.05),
+    "from-0.1": Method(start=0.1),
 }
 """Self-tuned runs: `stn` with all defaults, Delta-STN, the first version, and `stn` with one setting changed."""
 

@@ -6,9 +6,20 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # the examples whose networks the tasks use
 
 from tasks import cifar_alexnet, digits, finetune, lstm, tabular, transformer
-from tasks.base import Constants, Folders, Loaders, PlainModule, Strengths, Task, at_fraction, bounds
+from tasks.base import Constants, Folders, Loaders, PlainModule, Strengths, Task, at_fraction, bounds, is_logarithmic
 
-__all__ = ["TASKS", "Constants", "Folders", "Loaders", "PlainModule", "Strengths", "Task", "at_fraction", "bounds"]
+__all__ = [
+    "TASKS",
+    "Constants",
+    "Folders",
+    "Loaders",
+    "PlainModule",
+    "Strengths",
+    "Task",
+    "at_fraction",
+    "bounds",
+    "is_logarithmic",
+]
 
 TASKS: dict[str, Task] = {
     "digits": digits.TASK,
