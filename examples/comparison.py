@@ -5,6 +5,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from lightning import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib import pyplot as plt
+from scipy.stats import t as student
 from torch.utils.data import DataLoader
 
 from lightning_stn import Schedule, STNCallback, STNModule
@@ -61,13 +63,26 @@ def print_scores(scores: Mapping[str, Scores], columns: Sequence[str]) -> None:
 
 
 def print_summary(runs: Sequence[Mapping[str, Scores]], columns: Sequence[str]) -> None:
-    """Print mean and standard deviation over the seeds."""
+    """Print mean and standard deviation over the seeds, and paired differences to the self-tuned network."""
     print(f"\nOver {len(runs)} seeds, mean ± standard deviation:")
-    print(f"{'network':<12}" + "".join(f"{column:>20}" for column in columns))
+    print(f"{'network':<12}" + "".join(f"{column:>28}" for column in columns))
     for name in runs[0]:
         values = [[scores[name][column] for scores in runs] for column in columns]
         cells = (f"{statistics.mean(v):.4f} ± {statistics.stdev(v):.4f}" for v in values)
-        print(f"{name:<12}" + "".join(f"{cell:>20}" for cell in cells))
+        print(f"{name:<12}" + "".join(f"{cell:>28}" for cell in cells))
+    if SELF_TUNED not in runs[0]:
+        return
+    print(f"The {SELF_TUNED} network minus another, paired by seed, 95% interval:")
+    for name in (name for name in runs[0] if name != SELF_TUNED):
+        pairs = [[scores[SELF_TUNED][column] - scores[name][column] for scores in runs] for column in columns]
+        print(f"{name:<12}" + "".join(f"{with_interval(differences):>28}" for differences in pairs))
+
+
+def with_interval(values: Sequence[float]) -> str:
+    """Mean of at least two values, and its 95% interval by Student's t."""
+    mean = statistics.mean(values)
+    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
 
 
 def save_picture(schedule: Schedule, path: Path, title: str) -> None:
@@ -166,13 +181,39 @@ def train_and_test(
     return scores
 
 
+def over_seeds(
+    names: Sequence[str],
+    train: Callable[[str, list[Callback], int], tuple[LightningModule, Scores]],
+    args: argparse.Namespace,
+    title: str,
+    columns: Sequence[str],
+) -> None:
+    """Compare networks once from each seed; print tables, and save a picture of each schedule.
+
+    Args:
+        names: of the networks; `SELF_TUNED` is trained with `STNCallback` and all its defaults.
+        train: trains one network with callbacks from a seed, and returns it and its scores.
+        args: of `example_parser`.
+        title: of the pictures.
+        columns: scores to print; of those that begin with `test_` the mean over the seeds, too.
+    """
+    set_up()
+    runs = []
+    for seed in args.seed:
+        print(f"\nSeed {seed}, {args.epochs} epochs", flush=True)
+        picture = args.out / f"seed{seed}" / "schedules.png"
+        runs.append(compare(names, partial(train, seed=seed), STNCallback(), picture, title, columns))
+    if len(runs) > 1:
+        print_summary(runs, [column for column in columns if column.startswith("test_")])
+
+
 def compare_over_seeds(
     networks: Mapping[str, Callable[[], LightningModule]],
     load: Callable[[int], Loaders],
     args: argparse.Namespace,
     title: str,
 ) -> None:
-    """Train classifiers from the same seeds on the same batches; print tables, and save a picture of each schedule.
+    """Train classifiers from the same seeds on the same batches, as `over_seeds` does.
 
     Args:
         networks: by name; `SELF_TUNED` is trained with `STNCallback` and all its defaults.
@@ -180,19 +221,11 @@ def compare_over_seeds(
         args: of `example_parser`.
         title: of the pictures.
     """
-    set_up()
-    runs = []
-    for seed in args.seed:
-        print(f"\nSeed {seed}, {args.epochs} epochs", flush=True)
-        out = args.out / f"seed{seed}"
-        stn = STNCallback()
 
-        def train(name: str, callbacks: list[Callback], seed: int = seed, out: Path = out) -> Any:
-            L.seed_everything(seed, verbose=False)
-            module = networks[name]()
-            return module, train_and_test(name, module, load(seed), args.epochs, out, callbacks)
+    def train(name: str, callbacks: list[Callback], seed: int) -> tuple[LightningModule, Scores]:
+        L.seed_everything(seed, verbose=False)
+        module = networks[name]()
+        return module, train_and_test(name, module, load(seed), args.epochs, args.out / f"seed{seed}", callbacks)
 
-        runs.append(compare(list(networks), train, stn, out / "schedules.png", title, COLUMNS))
-    if len(runs) > 1:
-        print_summary(runs, [column for column in COLUMNS if column.startswith("test_")])
+    over_seeds(list(networks), train, args, title, COLUMNS)
     print(f"\nAll hyperparameters over time: tensorboard --logdir {args.out}")

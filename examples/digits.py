@@ -185,7 +185,7 @@ def main() -> None:
     set_up()
     runs = [compare(seed, args.epochs, args.out / f"seed{seed}") for seed in args.seed]
     if len(runs) > 1:
-        print_summary(runs, ["test_loss"])
+        print_summary(runs, ["last_val_loss", "test_loss", "seconds"])
     print(f"\nAll hyperparameters over time: tensorboard --logdir {args.out}")
 
 

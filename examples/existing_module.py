@@ -4,7 +4,8 @@
 checkpoints. `Tuned` puts `STNModule` in front; the rest of the script stays as it was. Three modules train on the same
 250 digits: tuned, as its author set it, and without regularisation. Each is tested once, at its best checkpoint.
 
-    python examples/existing_module.py                    # about a minute on one core
+    python examples/existing_module.py                      # about a minute on one core
+    python examples/existing_module.py --seeds 0 1 2 3 4 5  # six times that
 """
 
 import argparse
@@ -17,15 +18,15 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from command_line import example_parser, set_up
-from comparison import SELF_TUNED, Progress, Scores, compare
+from command_line import example_parser
+from comparison import SELF_TUNED, Progress, Scores, over_seeds
 from digits import Batch, load_data
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
-from lightning_stn import Float, STNCallback, STNModule
+from lightning_stn import Float, STNModule
 from lightning_stn.augment import RandomAffine
 
 
@@ -108,11 +109,8 @@ def run(name: str, callbacks: list[L.Callback], seed: int, args: argparse.Namesp
 def main(arguments: list[str] | None = None) -> None:
     """Read the arguments and run."""
     args = example_parser(__doc__, epochs=100, out=Path("runs/existing_module")).parse_args(arguments)
-    set_up()
-    title, columns = "An existing module, tuned in one run", ("epochs", "val_loss", "test_loss", "test_accuracy")
-    for seed in args.seed:
-        picture = args.out / f"seed{seed}" / "schedules.png"
-        compare(list(MODULES), partial(run, seed=seed, args=args), STNCallback(), picture, title, columns)
+    columns = ("epochs", "val_loss", "test_loss", "test_accuracy")
+    over_seeds(list(MODULES), partial(run, args=args), args, "An existing module, tuned in one run", columns)
 
 
 if __name__ == "__main__":

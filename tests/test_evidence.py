@@ -114,7 +114,7 @@ def test_report_selects_by_validation_loss_and_pairs_by_seed(rows: Path, tmp_pat
     assert verdicts["delta-stn", "best guess"][4] == "tied"
     pairs = {line[0]: line[1] for line in lines if len(line) == 2}
     assert pairs["stn"] == "0.10"  # the mean correlation over the seeds
-    assert pairs["delta-stn"] == "+0.049 [-0.197, +0.295] (3)"  # its change of the test loss
+    assert pairs["delta-stn"] == "+0.049 ± 0.246, tied (3 seeds)"  # its change of the test loss
     assert "- digits: 0.100 [0.100, 0.100], 2 trials, 3 seeds" in text
     assert (tmp_path / "evidence.png").stat().st_size > 10_000
 
@@ -135,13 +135,13 @@ def test_cost_is_counted_in_plain_runs_of_the_same_machine(rows: Path, tmp_path:
 
 def test_readme_and_docs_give_the_figures_of_the_committed_results(tmp_path: Path) -> None:
     text = python("import report; report.main()", "--out", str(tmp_path))
-    summary = text[: text.index("What a schedule is worth")]
+    summary, rest = text[: text.index("Each change")], text[text.index("What a schedule is worth") :]
     table = [line for line in summary.splitlines() if line.endswith("seeds) |")]
     readme, page = ((SUITE.parents[1] / name).read_text() for name in ("README.md", "docs/evidence.md"))
     for text_of_page in (readme, page):
         before = text_of_page[: text_of_page.index("A tie means")].split("minus never tuned |")[1]
         _compare_summary(table, [line for line in before.splitlines() if line.startswith("|")][1:])
-    worth = [_cells(line) for line in text[len(summary) :].split("\n\n")[1].splitlines()[2:]]
+    worth = [_cells(line) for line in rest.split("\n\n")[1].splitlines()[2:]]
     shown = [_cells(line) for line in page[page.index("## What a schedule is worth") :].splitlines()]
     shown = [cells for cells in shown if len(cells) == 4][2:]
     assert [cells[1:] for cells in shown[: len(worth)]] == [[c.split(", ")[0] for c in cells[1:]] for cells in worth]

@@ -205,11 +205,20 @@ def _verdict(ours: Mapping[int, Result], theirs: Mapping[int, Result], digits: i
     return f"{compared.mean:+.{digits}f}{half}, {compared.verdict}" + (f" ({seeds} seeds)" if seeds > 1 else "")
 
 
-def changes_table(found: Mapping[str, Results]) -> list[str]:
-    """What each change of the default method does to the test loss: the change minus the default, paired by seed."""
-    lines = [f"| change | {' | '.join(found)} |", "|---" * (1 + len(found)) + "|"]
+def changes_table(found: Mapping[str, Results], rate: str = "") -> list[str]:
+    """What each change of the default method does to the test loss: the change minus the default, paired by seed.
+
+    Args:
+        found: by task.
+        rate: ending of the entries at another learning rate of the weights; empty for that of the task.
+    """
+    shown = {task: by_name for task, by_name in found.items() if not rate or f"{DEFAULT}{rate}" in by_name}
+    lines = [f"| change | {' | '.join(shown)} |", "|---" * (1 + len(shown)) + "|"]
     for method in METHODS:
-        cells = [_change(by_name, method) for by_name in found.values()]
+        cells = [
+            _verdict(by_name.get(f"{method}{rate}", {}), by_name.get(f"{DEFAULT}{rate}", {}), decimals(by_name))
+            for by_name in shown.values()
+        ]
         if method != DEFAULT and any(cells):
             lines.append(f"| {method} | {' | '.join(cells)} |")
     return lines if len(lines) > 2 else []
@@ -232,18 +241,6 @@ def schedules_table(found: Mapping[str, Results]) -> list[str]:
         if constants in by_name
     ]
     return [*lines, f"| {constants}, test loss | {' | '.join(scores)} |"]
-
-
-def _change(found: Results, method: str) -> str:
-    """Mean difference, its 95% interval, and the number of seeds."""
-    change, digits = difference(found.get(method, {}), found.get(DEFAULT, {})), decimals(found)
-    if change is None:
-        return ""
-    if change.interval is None:
-        return f"{change.mean:+.{digits}f} (1 seed)"
-    low, high = change.interval
-    seeds = len(found[method].keys() & found[DEFAULT].keys())
-    return f"{change.mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}] ({seeds})"
 
 
 def correlations_table(found: Mapping[str, Results]) -> list[str]:
@@ -310,7 +307,11 @@ def report(rows: Mapping[Key, Row], methods: Sequence[str], trials: int) -> str:
     parts += ["\n".join(scores_table(task, found[task])) for task in tasks]
     parts += ["\n".join(verdicts_table(task, found[task], rows, methods)) for task in tasks]
     for title, table in (
-        (f"Each change of the default, test loss minus that of {DEFAULT}, 95% interval (seeds):", changes_table(found)),
+        (f"Each change of the default, test loss minus that of {DEFAULT}:", changes_table(found)),
+        *(
+            (f"The same at {rate} of the task's learning rate:", changes_table(found, f":rate-{rate}"))
+            for rate in FACTORS
+        ),
         ("What a schedule is worth, test loss minus that of its final values as constants:", schedules_table(found)),
         ("Lowest validation loss of the guesses of 0.1 and 0.3, mean over (seeds):", rates_table(found)),
         ("Median correlation between the hypergradients of two hyperparameters:", correlations_table(found)),

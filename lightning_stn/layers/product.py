@@ -62,7 +62,7 @@ class Product(NamedTuple):
 
 def _weight_gradient(grad: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
     """`sum_tn grad_o x_i`, `[o, i]`, in the precision of the weight."""
-    # (x^T grad)^T, since grad^T x takes 1.5 times as long on a CPU where a width is no multiple of the vector length.
+    # (x^T grad)^T, since grad^T x is slower on a CPU where a width is no multiple of the vector length.
     return (inputs.flatten(0, -2).to(weight.dtype).t() @ grad.flatten(0, -2).to(weight.dtype)).t()
 
 
