@@ -4,12 +4,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_stn.functional import align, dropout, effective_parameter, gate
+from lightning_stn.functional import align, dropout, effective_parameter, gate, sum_product
 
 # Torch warns of code in torch at the first use of torch.func and of forward mode.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
 
-SHAPES = [((4, 3), (4, 1)), ((4, 3, 2), (4, 1, 1)), ((4,), (4,)), ((4, 3), (4, 3)), ((1, 3), (1, 3)), ((4, 3), (1, 3))]
+SHAPES = [
+    ((), ()),
+    ((4, 3), (4, 1)),
+    ((4, 3, 2), (4, 1, 1)),
+    ((4,), (4,)),
+    ((4, 3), (4, 3)),
+    ((1, 3), (1, 3)),
+    ((4, 3), (1, 3)),
+]
 
 
 def draw(shape: tuple[int, ...], gated: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,6 +55,19 @@ def test_effective_parameter_supports_vmap() -> None:
     base, response, gated = draw((5, 4, 3), (5, 4, 1))
     mapped = torch.func.vmap(effective_parameter)(base, response, gated)
     torch.testing.assert_close(mapped, formula(base, response, gated))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1000, 400), (3, 200_000), (500, 30, 3, 3), (5, 0), (0, 5)])
+def test_product_summed_for_each_row_equals_the_formula_in_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Several groups of rows, one row at a time, more than two dimensions, and no numbers at all."""
+    torch.manual_seed(0)
+    a, b = torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype)
+    found = sum_product(a, b, torch.Size([shape[0]] + [1] * (len(shape) - 1)))
+    assert found.dtype == dtype
+    expected = (a.double() * b.double()).flatten(1).sum(1).reshape(found.shape)
+    tolerance = 4 * torch.finfo(dtype).eps * a.flatten(1).shape[1] ** 0.5
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
 
 
 def test_gates_keep_their_precision_under_autocast() -> None:
