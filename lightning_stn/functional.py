@@ -170,7 +170,7 @@ def sum_product(a: Tensor, b: Tensor, shape: torch.Size) -> Tensor:
         return torch.bmm(a.unsqueeze(1), b.unsqueeze(2)).reshape(shape)
     # On a CPU `bmm` takes rows one by one; a group of them is faster while its product stays in the cache.
     rows = max(1, _IN_CACHE // max(1, a.shape[1]))
-    products = [torch.linalg.vecdot(*pair) for pair in zip(a.split(rows), b.split(rows), strict=True)]
+    products = [torch.linalg.vecdot(*pair) for pair in zip(torch.split(a, rows), torch.split(b, rows), strict=True)]
     return torch.cat(products).reshape(shape)
 
 
