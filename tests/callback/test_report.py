@@ -53,8 +53,8 @@ def noise(count: int, size: int) -> torch.Tensor:
 def test_report_tells_first_and_last_values_and_the_file() -> None:
     lines = told(THREE, {0: 1.0}, noise(100, 3), file=Path("run", "schedule.json"))
     assert lines == [
-        "Tuned 3 hyperparameters over 100 training batches: rate 0.1 -> 0.2283, length 4 -> 4, decay 3.162e-06 -> "
-        "3.162e-06.",
+        "Tuned 3 hyperparameters over 100 training batches: rate 0.1 -> 0.2283, length 4 -> 4, decay 0.0003162 -> "
+        "0.0003162.",
         f"Schedule: {Path('run', 'schedule.json')} (Schedule.load(path).plot() draws it)",
     ]
 
