@@ -170,8 +170,9 @@ def sum_product(a: Tensor, b: Tensor, shape: torch.Size) -> Tensor:
         return torch.bmm(a.unsqueeze(1), b.unsqueeze(2)).reshape(shape)
     # On a CPU `bmm` takes rows one by one; a group of them is faster while its product stays in the cache.
     rows = max(1, _IN_CACHE // max(1, a.shape[1]))
-    products = [torch.linalg.vecdot(*pair) for pair in zip(torch.split(a, rows), torch.split(b, rows), strict=True)]
-    return torch.cat(products).reshape(shape)
+    groups = [(a, b)] if len(a) <= rows else zip(torch.split(a, rows), torch.split(b, rows), strict=True)
+    products = [torch.linalg.vecdot(*pair) for pair in groups]
+    return (products[0] if len(products) == 1 else torch.cat(products)).reshape(shape)
 
 
 def with_gate_gradient(
