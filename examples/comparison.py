@@ -183,7 +183,7 @@ def train_and_test(
 
 def over_seeds(
     names: Sequence[str],
-    train: Callable[[str, list[Callback], int], tuple[LightningModule, Scores]],
+    train: Callable[[int, str, list[Callback]], tuple[LightningModule, Scores]],
     args: argparse.Namespace,
     title: str,
     columns: Sequence[str],
@@ -192,7 +192,7 @@ def over_seeds(
 
     Args:
         names: of the networks; `SELF_TUNED` is trained with `STNCallback` and all its defaults.
-        train: trains one network with callbacks from a seed, and returns it and its scores.
+        train: trains one network from a seed with callbacks, and returns it and its scores.
         args: of `example_parser`.
         title: of the pictures.
         columns: scores to print; of those that begin with `test_` the mean over the seeds, too.
@@ -202,7 +202,7 @@ def over_seeds(
     for seed in args.seed:
         print(f"\nSeed {seed}, {args.epochs} epochs", flush=True)
         picture = args.out / f"seed{seed}" / "schedules.png"
-        runs.append(compare(names, partial(train, seed=seed), STNCallback(), picture, title, columns))
+        runs.append(compare(names, partial(train, seed), STNCallback(), picture, title, columns))
     if len(runs) > 1:
         print_summary(runs, [column for column in columns if column.startswith("test_")])
 
@@ -222,7 +222,7 @@ def compare_over_seeds(
         title: of the pictures.
     """
 
-    def train(name: str, callbacks: list[Callback], seed: int) -> tuple[LightningModule, Scores]:
+    def train(seed: int, name: str, callbacks: list[Callback]) -> tuple[LightningModule, Scores]:
         L.seed_everything(seed, verbose=False)
         module = networks[name]()
         return module, train_and_test(name, module, load(seed), args.epochs, args.out / f"seed{seed}", callbacks)

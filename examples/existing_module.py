@@ -87,7 +87,7 @@ PLAIN = partial(LitImages, dropout=0.0, augment=False)
 MODULES: dict[str, Callable[[], LitImages]] = {SELF_TUNED: Tuned, "existing": LitImages, "none": PLAIN}
 
 
-def run(name: str, callbacks: list[L.Callback], seed: int, args: argparse.Namespace) -> tuple[LitImages, Scores]:
+def run(seed: int, name: str, callbacks: list[L.Callback], args: argparse.Namespace) -> tuple[LitImages, Scores]:
     """The script of the existing module; `callbacks` is what the tuned one adds."""
     L.seed_everything(seed, verbose=False)
     (train, valid, test), best = load_data(seed), ModelCheckpoint(monitor="val_loss")
