@@ -37,7 +37,8 @@ class _LinearResponse(AffineResponse):
 
     def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
         """`W x + b`."""
-        return F.linear(input, weight, bias)
+        # torch multiplies each example by itself where no gradient is asked for and the examples are not contiguous.
+        return F.linear(input.contiguous(), weight, bias)
 
     def _respond(
         self, start: Tensor, output: Tensor, sample: Tensor, input: Tensor, *args: Any, **kwargs: Any

@@ -89,13 +89,15 @@ def test_frozen_gradient_under_autocast_is_as_accurate() -> None:
 
 
 class Calls(TorchDispatchMode):
-    """Records of each convolution's backward pass whether it computes a weight gradient."""
+    """Records which operators are called, and of each convolution's backward pass whether it has a weight gradient."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.operators: list[Any] = []
         self.weight_gradients: list[bool] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operators.append(func)
         if func is torch.ops.aten.convolution_backward.default:
             self.weight_gradients.append(args[-1][1])
         return func(*args, **(kwargs or {}))
@@ -117,6 +119,18 @@ def test_convolutions_that_are_not_frozen_compute_a_weight_gradient() -> None:
     with Calls() as calls:
         gradients(net, torch.randn(1, H), torch.randn(4, 2, 6, 6), frozen=False)
     assert any(calls.weight_gradients)
+
+
+def test_linear_layer_takes_all_examples_in_one_product_where_time_is_the_first_dimension_in_memory() -> None:
+    """The output of an LSTM is so; torch would take one product for each example there."""
+    layer = random_gates(convert(nn.Linear(6, 7).double(), hyperparameters()))
+    sample, input = torch.randn(1, H, dtype=torch.float64), torch.randn(5, 4, 6, dtype=torch.float64).transpose(0, 1)
+    with Calls() as calls:
+        gradients(layer, sample, input, frozen=True)
+    products = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
+    assert products & set(calls.operators)
+    assert torch.ops.aten.bmm.default not in calls.operators
+    assert_same(layer, sample, input, rtol=1e-10, atol=1e-10)
 
 
 def test_frozen_layer_may_be_called_twice_and_its_output_reshaped() -> None:
