@@ -145,6 +145,12 @@ def test_readme_and_docs_give_the_figures_of_the_committed_results(tmp_path: Pat
     shown = [_cells(line) for line in page[page.index("## What a schedule is worth") :].splitlines()]
     shown = [cells for cells in shown if len(cells) == 4][2:]
     assert [cells[1:] for cells in shown[: len(worth)]] == [[c.split(", ")[0] for c in cells[1:]] for cells in worth]
+    changes = [_cells(line) for line in text[text.index("Each change") :].split("\n\n")[1].splitlines()[2:]]
+    shown = [_cells(line) for line in page[page.index("## Where the defaults come from") :].splitlines()]
+    shown = [cells for cells in shown if len(cells) == 8][2:]
+    assert {cells[0].strip("`"): cells[2:] for cells in shown} == {
+        name: [_without_verdict(cell) for cell in cells] for name, *cells in changes
+    }
 
 
 def _compare_summary(table: list[str], rows: list[str]) -> None:
@@ -154,6 +160,13 @@ def _compare_summary(table: list[str], rows: list[str]) -> None:
         cells = [cell.strip() for cell in theirs.strip("|").split("|")][1:]
         differences = [cell.removesuffix(" (5 seeds)") for cell in (none, guess, untuned)]
         assert [score, cost, *differences] == cells
+
+
+def _without_verdict(cell: str) -> str:
+    """A difference, with the number of its seeds where it is not five."""
+    value, _, verdict = cell.partition(", ")
+    seeds = verdict.partition("(")[2].removesuffix(" seeds)")
+    return value if seeds == "5" or not cell else f"{value} ({seeds or 1})"
 
 
 def _cells(line: str) -> list[str]:
