@@ -37,7 +37,7 @@ class _LinearResponse(AffineResponse):
 
     def affine(self, input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Tensor:
         """`W x + b`."""
-        # torch multiplies each example by itself where no gradient is asked for and the examples are not contiguous.
+        # Without a gradient torch takes one product for each example where another dimension comes first in memory.
         return F.linear(input.contiguous(), weight, bias)
 
     def _respond(
